@@ -1,0 +1,170 @@
+//! Tokens at a fixed rate, for transports and benchmarks. Chosen by its own name, never a fallback.
+//!
+//! A token's text begins with its index in eight digits, so that a lost, doubled or reordered one is seen: [`token_index`]. With
+//! [`SyntheticEngine::timestamps`] it holds the moment of its sending too: [`token_sent_ns`].
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
+
+use super::{Engine, EngineError, Event, FinishReason, Generate, GenerateFuture, TokenStream, Usage};
+
+/// The name that [`SyntheticEngine::new`] serves.
+pub const SYNTHETIC_MODEL: &str = "synthetic";
+
+/// Generates `max_tokens` tokens at a fixed rate, whatever the prompt.
+#[derive(Clone, Debug)]
+pub struct SyntheticEngine {
+    models: Vec<String>,
+    interval: Duration,
+    timestamps: bool,
+}
+
+/// Events that wait for a slow reader. A reader further behind than this delays its own stream, which then catches up with the schedule.
+const BUFFERED_EVENTS: usize = 64;
+
+impl SyntheticEngine {
+    /// Serves the model `synthetic`. A rate that is not a positive number means as fast as the reader takes them.
+    pub fn new(tokens_per_second: f64) -> Self {
+        let interval = Duration::try_from_secs_f64(1.0 / tokens_per_second).unwrap_or(Duration::ZERO);
+        Self { models: vec![SYNTHETIC_MODEL.to_owned()], interval, timestamps: false }
+    }
+
+    /// Serves these names. Defaults to `synthetic` alone.
+    pub fn models(mut self, models: Vec<String>) -> Self {
+        self.models = models;
+        self
+    }
+
+    /// Puts the moment of sending into each token. Defaults to false.
+    pub fn timestamps(mut self, timestamps: bool) -> Self {
+        self.timestamps = timestamps;
+        self
+    }
+
+    fn start(&self, request: &Generate) -> Result<TokenStream, EngineError> {
+        if !self.models.contains(&request.model) {
+            return Err(EngineError::UnknownModel { model: request.model.clone(), available: self.models.clone() });
+        }
+        let (events, stream) = mpsc::channel(BUFFERED_EVENTS);
+        let prompt_tokens = request.prompt.split_whitespace().count();
+        let usage = Usage {
+            prompt_tokens: u32::try_from(prompt_tokens).unwrap_or(u32::MAX),
+            completion_tokens: request.sampling.max_tokens,
+            finish_reason: FinishReason::Length,
+        };
+        tokio::spawn(tick(self.interval, self.timestamps, usage, events));
+        Ok(stream)
+    }
+}
+
+impl Engine for SyntheticEngine {
+    fn models(&self) -> Vec<String> {
+        self.models.clone()
+    }
+
+    fn generate(&self, request: Generate) -> GenerateFuture<'_> {
+        Box::pin(async move { self.start(&request) })
+    }
+}
+
+/// The index in a token's text.
+pub fn token_index(text: &str) -> Option<u32> {
+    text.get(..8)?.parse().ok()
+}
+
+/// When a token was sent, in nanoseconds since 1970, if the engine wrote that.
+pub fn token_sent_ns(text: &str) -> Option<u64> {
+    text.get(9..)?.trim_end().strip_suffix("ns")?.parse().ok()
+}
+
+async fn tick(interval: Duration, timestamps: bool, usage: Usage, events: mpsc::Sender<Result<Event, EngineError>>) {
+    let start = Instant::now();
+    for index in 0..usage.completion_tokens {
+        // Each moment is reckoned from the start: a late one does not shift those after it.
+        if !interval.is_zero() {
+            let due = start + interval.saturating_mul(index);
+            tokio::select! {
+                biased;
+                () = events.closed() => return,
+                () = sleep_until(due) => {}
+            }
+        }
+        let text = if timestamps { format!("{index:08} {}ns ", now_ns()) } else { format!("{index:08} tok ") };
+        if events.send(Ok(Event::Text(text))).await.is_err() {
+            return;
+        }
+    }
+    // A reader who went away needs no end.
+    let _ = events.send(Ok(Event::Done(usage))).await;
+}
+
+fn now_ns() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::engine::Sampling;
+
+    fn request(max_tokens: u32) -> Generate {
+        let sampling = Sampling { max_tokens, ..Sampling::greedy(1) };
+        Generate { model: SYNTHETIC_MODEL.to_owned(), prompt: "one two three".to_owned(), sampling }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tokens_come_in_order_on_an_absolute_schedule() {
+        let engine = SyntheticEngine::new(50.0);
+        let start = Instant::now();
+        let mut stream = engine.generate(request(100)).await.unwrap();
+        for index in 0..100u32 {
+            let Some(Ok(Event::Text(text))) = stream.recv().await else { panic!("no text") };
+            assert_eq!(token_index(&text), Some(index));
+            assert_eq!(text.len(), 13);
+            assert!(start.elapsed() >= Duration::from_millis(20) * index);
+            // A reader that is late now and then does not shift what follows.
+            if index % 10 == 0 {
+                tokio::time::sleep(Duration::from_millis(35)).await;
+            }
+        }
+        let Some(Ok(Event::Done(usage))) = stream.recv().await else { panic!("no end") };
+        assert_eq!(usage, Usage { prompt_tokens: 3, completion_tokens: 100, finish_reason: FinishReason::Length });
+        assert_eq!(start.elapsed().as_millis(), 99 * 20);
+        assert!(stream.recv().await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn dropping_the_stream_ends_the_generation() {
+        let engine = SyntheticEngine::new(1.0);
+        let stream = engine.generate(request(1_000_000)).await.unwrap();
+        drop(stream);
+        while tokio::runtime::Handle::current().metrics().num_alive_tasks() > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn without_a_rate_it_is_as_fast_as_its_reader_and_loses_nothing() {
+        let mut stream = SyntheticEngine::new(0.0).timestamps(true).generate(request(10_000)).await.unwrap();
+        let before = now_ns();
+        for index in 0..10_000 {
+            let Some(Ok(Event::Text(text))) = stream.recv().await else { panic!("no text") };
+            assert_eq!(token_index(&text), Some(index));
+            assert!(token_sent_ns(&text).unwrap() + 1_000_000_000 > before);
+        }
+    }
+
+    #[tokio::test]
+    async fn it_serves_its_own_names_only() {
+        let engine = SyntheticEngine::new(1.0);
+        let error = engine.generate(Generate { model: "smollm2".into(), ..request(1) }).await.unwrap_err();
+        assert!(error.to_string().contains("synthetic"), "{error}");
+    }
+}

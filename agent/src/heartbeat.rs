@@ -1,0 +1,225 @@
+//! Tells the coordinator that this agent is there, what it can do, and how busy it is.
+//!
+//! One long-lived `ReportHealth` stream. Its first update registers the agent; each is acknowledged at once, which measures the
+//! round-trip time. An update goes out every interval, and promptly when a job begins or ends, so that the coordinator's bookings
+//! become real numbers before the next request is routed.
+
+mod pulse;
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use titan_proto::v1::{AgentRegistration, DeregistrationRequest, HealthUpdate};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
+use tokio_util::sync::CancellationToken;
+
+use self::pulse::{Backoff, RoundTrip};
+use crate::{
+    auth::KeySource as _,
+    coordinator::{Coordinator, describe},
+    service::{Core, count},
+};
+
+/// Changes within this time share an update: a burst of requests is one message, and a booking waits no longer than this.
+const COALESCE: Duration = Duration::from_millis(20);
+/// An acknowledgement that takes longer means a lost coordinator: it answers at once.
+const ACK_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for the coordinator's keys, connecting included.
+const KEYS_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for the answer to the farewell: the lease ends by itself a little later.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
+/// Updates on their way to the wire: more than one means that the coordinator does not read.
+const OUTBOX: usize = 4;
+
+/// Reports until it is stopped.
+pub(crate) struct Heartbeat {
+    pub(crate) core: Arc<Core>,
+    pub(crate) coordinator: Coordinator,
+    pub(crate) registration: AgentRegistration,
+    pub(crate) interval: Duration,
+}
+
+/// Why a session with the coordinator ended. Another one is begun after a pause.
+#[derive(Debug, thiserror::Error)]
+enum Lost {
+    #[error("no keys: {0}")]
+    Keys(String),
+    #[error("{}", describe(.0))]
+    Refused(#[from] tonic::Status),
+    #[error("the coordinator closed the stream")]
+    Closed,
+    #[error("no acknowledgement within {ACK_TIMEOUT:?}")]
+    Silent,
+}
+
+impl Heartbeat {
+    /// Runs until `stop`, then says goodbye.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let mut backoff = Backoff::default();
+        let mut complained = false;
+        loop {
+            let mut session = Session::new(&mut self);
+            let lost = tokio::select! {
+                lost = session.run() => lost,
+                () = stop.cancelled() => break,
+            };
+            if session.registered {
+                backoff = Backoff::default();
+                complained = false;
+            }
+            // Once per outage: the attempts that follow say nothing new.
+            if complained {
+                tracing::debug!(reason = %lost, "still no coordinator");
+            } else {
+                tracing::warn!(reason = %lost, "lost the coordinator; trying again until it answers");
+                complained = true;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(backoff.next()) => {}
+                () = stop.cancelled() => break,
+            }
+        }
+        self.farewell().await;
+    }
+
+    async fn farewell(mut self) {
+        let request =
+            DeregistrationRequest { agent_id: self.registration.agent_id.clone(), reason: "shutting down".to_owned() };
+        match timeout(FAREWELL_TIMEOUT, self.coordinator.client.deregister_agent(request)).await {
+            Ok(Ok(_)) => tracing::info!("left the coordinator"),
+            Ok(Err(status)) => tracing::debug!(reason = %describe(&status), "could not leave; the lease will end"),
+            Err(_) => tracing::debug!("no answer to the farewell; the lease will end"),
+        }
+    }
+}
+
+/// One `ReportHealth` stream from its beginning to its end.
+struct Session<'a> {
+    heartbeat: &'a mut Heartbeat,
+    round_trip: RoundTrip,
+    registered: bool,
+    /// The next update carries the registration.
+    register: bool,
+    interval: Duration,
+}
+
+impl<'a> Session<'a> {
+    fn new(heartbeat: &'a mut Heartbeat) -> Self {
+        let interval = heartbeat.interval;
+        Self { heartbeat, round_trip: RoundTrip::default(), registered: false, register: true, interval }
+    }
+
+    async fn run(&mut self) -> Lost {
+        match self.report().await {
+            Ok(()) => Lost::Closed,
+            Err(lost) => lost,
+        }
+    }
+
+    async fn report(&mut self) -> Result<(), Lost> {
+        self.fetch_keys().await?;
+        let mut changed = self.heartbeat.core.admission.changed();
+        let (outbox, updates) = mpsc::channel(OUTBOX);
+        // The first update goes in before the call: a server may answer only when it has read one.
+        self.send(&outbox).await?;
+        let call = self.heartbeat.coordinator.client.report_health(ReceiverStream::new(updates));
+        let mut acks = timeout(ACK_TIMEOUT, call).await.map_err(|_| Lost::Silent)??.into_inner();
+        let mut next = Instant::now() + self.interval;
+        loop {
+            let deadline = self.round_trip.oldest_unanswered().map(|sent_at| Instant::from_std(sent_at) + ACK_TIMEOUT);
+            tokio::select! {
+                ack = acks.next() => {
+                    let Some(ack) = ack.transpose()? else { return Ok(()) };
+                    self.round_trip.acknowledged(ack.timestamp, std::time::Instant::now());
+                    if self.acknowledge(&ack.status, &ack.message, ack.heartbeat_interval_seconds) {
+                        next = Instant::now();
+                    }
+                }
+                () = sleep_until(deadline.unwrap_or(next)), if deadline.is_some() => return Err(Lost::Silent),
+                Ok(()) = changed.changed() => next = next.min(Instant::now() + COALESCE),
+                () = sleep_until(next) => {
+                    changed.mark_unchanged();
+                    self.send(&outbox).await?;
+                    next = Instant::now() + self.interval;
+                }
+            }
+        }
+    }
+
+    async fn fetch_keys(&self) -> Result<(), Lost> {
+        let fetched = timeout(KEYS_TIMEOUT, self.heartbeat.coordinator.fetch()).await;
+        let jwks =
+            fetched.map_err(|_| Lost::Keys(format!("no answer within {KEYS_TIMEOUT:?}")))?.map_err(Lost::Keys)?;
+        self.heartbeat.core.auth.set_keys(&jwks).map_err(|error| Lost::Keys(error.to_string()))
+    }
+
+    /// Takes the coordinator's word. Says whether an update has to go out at once.
+    fn acknowledge(&mut self, status: &str, message: &str, interval_seconds: i32) -> bool {
+        if let Ok(seconds @ 1..) = u64::try_from(interval_seconds) {
+            self.interval = self.heartbeat.interval.min(Duration::from_secs(seconds));
+        }
+        match status {
+            "ok" if self.registered => false,
+            "ok" => {
+                self.registered = true;
+                tracing::info!(agent_id = %self.heartbeat.registration.agent_id, "registered with the coordinator");
+                // This acknowledgement measured the round-trip time: tell the coordinator now.
+                true
+            }
+            "unregistered" if self.register => false,
+            "unregistered" => {
+                tracing::info!("the coordinator does not know this agent; registering again");
+                self.registered = false;
+                self.register = true;
+                true
+            }
+            other => {
+                tracing::warn!(status = other, message, "the coordinator does not accept this agent's report");
+                false
+            }
+        }
+    }
+
+    async fn send(&mut self, outbox: &mpsc::Sender<HealthUpdate>) -> Result<(), Lost> {
+        let core = &self.heartbeat.core;
+        let machine = core.telemetry.sample().await;
+        let load = core.admission.load();
+        let mut registration = None;
+        if std::mem::take(&mut self.register) {
+            let machine_totals = AgentRegistration {
+                total_ram_mb: machine.total_ram_mb,
+                total_vram_mb: machine.total_vram_mb,
+                ..self.heartbeat.registration.clone()
+            };
+            registration = Some(machine_totals);
+        }
+        let timestamp = unix_nanoseconds();
+        let update = HealthUpdate {
+            agent_id: core.agent_id.clone(),
+            free_vram_mb: machine.free_vram_mb,
+            free_ram_mb: machine.free_ram_mb,
+            running_jobs: count(load.running),
+            queued_jobs: count(core.engine.queued()),
+            cpu_percent: machine.cpu_percent,
+            rtt_ms: self.round_trip.smallest().map_or(0.0, |rtt| rtt.as_secs_f64() * 1e3),
+            timestamp,
+            tokens_per_second: load.tokens_per_second.unwrap_or(0.0),
+            claimed_job_ids: core.admission.take_claimed(),
+            registration,
+            draining: load.draining,
+        };
+        self.round_trip.sent(timestamp, std::time::Instant::now());
+        timeout(ACK_TIMEOUT, outbox.send(update)).await.map_err(|_| Lost::Silent)?.map_err(|_| Lost::Closed)
+    }
+}
+
+fn unix_nanoseconds() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,31 @@
+//! The agent: runs models and streams their text straight to the client, over standard gRPC and over QUIC.
+//!
+//! Start at [`Agent`]: `Agent::bind(config, engine).await?.run(shutdown).await`.
+//!
+//! The way of a request, in reading order:
+//!
+//! 1. `server`: one set of gRPC services on two wires, TCP (gRPC over HTTP/2) and UDP (gRPC over QUIC); the drain.
+//! 2. `service`: the one handler of both wires. What it asks, it asks in this order:
+//!    `auth` (whose token, for what), [`options`] (what to generate), `admission` (is there room), `replay` (did this run already),
+//!    [`engine`] (generate).
+//! 3. `response`: the engine's stream as gRPC messages, with the usage on the last one.
+//!
+//! Beside it, `heartbeat` tells the coordinator that the agent is there and how busy it is (`telemetry`), and brings its keys.
+//!
+//! It does not choose agents, queue for other agents, or issue tokens: that is the coordinator's work.
+
+mod admission;
+mod auth;
+mod config;
+mod coordinator;
+pub mod engine;
+mod heartbeat;
+pub mod options;
+mod replay;
+mod response;
+mod server;
+mod service;
+mod telemetry;
+
+pub use config::{Config, ConfigError};
+pub use server::{Agent, BindError};

@@ -1,0 +1,312 @@
+//! An engine's stream as gRPC messages.
+//!
+//! Pulled, not pushed: nothing is read from the engine before the wire asks for it, so there is no second buffer to grow, and
+//! dropping this stream (the reader went away) drops the engine's stream and the slot with it.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use futures_util::Stream;
+use titan_proto::v1::StreamResponse;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::Status;
+
+use crate::{
+    admission::Slot,
+    engine::{EngineError, Event, TokenStream, Usage},
+    replay::Note,
+};
+
+/// The answer to one request.
+pub(crate) struct ResponseStream {
+    /// `None` once the last message or an error is out.
+    generation: Option<Generation>,
+    aborted: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+/// What ends with the answer. Fields are dropped in this order: the generation stops, then its slot is free.
+struct Generation {
+    tokens: TokenStream,
+    slot: Slot,
+    clock: Clock,
+    note: Option<Note>,
+}
+
+impl ResponseStream {
+    /// `received_at` is when the request reached the handler; from then on the time to the first token counts.
+    pub(crate) fn new(
+        tokens: TokenStream,
+        slot: Slot,
+        received_at: Instant,
+        mut note: Option<Note>,
+        abort: CancellationToken,
+    ) -> Self {
+        note.iter_mut().for_each(Note::started);
+        let generation = Generation { tokens, slot, clock: Clock::start(received_at, Instant::now()), note };
+        Self { generation: Some(generation), aborted: Box::pin(abort.cancelled_owned()) }
+    }
+}
+
+impl Stream for ResponseStream {
+    type Item = Result<StreamResponse, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        let Some(generation) = &mut this.generation else { return Poll::Ready(None) };
+        let event = match generation.tokens.poll_recv(cx) {
+            Poll::Ready(event) => event,
+            Poll::Pending => {
+                ready!(this.aborted.as_mut().poll(cx));
+                this.generation = None;
+                let why = "this agent shut down before the answer was complete: ask the coordinator for another agent";
+                return Poll::Ready(Some(Err(Status::unavailable(why))));
+            }
+        };
+        let item = match event {
+            Some(Ok(Event::Text(text))) => {
+                generation.clock.text(Instant::now());
+                return Poll::Ready(Some(Ok(message(text))));
+            }
+            Some(Ok(Event::Done(usage))) => Ok(generation.finish(usage)),
+            Some(Err(error)) => Err(generation.fail(&error)),
+            None => Err(generation.fail(&EngineError::Failed("it stopped without saying why".into()))),
+        };
+        this.generation = None;
+        Poll::Ready(Some(item))
+    }
+}
+
+impl Generation {
+    fn finish(&self, usage: Usage) -> StreamResponse {
+        let timing = self.clock.timing(usage.completion_tokens, Instant::now());
+        if timing.tokens_per_second > 0.0 {
+            self.slot.record_speed(timing.tokens_per_second);
+        }
+        let metadata = HashMap::from([
+            ("prompt_tokens".to_owned(), usage.prompt_tokens.to_string()),
+            ("completion_tokens".to_owned(), usage.completion_tokens.to_string()),
+            ("queue_ms".to_owned(), milliseconds(timing.queue)),
+            ("ttft_ms".to_owned(), milliseconds(timing.ttft)),
+            ("tokens_per_second".to_owned(), format!("{:.2}", timing.tokens_per_second)),
+            ("finish_reason".to_owned(), usage.finish_reason.as_str().to_owned()),
+        ]);
+        StreamResponse { done: true, metadata, created_at: unix_ms(), ..Default::default() }
+    }
+
+    fn fail(&mut self, error: &EngineError) -> Status {
+        let produced = self.clock.first_text.is_some();
+        if !produced {
+            self.note.iter_mut().for_each(Note::take_back);
+        }
+        engine_status(error, produced)
+    }
+}
+
+/// What the client hears of an engine's failure. UNAVAILABLE says that trying again is safe: nothing was produced.
+pub(crate) fn engine_status(error: &EngineError, produced: bool) -> Status {
+    match error {
+        EngineError::UnknownModel { .. } => Status::not_found(error.to_string()),
+        EngineError::PromptTooLong { .. } | EngineError::InvalidParameter(_) => {
+            Status::invalid_argument(error.to_string())
+        }
+        EngineError::Failed(_) if produced => Status::internal(format!("{error}; the answer is incomplete")),
+        EngineError::Failed(_) => Status::unavailable(format!("{error}; nothing was produced, try again")),
+    }
+}
+
+fn message(text: String) -> StreamResponse {
+    StreamResponse { content: text.clone(), token: text, created_at: unix_ms(), ..Default::default() }
+}
+
+fn unix_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn milliseconds(duration: Duration) -> String {
+    format!("{:.3}", duration.as_secs_f64() * 1e3)
+}
+
+/// When things happened. Takes every instant as an argument.
+struct Clock {
+    received_at: Instant,
+    started_at: Instant,
+    first_text: Option<Instant>,
+}
+
+#[derive(Debug, PartialEq)]
+struct Timing {
+    /// From the request to its place in the engine.
+    queue: Duration,
+    /// From the request to the first text, or to the end where there was none.
+    ttft: Duration,
+    /// Tokens after the first by the time after the first; 0 where there was only one.
+    tokens_per_second: f64,
+}
+
+impl Clock {
+    fn start(received_at: Instant, started_at: Instant) -> Self {
+        Self { received_at, started_at, first_text: None }
+    }
+
+    fn text(&mut self, now: Instant) {
+        self.first_text.get_or_insert(now);
+    }
+
+    fn timing(&self, completion_tokens: u32, now: Instant) -> Timing {
+        let first = self.first_text.unwrap_or(now);
+        let streaming = now.saturating_duration_since(first).as_secs_f64();
+        let after_first = completion_tokens.saturating_sub(1);
+        let tokens_per_second =
+            if after_first > 0 && streaming > 0.0 { f64::from(after_first) / streaming } else { 0.0 };
+        Timing {
+            queue: self.started_at.saturating_duration_since(self.received_at),
+            ttft: first.saturating_duration_since(self.received_at),
+            tokens_per_second,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::Arc;
+
+    use futures_util::StreamExt as _;
+    use parking_lot::Mutex;
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::{
+        admission::Admission,
+        engine::FinishReason,
+        replay::{ReplayCache, Verdict},
+    };
+
+    type Sender = mpsc::Sender<Result<Event, EngineError>>;
+
+    struct Fixture {
+        admission: Admission,
+        replay: Arc<Mutex<ReplayCache>>,
+        abort: CancellationToken,
+    }
+
+    fn stream() -> (Fixture, Sender, ResponseStream) {
+        let admission = Admission::new(1);
+        let slot = admission.admit("job").unwrap();
+        let (sender, tokens) = mpsc::channel(8);
+        let replay = Arc::default();
+        let (_, note) = Note::make(&replay, "token", "nonce".into(), 300, 0);
+        let abort = CancellationToken::new();
+        let stream = ResponseStream::new(tokens, slot, Instant::now(), note, abort.clone());
+        (Fixture { admission, replay, abort }, sender, stream)
+    }
+
+    impl Fixture {
+        fn again(&self) -> Verdict {
+            self.replay.lock().remember("token", "nonce", 300, 0)
+        }
+    }
+
+    const USAGE: Usage = Usage { prompt_tokens: 7, completion_tokens: 2, finish_reason: FinishReason::Length };
+
+    #[tokio::test]
+    async fn texts_come_one_by_one_and_the_usage_comes_last() {
+        let (fixture, sender, mut stream) = stream();
+        for event in [Event::Text("a".into()), Event::Text("b".into()), Event::Done(USAGE)] {
+            sender.try_send(Ok(event)).unwrap();
+        }
+        for text in ["a", "b"] {
+            let message = stream.next().await.unwrap().unwrap();
+            assert_eq!((message.content.as_str(), message.token.as_str(), message.done), (text, text, false));
+            assert!(message.session_token.is_empty() && message.metadata.is_empty() && message.created_at > 0);
+        }
+        let last = stream.next().await.unwrap().unwrap();
+        assert!(last.done && last.content.is_empty());
+        assert_eq!(last.metadata["prompt_tokens"], "7");
+        assert_eq!(last.metadata["completion_tokens"], "2");
+        assert_eq!(last.metadata["finish_reason"], "length");
+        for number in ["ttft_ms", "queue_ms", "tokens_per_second"] {
+            assert!(last.metadata[number].parse::<f64>().unwrap() >= 0.0, "{number}");
+        }
+        assert_eq!(fixture.admission.load().running, 0, "the slot is free with the last message");
+        assert!(fixture.admission.load().tokens_per_second.is_some());
+        assert!(stream.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn dropping_the_answer_stops_the_generation_and_frees_the_slot() {
+        let (fixture, sender, mut stream) = stream();
+        sender.try_send(Ok(Event::Text("a".into()))).unwrap();
+        stream.next().await.unwrap().unwrap();
+        drop(stream);
+        assert!(sender.is_closed());
+        assert_eq!(fixture.admission.load().running, 0);
+        assert_eq!(fixture.again(), Verdict::Repeated, "it has run");
+    }
+
+    #[tokio::test]
+    async fn a_failure_before_the_first_text_may_be_tried_again() {
+        let (fixture, sender, mut stream) = stream();
+        sender.try_send(Err(EngineError::Failed("boom".into()))).unwrap();
+        assert_eq!(stream.next().await.unwrap().unwrap_err().code(), tonic::Code::Unavailable);
+        assert!(stream.next().await.is_none());
+        assert_eq!(fixture.again(), Verdict::Fresh);
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_just_ends_has_failed() {
+        let (fixture, sender, mut stream) = stream();
+        sender.try_send(Ok(Event::Text("a".into()))).unwrap();
+        drop(sender);
+        stream.next().await.unwrap().unwrap();
+        assert_eq!(stream.next().await.unwrap().unwrap_err().code(), tonic::Code::Internal);
+        assert_eq!(fixture.again(), Verdict::Repeated, "it has run");
+        assert_eq!(fixture.admission.load().running, 0);
+    }
+
+    #[tokio::test]
+    async fn an_abort_ends_a_waiting_answer() {
+        let (fixture, _sender, mut stream) = stream();
+        assert!(futures_util::poll!(stream.next()).is_pending());
+        fixture.abort.cancel();
+        assert_eq!(stream.next().await.unwrap().unwrap_err().code(), tonic::Code::Unavailable);
+        assert_eq!(fixture.admission.load().running, 0);
+    }
+
+    #[test]
+    fn the_speed_leaves_out_the_wait_for_the_first_token() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut clock = Clock::start(start, at(10));
+        for ms in [500, 600, 700] {
+            clock.text(at(ms));
+        }
+        let timing = clock.timing(3, at(700));
+        assert_eq!((timing.queue, timing.ttft), (Duration::from_millis(10), Duration::from_millis(500)));
+        assert!((timing.tokens_per_second - 10.0).abs() < 1e-9);
+        assert_eq!(Clock::start(start, start).timing(1, at(5)).tokens_per_second, 0.0, "one token has no speed");
+    }
+
+    #[test]
+    fn engine_errors_say_whether_a_retry_helps() {
+        let too_long = EngineError::PromptTooLong { model: "m".into(), prompt_tokens: 9, context_tokens: 8 };
+        let unknown = EngineError::UnknownModel { model: "x".into(), available: vec!["m".into()] };
+        let failed = EngineError::Failed("boom".into());
+        for (error, produced, code) in [
+            (&unknown, false, tonic::Code::NotFound),
+            (&too_long, false, tonic::Code::InvalidArgument),
+            (&EngineError::InvalidParameter("seed".into()), false, tonic::Code::InvalidArgument),
+            (&failed, false, tonic::Code::Unavailable),
+            (&failed, true, tonic::Code::Internal),
+        ] {
+            assert_eq!(engine_status(error, produced).code(), code, "{error}");
+        }
+    }
+}

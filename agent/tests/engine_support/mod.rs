@@ -1,0 +1,74 @@
+//! The real model for tests of the engine.
+
+#![allow(clippy::unwrap_used, dead_code)]
+
+use std::path::PathBuf;
+
+use titan_agent::engine::{
+    Engine, EngineError, Event, Generate, Sampling, Usage, fetch,
+    mistral::{MistralConfig, MistralEngine, ModelSource, ModelSpec},
+};
+
+pub(crate) const MODEL: &str = "smollm2";
+
+/// The model file: `TITAN_TEST_MODEL`, or what `titan` has fetched. A test without it fails and says what to do: it is never skipped.
+pub(crate) fn model_file() -> PathBuf {
+    let path = match std::env::var_os("TITAN_TEST_MODEL") {
+        Some(path) => PathBuf::from(path),
+        None => fetch::default_model_path().unwrap(),
+    };
+    assert!(
+        path.is_file(),
+        "the test model {} is missing: fetch it with `cargo run -p titan -- run hello`, or name a copy in TITAN_TEST_MODEL",
+        path.display()
+    );
+    path
+}
+
+pub(crate) async fn engine(engines: usize) -> MistralEngine {
+    let source = ModelSource::GgufFile(model_file());
+    let config = MistralConfig {
+        models: vec![ModelSpec { names: vec![MODEL.to_owned(), "other-name".to_owned()], source }],
+        max_jobs: engines,
+        engines: Some(engines),
+        context_tokens: None,
+        force_cpu: true,
+    };
+    MistralEngine::load(config, &|_| {}).await.unwrap()
+}
+
+pub(crate) fn ask(prompt: &str, sampling: Sampling) -> Generate {
+    Generate { model: MODEL.to_owned(), prompt: prompt.to_owned(), sampling }
+}
+
+pub(crate) struct Answer {
+    pub(crate) text: String,
+    pub(crate) events: usize,
+    pub(crate) usage: Usage,
+}
+
+pub(crate) async fn answer(engine: &dyn Engine, prompt: &str, sampling: Sampling) -> Result<Answer, EngineError> {
+    let mut stream = engine.generate(ask(prompt, sampling)).await?;
+    let (mut text, mut events) = (String::new(), 0);
+    while let Some(event) = stream.recv().await {
+        match event? {
+            Event::Text(more) => {
+                assert!(!more.is_empty());
+                events += 1;
+                text.push_str(&more);
+            }
+            Event::Done(usage) => {
+                assert!(stream.recv().await.is_none(), "something follows the end");
+                return Ok(Answer { text, events, usage });
+            }
+        }
+    }
+    Err(EngineError::Failed("the stream ended without an end".to_owned()))
+}
+
+/// Resident memory of this process.
+#[cfg(target_os = "linux")]
+pub(crate) fn resident_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}

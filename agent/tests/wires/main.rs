@@ -1,0 +1,9 @@
+//! The agent over real sockets: every case on both wires. One binary, since each one links the model runtime.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod auth;
+mod coordinator;
+mod fixture;
+mod serving;
+mod streams;

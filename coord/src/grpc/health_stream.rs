@@ -1,0 +1,107 @@
+//! One agent's health stream: each update renews the lease and is acknowledged at once.
+//!
+//! Nothing runs beside it: the stream of acknowledgements, polled by the connection, reads the updates. An agent that reads no
+//! acknowledgements is therefore read no further, and one that goes away drops everything here.
+
+use std::{pin::Pin, sync::Arc, time::Instant};
+
+use futures_util::{Stream, stream};
+use titan_proto::v1::{HealthAck, HealthUpdate};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+use tracing::{debug, info, warn};
+
+use crate::{
+    agent_input,
+    registry::{HeartbeatError, StreamId},
+    routing::Dispatcher,
+};
+
+pub(crate) type AckStream = Pin<Box<dyn Stream<Item = Result<HealthAck, Status>> + Send>>;
+
+pub(super) struct HealthStream {
+    id: StreamId,
+    /// The agent id in the certificate.
+    name: String,
+    updates: Streaming<HealthUpdate>,
+    dispatcher: Arc<Dispatcher>,
+}
+
+impl HealthStream {
+    pub(super) fn new(
+        id: StreamId,
+        name: String,
+        updates: Streaming<HealthUpdate>,
+        dispatcher: Arc<Dispatcher>,
+    ) -> Self {
+        Self { id, name, updates, dispatcher }
+    }
+
+    /// Ends after the first error, when the agent ends it, and at `shutdown`.
+    pub(super) fn into_acks(self, shutdown: CancellationToken) -> AckStream {
+        Box::pin(stream::unfold(Some(self), move |state| {
+            let shutdown = shutdown.clone();
+            async move {
+                let mut stream = state?;
+                let answer = tokio::select! {
+                    () = shutdown.cancelled() => Err(Status::unavailable("the coordinator is shutting down: connect again")),
+                    answer = stream.next() => answer?,
+                };
+                let rest = answer.is_ok().then_some(stream);
+                Some((answer, rest))
+            }
+        }))
+    }
+
+    async fn next(&mut self) -> Option<Result<HealthAck, Status>> {
+        let limit = self.dispatcher.heartbeat_timeout;
+        match timeout(limit, self.updates.message()).await {
+            Ok(Ok(Some(update))) => Some(self.accept(update)),
+            Ok(Ok(None)) => None,
+            Ok(Err(error)) => {
+                debug!(agent = self.name, %error, "health stream broke");
+                None
+            }
+            // Its lease has ended by now; the stream only holds memory.
+            Err(_) => Some(Err(Status::deadline_exceeded(format!("no update for {} s", limit.as_secs())))),
+        }
+    }
+
+    fn accept(&mut self, update: HealthUpdate) -> Result<HealthAck, Status> {
+        super::peer::speaks_for(&self.name, &update.agent_id)?;
+        let load = agent_input::load(&update).map_err(|error| {
+            warn!(agent = self.name, %error, "update refused");
+            Status::invalid_argument(error.to_string())
+        })?;
+        if let Some(registration) = update.registration {
+            self.dispatcher.register(&self.name, registration, Some(self.id))?;
+        }
+        let now = Instant::now();
+        let accepted =
+            self.dispatcher.registry.lock().heartbeat(&self.name, self.id, load, &update.claimed_job_ids, now);
+        let (status, message) = match accepted {
+            Ok(()) => ("ok", String::new()),
+            Err(error @ HeartbeatError::Unregistered { .. }) => ("unregistered", error.to_string()),
+            Err(error @ HeartbeatError::Replaced { .. }) => {
+                warn!(agent = self.name, %error, "health stream replaced");
+                return Err(Status::aborted(error.to_string()));
+            }
+        };
+        Ok(HealthAck {
+            agent_id: update.agent_id,
+            status: status.to_owned(),
+            message,
+            timestamp: update.timestamp,
+            heartbeat_interval_seconds: self.dispatcher.heartbeat_interval_seconds(),
+        })
+    }
+}
+
+impl Drop for HealthStream {
+    fn drop(&mut self) {
+        if self.dispatcher.registry.lock().stream_closed(&self.name, self.id) {
+            info!(agent = self.name, "health stream closed: no requests until it reports again");
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! The coordinator answers one question: which agent should serve this request? It never carries a token of model output.
+//!
+//! Start at [`Coordinator::bind`] with a [`Config`], then [`Coordinator::run`]. Inside, a request goes
+//! `rest` or `grpc` → `routing` (checks it, books a slot, signs a token) → `registry` → `scheduler`:
+//!
+//! - `registry` and `agent_input`: which agents there are, a lease for each, and what they may say. Plain data and `now`;
+//!   no socket, no clock.
+//! - `scheduler`: which of them is best; a pure function.
+//! - `rest` and `grpc`: CONTRACT's two interfaces over the same `routing`. An agent's health stream is `grpc::health_stream`.
+//! - `server`: two ports, each with TLS and, from this machine, plain text (`titan-transport` tells them apart).
+//!
+//! Prompts are checked for their length and forgotten; nothing logs them. Not here: engines, queues, retries, and a shared
+//! registry of several coordinators.
+
+mod agent_input;
+mod config;
+mod grpc;
+mod registry;
+mod rest;
+mod routing;
+mod scheduler;
+mod server;
+
+pub use config::{Config, ConfigError, MAX_BOOKING_TIMEOUT, MAX_HEARTBEAT_TIMEOUT, MAX_TOKEN_TTL};
+pub use routing::PROMPT_DIGEST;
+pub use scheduler::{Weights, WeightsError};
+pub use server::{BindError, Coordinator};

@@ -1,0 +1,331 @@
+//! Which agents there are: plain data with a lease per agent, changed by a handful of methods that take `now`.
+//!
+//! No socket, no clock, no lock in here. A lease is renewed by registering and by every heartbeat; it is judged against `now`
+//! at each use, so an agent is gone the moment its lease ends, and [`Registry::expire`] only tidies up.
+
+mod agent;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use self::agent::Agent;
+pub(crate) use self::agent::{AgentView, Load, Profile, QuicProfile, Status, StreamId};
+use crate::scheduler::{self, Weights};
+
+/// The times and bounds a [`Registry`] works with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Policy {
+    /// How long a lease lasts after registration or heartbeat.
+    pub(crate) lease: Duration,
+    /// How long a booked slot waits for the agent to claim the job.
+    pub(crate) booking: Duration,
+    /// How long an agent that is gone stays visible.
+    pub(crate) remember: Duration,
+    /// The most agents, gone ones included.
+    pub(crate) max_agents: usize,
+    /// Normalized.
+    pub(crate) weights: Weights,
+}
+
+/// The agents.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    policy: Policy,
+    /// An agent keeps its place as long as it is remembered, so that the index below can hold numbers.
+    slots: Vec<Option<Agent>>,
+    free_slots: Vec<usize>,
+    ids: HashMap<Arc<str>, usize>,
+    /// Who serves a model, so that a request looks at nobody else.
+    models: BTreeMap<Arc<str>, BTreeSet<usize>>,
+    /// Counts bookings: the scheduler's tie-break.
+    bookings: u64,
+}
+
+/// Registering failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum RegisterError {
+    /// As many agents as the registry holds, all with a running lease. Worth trying again later.
+    #[error("the coordinator has its {max} agents already; try again when one has left")]
+    Full { max: usize },
+    /// A newer stream reports for this id: end this one.
+    #[error("a newer health stream reports for agent `{id}`; does another process run under the same id?")]
+    Replaced { id: String },
+}
+
+/// A heartbeat was not accepted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum HeartbeatError {
+    /// Unknown or deregistered: register (again).
+    #[error("no agent `{id}` is registered here; register again")]
+    Unregistered { id: String },
+    /// A newer stream reports for this id: end this one.
+    #[error("a newer health stream reports for agent `{id}`; does another process run under the same id?")]
+    Replaced { id: String },
+}
+
+/// No slot could be booked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum BookError {
+    /// No registered agent names this model, but healthy agents name these (at most [`MAX_MODELS_NAMED`]).
+    ModelNotFound { available: Vec<Arc<str>> },
+    /// No healthy agent at all, or none for this model, which unhealthy or recently lost agents serve.
+    NoAgents,
+    /// Healthy agents serve it, and each has all it can run.
+    NoCapacity,
+}
+
+/// How many models an answer to an unknown one names: enough to find a typing error, short enough to read.
+pub(crate) const MAX_MODELS_NAMED: usize = 20;
+
+/// A booked slot.
+#[derive(Clone, Debug)]
+pub(crate) struct Booked {
+    pub(crate) profile: Arc<Profile>,
+    pub(crate) rtt_ms: Option<f64>,
+}
+
+/// What [`Registry::expire`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Expired {
+    /// Agents whose lease ended since the last call.
+    pub(crate) offline: Vec<Arc<str>>,
+    /// Agents no longer remembered.
+    pub(crate) forgotten: Vec<Arc<str>>,
+}
+
+/// The whole in three numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Totals {
+    pub(crate) agents: usize,
+    pub(crate) healthy: usize,
+    pub(crate) running_jobs: u64,
+}
+
+impl Registry {
+    pub(crate) fn new(policy: Policy) -> Self {
+        Self {
+            policy,
+            slots: Vec::new(),
+            free_slots: Vec::new(),
+            ids: HashMap::new(),
+            models: BTreeMap::new(),
+            bookings: 0,
+        }
+    }
+
+    /// Begins (or renews) the lease of an agent, by its health stream or (`None`) by a call of its own.
+    /// What the agent said before is replaced; bookings on a running lease stay.
+    pub(crate) fn register(
+        &mut self,
+        profile: Profile,
+        stream: Option<StreamId>,
+        now: Instant,
+    ) -> Result<(), RegisterError> {
+        let until = now + self.policy.lease;
+        let Some(&slot) = self.ids.get(&profile.id) else { return self.add(profile, stream, now, until) };
+        let agent = self.agent_mut(&profile.id);
+        if let (Some(stream), Some(agent)) = (stream, agent)
+            && agent.replaced(stream)
+        {
+            return Err(RegisterError::Replaced { id: profile.id.to_string() });
+        }
+        self.unindex(slot);
+        if let Some(agent) = self.slots.get_mut(slot).and_then(Option::as_mut) {
+            agent.register_again(Arc::new(profile), stream, now, until);
+        }
+        self.index(slot);
+        Ok(())
+    }
+
+    /// Renews the lease and notes what the agent reports. `claimed` are jobs that began: their bookings end, because
+    /// `load.running_jobs` counts them from now on.
+    ///
+    /// A lease that ran out is taken up again: what the agent registered is still known and still true.
+    pub(crate) fn heartbeat(
+        &mut self,
+        id: &str,
+        stream: StreamId,
+        load: Load,
+        claimed: &[String],
+        now: Instant,
+    ) -> Result<(), HeartbeatError> {
+        let until = now + self.policy.lease;
+        let Some(agent) = self.agent_mut(id).filter(|agent| !agent.deregistered()) else {
+            return Err(HeartbeatError::Unregistered { id: id.to_owned() });
+        };
+        if agent.replaced(stream) {
+            return Err(HeartbeatError::Replaced { id: id.to_owned() });
+        }
+        agent.renew(Some(stream), now, until);
+        agent.set_load(load);
+        agent.claim(claimed);
+        Ok(())
+    }
+
+    /// The stream closed. If it still is the agent's (`true`), the agent gets no more requests until it reports again; its
+    /// lease runs on.
+    pub(crate) fn stream_closed(&mut self, id: &str, stream: StreamId) -> bool {
+        self.agent_mut(id).is_some_and(|agent| agent.stream_closed(stream))
+    }
+
+    /// Ends the lease at once. `false` if there was none.
+    pub(crate) fn deregister(&mut self, id: &str, now: Instant) -> bool {
+        let Some(agent) = self.agent_mut(id) else { return false };
+        let was_alive = agent.alive(now);
+        agent.end(now, true);
+        was_alive
+    }
+
+    /// Marks the agents whose lease ended and forgets those that have been gone for long.
+    pub(crate) fn expire(&mut self, now: Instant) -> Expired {
+        let mut expired = Expired::default();
+        let mut forget = Vec::new();
+        for (slot, agent) in self.slots.iter_mut().enumerate() {
+            let Some(agent) = agent else { continue };
+            agent.drop_expired_bookings(now);
+            if agent.expire(now) {
+                expired.offline.push(Arc::clone(&agent.profile.id));
+            }
+            if agent.gone_since(now).is_some_and(|since| now.saturating_duration_since(since) >= self.policy.remember) {
+                forget.push(slot);
+            }
+        }
+        expired.forgotten = forget.into_iter().filter_map(|slot| self.forget(slot)).collect();
+        expired
+    }
+
+    /// Chooses an agent for the model and books one of its slots for `job_id`.
+    pub(crate) fn book(&mut self, model: &str, job_id: &str, now: Instant) -> Result<Booked, BookError> {
+        let Some(serving) = self.models.get(model) else {
+            let available = self.healthy_models(now);
+            return Err(if available.is_empty() {
+                BookError::NoAgents
+            } else {
+                BookError::ModelNotFound { available }
+            });
+        };
+        let mut any_healthy = false;
+        let slots = &mut self.slots;
+        let candidates = serving.iter().filter_map(|&slot| {
+            let agent = slots.get_mut(slot)?.as_mut()?;
+            if agent.status(now) != Status::Healthy {
+                return None;
+            }
+            any_healthy = true;
+            agent.drop_expired_bookings(now);
+            agent.candidate(slot)
+        });
+        let chosen = scheduler::choose(&self.policy.weights, candidates);
+        let Some(agent) = chosen.and_then(|slot| self.slots.get_mut(slot)?.as_mut()) else {
+            return Err(if any_healthy { BookError::NoCapacity } else { BookError::NoAgents });
+        };
+        self.bookings += 1;
+        agent.book(job_id, now + self.policy.booking, self.bookings);
+        Ok(Booked { profile: Arc::clone(&agent.profile), rtt_ms: agent.load.rtt_ms })
+    }
+
+    /// Gives a booked slot back, because its job will not come.
+    pub(crate) fn release(&mut self, id: &str, job_id: &str) {
+        if let Some(agent) = self.agent_mut(id) {
+            agent.release(job_id);
+        }
+    }
+
+    pub(crate) fn totals(&self, now: Instant) -> Totals {
+        let mut totals = Totals::default();
+        for agent in self.slots.iter().flatten() {
+            totals.agents += 1;
+            totals.healthy += usize::from(agent.status(now) == Status::Healthy);
+            totals.running_jobs += u64::from(agent.load.running_jobs);
+        }
+        totals
+    }
+
+    /// Every agent, in no particular order.
+    pub(crate) fn agents(&self, now: Instant) -> Vec<AgentView> {
+        self.slots.iter().flatten().map(|agent| agent.view(now)).collect()
+    }
+
+    /// Each model with the number of healthy agents that serve it, by name; models without any are left out.
+    pub(crate) fn models(&self, now: Instant) -> Vec<(Arc<str>, usize)> {
+        let count = |serving: &BTreeSet<usize>| serving.iter().filter(|&&slot| self.healthy(slot, now)).count();
+        let counted = self.models.iter().map(|(model, serving)| (Arc::clone(model), count(serving)));
+        counted.filter(|&(_, agents)| agents > 0).collect()
+    }
+
+    fn healthy_models(&self, now: Instant) -> Vec<Arc<str>> {
+        let healthy = self.models.iter().filter(|(_, serving)| serving.iter().any(|&slot| self.healthy(slot, now)));
+        healthy.map(|(model, _)| Arc::clone(model)).take(MAX_MODELS_NAMED).collect()
+    }
+
+    fn healthy(&self, slot: usize, now: Instant) -> bool {
+        self.slots.get(slot).and_then(Option::as_ref).is_some_and(|agent| agent.status(now) == Status::Healthy)
+    }
+
+    fn agent_mut(&mut self, id: &str) -> Option<&mut Agent> {
+        self.slots.get_mut(*self.ids.get(id)?)?.as_mut()
+    }
+
+    fn add(
+        &mut self,
+        profile: Profile,
+        stream: Option<StreamId>,
+        now: Instant,
+        until: Instant,
+    ) -> Result<(), RegisterError> {
+        if self.ids.len() >= self.policy.max_agents {
+            self.forget_longest_gone(now)?;
+        }
+        let slot = self.free_slots.pop().unwrap_or(self.slots.len());
+        if slot == self.slots.len() {
+            self.slots.push(None);
+        }
+        self.ids.insert(Arc::clone(&profile.id), slot);
+        self.slots[slot] = Some(Agent::new(Arc::new(profile), stream, now, until));
+        self.index(slot);
+        Ok(())
+    }
+
+    fn index(&mut self, slot: usize) {
+        let Some(agent) = self.slots.get(slot).and_then(Option::as_ref) else { return };
+        for model in &agent.profile.models {
+            self.models.entry(Arc::clone(model)).or_default().insert(slot);
+        }
+    }
+
+    fn unindex(&mut self, slot: usize) {
+        let Some(agent) = self.slots.get(slot).and_then(Option::as_ref) else { return };
+        for model in &agent.profile.models {
+            if let Some(serving) = self.models.get_mut(model) {
+                serving.remove(&slot);
+                if serving.is_empty() {
+                    self.models.remove(model);
+                }
+            }
+        }
+    }
+
+    fn forget(&mut self, slot: usize) -> Option<Arc<str>> {
+        self.unindex(slot);
+        let agent = self.slots.get_mut(slot)?.take()?;
+        self.ids.remove(&agent.profile.id);
+        self.free_slots.push(slot);
+        Some(Arc::clone(&agent.profile.id))
+    }
+
+    /// Makes room for a new agent: whoever left first is forgotten early.
+    fn forget_longest_gone(&mut self, now: Instant) -> Result<(), RegisterError> {
+        let gone = |(slot, agent): (usize, &Option<Agent>)| Some((agent.as_ref()?.gone_since(now)?, slot));
+        let Some((_, slot)) = self.slots.iter().enumerate().filter_map(gone).min() else {
+            return Err(RegisterError::Full { max: self.policy.max_agents });
+        };
+        self.forget(slot);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,175 @@
+//! REST: `/api/v1/…`, field for field what existing clients expect.
+
+mod body;
+mod error;
+
+use std::{
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{Query, State, rejection::QueryRejection},
+    routing::{get, post},
+};
+use http::{HeaderMap, HeaderValue, Method, header::RETRY_AFTER};
+use serde::{Deserialize, Serialize};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use titan_proto::{
+    ALPN, COORDINATOR_NAME, DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE,
+    rest::{Agent, Endpoints, GrpcEndpoint, Health, InferenceResponse, QuicEndpoint, Status},
+};
+use titan_transport::token::JwkSet;
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
+
+use self::error::ApiError;
+use crate::{
+    registry::AgentView,
+    routing::{Dispatcher, PROMPT_DIGEST, Route, RouteRequest},
+};
+
+/// How long a browser may keep the answer to a preflight: it never changes while a coordinator runs.
+const CORS_MAX_AGE: std::time::Duration = std::time::Duration::from_secs(60 * 60);
+
+/// The REST interface. `origins`: pages that may call it; empty for any.
+pub(crate) fn router(dispatcher: Arc<Dispatcher>, origins: Vec<HeaderValue>) -> Router {
+    let origins = if origins.is_empty() { AllowOrigin::any() } else { AllowOrigin::list(origins) };
+    let cors = CorsLayer::new()
+        .allow_origin(origins)
+        .allow_methods([Method::GET, Method::POST, Method::OPTIONS])
+        // Not `*`: that leaves out `authorization` (Fetch §4.10).
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers([RETRY_AFTER])
+        .max_age(CORS_MAX_AGE);
+    Router::new()
+        .route("/api/v1/health", get(health))
+        .route("/api/v1/status", get(status))
+        .route("/api/v1/models", get(models))
+        .route("/api/v1/inference/request", post(request_inference))
+        .route("/.well-known/jwks.json", get(jwks))
+        .fallback(async |uri: http::Uri| ApiError::not_found(uri.path()))
+        .method_not_allowed_fallback(async |method: Method| ApiError::method_not_allowed(&method))
+        .layer(cors)
+        .with_state(dispatcher)
+}
+
+async fn request_inference(
+    State(dispatcher): State<Arc<Dispatcher>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<InferenceResponse>, ApiError> {
+    let request = body::parse(&body::read(&headers, body).await?)?;
+    let route = dispatcher.route(&RouteRequest {
+        client_id: request.client_id.as_deref().unwrap_or_default(),
+        model: request.model.as_deref().unwrap_or_default(),
+        prompt: request.prompt.as_deref().unwrap_or_default(),
+        prompt_digest: request.parameters.get(PROMPT_DIGEST).map(String::as_str),
+        max_tokens: request.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS),
+        temperature: request.temperature.unwrap_or(DEFAULT_TEMPERATURE),
+    })?;
+    Ok(Json(answer(route)))
+}
+
+async fn health() -> Json<Health> {
+    Json(Health {
+        status: "healthy".to_owned(),
+        timestamp: rfc3339(SystemTime::now()),
+        service: COORDINATOR_NAME.to_owned(),
+    })
+}
+
+#[derive(Deserialize)]
+struct StatusQuery {
+    #[serde(default)]
+    include_agents: Option<String>,
+}
+
+async fn status(
+    State(dispatcher): State<Arc<Dispatcher>>,
+    query: Result<Query<StatusQuery>, QueryRejection>,
+) -> Json<Status> {
+    // Go clients write 1, Python clients True; anything else, a broken query included, asks for no agents.
+    let wanted = query.ok().and_then(|Query(query)| query.include_agents);
+    let include_agents = wanted.is_some_and(|word| word == "1" || word.eq_ignore_ascii_case("true"));
+    let (now, wall_clock) = (Instant::now(), SystemTime::now());
+    let (totals, views) = {
+        let registry = dispatcher.registry.lock();
+        (registry.totals(now), include_agents.then(|| registry.agents(now)))
+    };
+    let agents = views.map(|mut views| {
+        views.sort_unstable_by(|a, b| a.profile.id.cmp(&b.profile.id));
+        views.iter().map(|view| agent(view, now, wall_clock)).collect()
+    });
+    Json(Status { total_agents: totals.agents, healthy_agents: totals.healthy, timestamp: rfc3339(wall_clock), agents })
+}
+
+#[derive(Serialize)]
+struct Model {
+    name: Arc<str>,
+    /// Healthy agents that serve it.
+    agents: usize,
+}
+
+async fn models(State(dispatcher): State<Arc<Dispatcher>>) -> Json<Vec<Model>> {
+    let models = dispatcher.registry.lock().models(Instant::now());
+    Json(models.into_iter().map(|(name, agents)| Model { name, agents }).collect())
+}
+
+async fn jwks(State(dispatcher): State<Arc<Dispatcher>>) -> Json<JwkSet> {
+    Json(dispatcher.issuer.jwks())
+}
+
+fn answer(route: Route) -> InferenceResponse {
+    let Route { agent, session_token, expires_at, job_id, estimated_rtt_ms } = route;
+    let quic = agent.quic.as_ref();
+    InferenceResponse {
+        agent_endpoint: agent.endpoint.clone(),
+        session_token,
+        expires_at,
+        job_id,
+        estimated_rtt_ms,
+        agent_id: agent.id.to_string(),
+        quic_endpoint: quic.map(|quic| quic.address.clone()),
+        endpoints: Endpoints {
+            grpc: Some(GrpcEndpoint { address: agent.endpoint.clone(), tls: agent.grpc_tls }),
+            quic: quic.map(|quic| QuicEndpoint {
+                address: quic.address.clone(),
+                alpn: ALPN.to_owned(),
+                server_name: quic.server_name.clone(),
+            }),
+        },
+    }
+}
+
+fn agent(view: &AgentView, now: Instant, wall_clock: SystemTime) -> Agent {
+    let AgentView { profile, load, status, .. } = view;
+    Agent {
+        id: profile.id.to_string(),
+        endpoint: profile.endpoint.clone(),
+        status: status.as_str().to_owned(),
+        total_vram_mb: profile.total_vram_mb,
+        free_vram_mb: load.free_vram_mb,
+        total_ram_mb: profile.total_ram_mb,
+        free_ram_mb: load.free_ram_mb,
+        running_jobs: small(load.running_jobs),
+        queued_jobs: small(load.queued_jobs),
+        max_jobs: small(profile.max_jobs),
+        rtt_ms: load.rtt_ms.unwrap_or(0.0),
+        last_heartbeat: rfc3339(view.last_heartbeat_at(now, wall_clock)),
+        supported_models: profile.models.iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn small(jobs: u32) -> i32 {
+    i32::try_from(jobs).unwrap_or(i32::MAX)
+}
+
+fn rfc3339(time: SystemTime) -> String {
+    // Fails for years beyond 9999 only.
+    OffsetDateTime::from(time).format(&Rfc3339).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests;

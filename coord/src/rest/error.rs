@@ -1,0 +1,83 @@
+//! Every answer that is not 2xx, in the one shape of the contract.
+
+use std::time::Duration;
+
+use axum::{
+    Json,
+    response::{IntoResponse, Response},
+};
+use http::{Method, StatusCode, header::RETRY_AFTER};
+use titan_proto::{MAX_REST_BODY_BYTES, rest};
+
+use crate::routing::RouteError;
+
+/// An error answer.
+#[derive(Debug)]
+pub(super) struct ApiError {
+    status: StatusCode,
+    code_word: &'static str,
+    message: String,
+    retry_after: Option<Duration>,
+}
+
+impl ApiError {
+    pub(super) fn invalid_json(message: String) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_json", message)
+    }
+
+    pub(super) fn payload_too_large() -> Self {
+        let message = format!("the body is larger than {MAX_REST_BODY_BYTES} bytes");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", message)
+    }
+
+    pub(super) fn body_timeout(limit: Duration) -> Self {
+        let message = format!("the body did not arrive within {} s", limit.as_secs());
+        Self::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", message)
+    }
+
+    pub(super) fn body_broken() -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_body", "the body ended early".to_owned())
+    }
+
+    pub(super) fn not_found(path: &str) -> Self {
+        const SHOWN_CHARS: usize = 200;
+        let path: String = path.chars().take(SHOWN_CHARS).collect();
+        Self::new(StatusCode::NOT_FOUND, "not_found", format!("there is nothing at {path}"))
+    }
+
+    pub(super) fn method_not_allowed(method: &Method) -> Self {
+        let message = format!("{method} is not what this path takes: see the header `allow`");
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
+    }
+
+    fn new(status: StatusCode, code_word: &'static str, message: String) -> Self {
+        Self { status, code_word, message, retry_after: None }
+    }
+}
+
+impl From<RouteError> for ApiError {
+    fn from(error: RouteError) -> Self {
+        let status = match &error {
+            RouteError::MissingClientId
+            | RouteError::MissingModel
+            | RouteError::MissingPrompt
+            | RouteError::InvalidParameter { .. } => StatusCode::BAD_REQUEST,
+            RouteError::PromptTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            RouteError::ModelNotFound { .. } => StatusCode::NOT_FOUND,
+            RouteError::NoAgents { .. } | RouteError::NoCapacity { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            RouteError::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self { status, code_word: error.code_word(), message: error.to_string(), retry_after: error.retry_after() }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = rest::Error { error: self.code_word.to_owned(), code: self.status.as_u16(), message: self.message };
+        let mut response = (self.status, Json(body)).into_response();
+        if let Some(wait) = self.retry_after {
+            response.headers_mut().insert(RETRY_AFTER, wait.as_secs().into());
+        }
+        response
+    }
+}

@@ -1,0 +1,219 @@
+//! The one question the coordinator answers: which agent should serve this request? REST and gRPC both end here.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use parking_lot::Mutex;
+use titan_proto::{COORDINATOR_NAME, MAX_PROMPT_BYTES};
+use titan_transport::token::{Claims, TokenIssuer, new_jti, unix_seconds};
+use tracing::{debug, error, info};
+use uuid::Uuid;
+
+use crate::{
+    agent_input::MAX_MODEL_NAME_BYTES,
+    config::Config,
+    registry::{BookError, Policy, Profile, Registry},
+    scheduler::WeightsError,
+};
+
+/// Bytes of a client's id. It is in every token, which travels with every request.
+pub(crate) const MAX_CLIENT_ID_BYTES: usize = 256;
+/// A parameter under this name, with any digest of the prompt as its value, may stand for the prompt itself: routing needs
+/// no text, and a long prompt is better sent once, to the agent.
+pub const PROMPT_DIGEST: &str = "prompt_digest";
+/// What a client without a slot is told to wait: about as long as a short answer takes.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+/// Tokens are valid from a little before they are made, because an agent's clock may be behind ours.
+const CLOCK_SKEW: Duration = Duration::from_secs(30);
+/// How long agents that are gone stay in status answers: long enough to be noticed by a person.
+const REMEMBER_AGENTS: Duration = Duration::from_secs(10 * 60);
+/// The most agents, gone ones included: what the scheduler compares within a millisecond, and about 20 MB.
+const MAX_AGENTS: usize = 20_000;
+
+/// What both interfaces and the health streams share.
+pub(crate) struct Dispatcher {
+    /// Held for lookups and bookings only, never across an await or a signature.
+    pub(crate) registry: Mutex<Registry>,
+    pub(crate) issuer: TokenIssuer,
+    pub(crate) heartbeat_interval: Duration,
+    pub(crate) heartbeat_timeout: Duration,
+    pub(crate) started: Instant,
+    token_ttl: Duration,
+}
+
+/// A request to be routed, as it came.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RouteRequest<'a> {
+    pub(crate) client_id: &'a str,
+    pub(crate) model: &'a str,
+    pub(crate) prompt: &'a str,
+    /// The parameter [`PROMPT_DIGEST`].
+    pub(crate) prompt_digest: Option<&'a str>,
+    pub(crate) max_tokens: i32,
+    pub(crate) temperature: f32,
+}
+
+/// Where to go, and the token to show there.
+#[derive(Clone, Debug)]
+pub(crate) struct Route {
+    pub(crate) agent: Arc<Profile>,
+    pub(crate) session_token: String,
+    /// Unix seconds.
+    pub(crate) expires_at: i64,
+    pub(crate) job_id: String,
+    /// 0 while not measured.
+    pub(crate) estimated_rtt_ms: f64,
+}
+
+/// Why a request was not routed. REST and gRPC say the same [`code_word`](Self::code_word).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum RouteError {
+    #[error("client_id is missing: give any name for yourself")]
+    MissingClientId,
+    #[error("model is missing: GET /api/v1/models lists those that are served")]
+    MissingModel,
+    #[error("prompt is missing")]
+    MissingPrompt,
+    #[error("the prompt has {bytes} bytes, at most {MAX_PROMPT_BYTES} are accepted")]
+    PromptTooLarge { bytes: usize },
+    #[error("{name} {must}")]
+    InvalidParameter { name: &'static str, must: String },
+    #[error("no agent serves the model `{model}`; there are: {}", available.join(", "))]
+    ModelNotFound { model: String, available: Vec<Arc<str>> },
+    #[error("no healthy agent serves the model `{model}` at the moment")]
+    NoAgents { model: String },
+    #[error("every agent that serves the model `{model}` is full; try again in {} s", retry_after.as_secs())]
+    NoCapacity { model: String, retry_after: Duration },
+    /// Details are in the log.
+    #[error("the session token could not be made")]
+    Internal,
+}
+
+impl RouteError {
+    /// What programs compare.
+    pub(crate) fn code_word(&self) -> &'static str {
+        match self {
+            Self::MissingClientId => "missing_client_id",
+            Self::MissingModel => "missing_model",
+            Self::MissingPrompt => "missing_prompt",
+            Self::PromptTooLarge { .. } => "prompt_too_large",
+            Self::InvalidParameter { .. } => "invalid_parameter",
+            Self::ModelNotFound { .. } => "model_not_found",
+            Self::NoAgents { .. } => "no_agents",
+            Self::NoCapacity { .. } => "no_capacity",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// When trying again may help.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::NoCapacity { retry_after, .. } => Some(*retry_after),
+            _ => None,
+        }
+    }
+}
+
+impl Dispatcher {
+    pub(crate) fn new(config: &Config, issuer: TokenIssuer) -> Result<Self, WeightsError> {
+        let policy = Policy {
+            lease: config.heartbeat_timeout,
+            booking: config.booking_timeout,
+            remember: REMEMBER_AGENTS,
+            max_agents: MAX_AGENTS,
+            weights: config.weights.normalized()?,
+        };
+        Ok(Self {
+            registry: Mutex::new(Registry::new(policy)),
+            issuer,
+            heartbeat_interval: config.heartbeat_interval,
+            heartbeat_timeout: config.heartbeat_timeout,
+            started: Instant::now(),
+            token_ttl: config.token_ttl,
+        })
+    }
+
+    /// Chooses an agent, books a slot there and signs a token for it.
+    pub(crate) fn route(&self, request: &RouteRequest<'_>) -> Result<Route, RouteError> {
+        check(request)?;
+        let job_id = format!("job_{}", Uuid::new_v4().simple());
+        let booked = self.registry.lock().book(request.model, &job_id, Instant::now());
+        let booked = booked.map_err(|error| self.refusal(request.model, error))?;
+        let agent = booked.profile;
+
+        let now = SystemTime::now();
+        let expires_at = unix_seconds(now + self.token_ttl);
+        let claims = Claims {
+            iss: COORDINATOR_NAME.to_owned(),
+            agent_id: agent.id.to_string(),
+            client_id: request.client_id.to_owned(),
+            model: request.model.to_owned(),
+            job_id: job_id.clone(),
+            jti: new_jti(),
+            iat: unix_seconds(now),
+            nbf: unix_seconds(now - CLOCK_SKEW),
+            exp: expires_at,
+        };
+        let session_token = self.issuer.issue(&claims).map_err(|cause| {
+            error!(%cause, "signing a session token failed");
+            self.registry.lock().release(&agent.id, &job_id);
+            RouteError::Internal
+        })?;
+        debug!(%job_id, agent = %agent.id, model = request.model, "routed");
+        Ok(Route { agent, session_token, expires_at, job_id, estimated_rtt_ms: booked.rtt_ms.unwrap_or(0.0) })
+    }
+
+    /// Tidies the registry; to be called now and then.
+    pub(crate) fn expire_agents(&self, now: Instant) {
+        let expired = self.registry.lock().expire(now);
+        for id in expired.offline {
+            info!(agent = %id, "no heartbeat in time: the agent is offline");
+        }
+        for id in expired.forgotten {
+            debug!(agent = %id, "forgotten");
+        }
+    }
+
+    fn refusal(&self, model: &str, error: BookError) -> RouteError {
+        let model = model.to_owned();
+        match error {
+            BookError::ModelNotFound { available } => RouteError::ModelNotFound { model, available },
+            BookError::NoAgents => RouteError::NoAgents { model },
+            BookError::NoCapacity => RouteError::NoCapacity { model, retry_after: RETRY_AFTER },
+        }
+    }
+}
+
+fn check(request: &RouteRequest<'_>) -> Result<(), RouteError> {
+    let invalid = |name, must: String| Err(RouteError::InvalidParameter { name, must });
+    if request.client_id.is_empty() {
+        return Err(RouteError::MissingClientId);
+    }
+    if request.client_id.len() > MAX_CLIENT_ID_BYTES || request.client_id.chars().any(char::is_control) {
+        return invalid(
+            "client_id",
+            format!("must have at most {MAX_CLIENT_ID_BYTES} bytes, none of them control characters"),
+        );
+    }
+    if request.model.is_empty() {
+        return Err(RouteError::MissingModel);
+    }
+    if request.model.len() > MAX_MODEL_NAME_BYTES {
+        return invalid("model", format!("must have at most {MAX_MODEL_NAME_BYTES} bytes"));
+    }
+    if request.prompt.is_empty() && request.prompt_digest.is_none_or(str::is_empty) {
+        return Err(RouteError::MissingPrompt);
+    }
+    if request.prompt.len() > MAX_PROMPT_BYTES {
+        return Err(RouteError::PromptTooLarge { bytes: request.prompt.len() });
+    }
+    if request.max_tokens < 0 {
+        return invalid("max_tokens", format!("is {}: it must be 0 (the default) or more", request.max_tokens));
+    }
+    if !request.temperature.is_finite() || request.temperature < 0.0 {
+        return invalid("temperature", format!("is {}: it must be 0 (greedy) or more", request.temperature));
+    }
+    Ok(())
+}

@@ -1,0 +1,178 @@
+//! From a [`Config`] to two open ports.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use titan_transport::{
+    Plaintext, TcpConfig, serve_tcp,
+    tls::{TlsError, TlsMaterial},
+    token::{KeyError, TokenIssuer},
+};
+use tokio::{
+    net::TcpListener,
+    time::{MissedTickBehavior, interval},
+};
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tonic_health::{ServingStatus, server::HealthReporter};
+use tracing::{info, warn};
+
+use crate::{
+    config::{Config, ConfigError},
+    grpc, rest,
+    routing::Dispatcher,
+};
+
+/// How often ended leases are noticed in the log and old agents forgotten. Routing itself looks at each lease.
+const EXPIRE_EVERY: Duration = Duration::from_secs(1);
+
+/// A coordinator whose ports are open and whose configuration is checked.
+pub struct Coordinator {
+    http: TcpListener,
+    http_addr: SocketAddr,
+    http_routes: axum::Router,
+    grpc: TcpListener,
+    grpc_addr: SocketAddr,
+    grpc_routes: Routes,
+    health: HealthReporter,
+    /// Ends the health streams.
+    streams: CancellationToken,
+    tcp: TcpConfig,
+    dispatcher: Arc<Dispatcher>,
+}
+
+/// Why a coordinator could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// A value cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The signing keys cannot be read or made.
+    #[error("signing keys: {0}")]
+    Keys(#[from] KeyError),
+    /// The TLS material cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// A port cannot be opened. May help later, if another process has it now.
+    #[error("cannot listen for {what} on {addr}: {source}; is another coordinator running? {variable} sets the port")]
+    Listen {
+        /// REST or gRPC.
+        what: &'static str,
+        /// Where.
+        addr: SocketAddr,
+        /// The environment variable of CONTRACT.md.
+        variable: &'static str,
+        /// The reason.
+        source: io::Error,
+    },
+    /// The compiled-in service descriptions are broken.
+    #[error("gRPC reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+impl Coordinator {
+    /// Checks the configuration, opens the signing keys (making them on first start), then both ports.
+    ///
+    /// # Errors
+    /// [`BindError`]; nothing is left open.
+    pub async fn bind(config: Config) -> Result<Self, BindError> {
+        config.validate()?;
+        let origins = config.origins()?;
+        let tls = config.tls.as_ref().map(TlsMaterial::http_server_config).transpose()?;
+        if tls.is_none() {
+            warn!("no TLS material: agents cannot register, because they must show a certificate");
+        }
+        let issuer = open_keys(&config).await?;
+        let (http, http_addr) = listen("REST", config.http_addr, "COORDINATOR_HTTP_PORT").await?;
+        let (grpc, grpc_addr) = listen("gRPC", config.grpc_addr, "COORDINATOR_PORT").await?;
+
+        let dispatcher = Arc::new(Dispatcher::new(&config, issuer).map_err(ConfigError::from)?);
+        let streams = CancellationToken::new();
+        let (grpc_routes, health) = grpc::routes(Arc::clone(&dispatcher), streams.clone()).await?;
+        let plaintext = if config.insecure_plaintext { Plaintext::Anywhere } else { Plaintext::LoopbackOnly };
+        Ok(Self {
+            http,
+            http_addr,
+            http_routes: rest::router(Arc::clone(&dispatcher), origins),
+            grpc,
+            grpc_addr,
+            grpc_routes,
+            health,
+            streams,
+            tcp: TcpConfig { tls, plaintext },
+            dispatcher,
+        })
+    }
+
+    /// Where REST listens.
+    pub fn http_addr(&self) -> SocketAddr {
+        self.http_addr
+    }
+
+    /// Where gRPC listens.
+    pub fn grpc_addr(&self) -> SocketAddr {
+        self.grpc_addr
+    }
+
+    /// Serves until `shutdown`, then lets running requests finish.
+    ///
+    /// # Errors
+    /// When a port stops accepting.
+    pub async fn run(self, shutdown: CancellationToken) -> io::Result<()> {
+        info!(http = %self.http_addr, grpc = %self.grpc_addr, tls = self.tcp.tls.is_some(), "coordinator ready");
+        // Ends with this function, however it ends.
+        let _stop_streams = self.streams.clone().drop_guard();
+        let http = serve_tcp(self.http, self.http_routes, self.tcp.clone(), shutdown.clone());
+        let grpc = serve_tcp(self.grpc, self.grpc_routes.into_axum_router(), self.tcp, shutdown.clone());
+        let served = async { tokio::try_join!(http, grpc).map(|_| ()) };
+        let mut health = self.health;
+        let announce_end = async {
+            shutdown.cancelled().await;
+            // First the news, then the end of what would hold up a graceful end: streams that never finish by themselves.
+            for service in ["", grpc::SERVICE_NAME] {
+                health.set_service_status(service, ServingStatus::NotServing).await;
+                health.clear_service_status(service).await;
+            }
+            self.streams.cancel();
+            std::future::pending().await
+        };
+        tokio::select! {
+            result = served => result,
+            () = announce_end => Ok(()),
+            () = expire_agents(&self.dispatcher) => Ok(()),
+        }
+    }
+}
+
+async fn expire_agents(dispatcher: &Dispatcher) {
+    let mut ticks = interval(EXPIRE_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        dispatcher.expire_agents(Instant::now());
+    }
+}
+
+/// Off the runtime's threads: making an RSA key takes a good part of a second.
+async fn open_keys(config: &Config) -> Result<TokenIssuer, BindError> {
+    let (dir, algorithm) = (config.key_dir.clone(), config.token_algorithm);
+    match tokio::task::spawn_blocking(move || TokenIssuer::open(&dir, algorithm)).await {
+        Ok(issuer) => Ok(issuer?),
+        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+    }
+}
+
+async fn listen(
+    what: &'static str,
+    addr: SocketAddr,
+    variable: &'static str,
+) -> Result<(TcpListener, SocketAddr), BindError> {
+    let failed = |source| BindError::Listen { what, addr, variable, source };
+    let listener = TcpListener::bind(addr).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
+}

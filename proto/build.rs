@@ -1,0 +1,20 @@
+//! Compiles the .proto files with protox, so that no protoc has to be installed.
+
+use std::{env, error::Error, fs, path::PathBuf};
+
+use prost::Message as _;
+
+const PROTOS: [&str; 3] =
+    ["titancompute/v1/coordinator.proto", "titancompute/v1/agent.proto", "titan/wire/v1/wire.proto"];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    for proto in PROTOS {
+        println!("cargo:rerun-if-changed={proto}");
+    }
+    let descriptors = protox::compile(PROTOS, ["."])?;
+    // Kept for gRPC reflection.
+    let out = PathBuf::from(env::var("OUT_DIR")?).join("descriptors.bin");
+    fs::write(out, descriptors.encode_to_vec())?;
+    tonic_prost_build::configure().bytes(".titan.wire.v1.Entry").compile_fds(descriptors)?;
+    Ok(())
+}

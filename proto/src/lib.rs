@@ -1,0 +1,47 @@
+//! What crosses a wire between TitanCompute's parts, and nothing else.
+//!
+//! - [`v1`]: the gRPC services `CoordinatorService` and `AgentService`, generated from `titancompute/v1/*.proto`.
+//! - [`rest`]: the JSON bodies of the coordinator's REST interface.
+//! - [`wire`]: the protobuf payloads of the QUIC wire's frames. The wire itself is specified in `PROTOCOL.md`, beside this
+//!   crate's sources, and implemented by `titan-transport`.
+//! - The constants below: names, ports and limits that more than one part must agree on.
+//!
+//! Nothing here does I/O.
+
+#![allow(missing_docs, reason = "the generated code's documentation stands in the .proto files")]
+
+pub mod rest;
+
+/// The gRPC services and messages of package `titancompute.v1`.
+pub mod v1 {
+    tonic::include_proto!("titancompute.v1");
+}
+
+/// Frame payloads of the QUIC wire: `PROTOCOL.md` §4.
+pub mod wire {
+    tonic::include_proto!("titan.wire.v1");
+}
+
+/// Every message and service of this crate as an encoded `FileDescriptorSet`, for gRPC reflection.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// ALPN protocol name of the QUIC wire: `PROTOCOL.md` §2.
+pub const ALPN: &str = "titan/1";
+/// The coordinator's name in health answers and the issuer of its tokens.
+pub const COORDINATOR_NAME: &str = "titancompute-coordinator";
+
+/// Default port of the coordinator's REST interface (TCP); `COORDINATOR_HTTP_PORT`.
+pub const COORDINATOR_HTTP_PORT: u16 = 8080;
+/// Default port of the coordinator's gRPC service (TCP); `COORDINATOR_PORT`.
+pub const COORDINATOR_GRPC_PORT: u16 = 50051;
+/// Default port of an agent, gRPC in TCP and QUIC in UDP; `AGENT_PORT`, `AGENT_QUIC_PORT`.
+pub const AGENT_PORT: u16 = 50052;
+
+/// `max_tokens` where a request does not say.
+pub const DEFAULT_MAX_TOKENS: i32 = 100;
+/// Temperature where a REST request does not say.
+pub const DEFAULT_TEMPERATURE: f32 = 0.7;
+/// Largest REST body in bytes: a 60,000-token prompt is about 300 KiB.
+pub const MAX_REST_BODY_BYTES: usize = 1 << 20;
+/// Largest prompt in bytes, on every wire: what fits a REST body with room for the rest of the JSON.
+pub const MAX_PROMPT_BYTES: usize = MAX_REST_BODY_BYTES - 64 * 1024;

@@ -1,0 +1,166 @@
+//! One call on the server: a request from the stream, through the router, the response to the stream.
+
+use axum::body::Body;
+use futures_util::FutureExt as _;
+use http::{HeaderValue, Method, Request, Response, Uri, header::CONTENT_TYPE, request};
+use http_body_util::BodyExt as _;
+use quinn::{RecvStream, SendStream, WriteError};
+use titan_proto::wire::Headers;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use crate::{
+    body::{IncomingBody, IncomingError},
+    deadline,
+    limits::{DRAIN_TIMEOUT, HEADERS_TIMEOUT},
+    peer::PeerInfo,
+    stream::OutgoingStream,
+    wire::{
+        ErrorCode,
+        frame::{self, Half},
+        metadata::{self, MetadataError},
+        reframe::Reframer,
+    },
+};
+
+/// Serves one call. The handler is dropped at once when the caller goes away or `killed` is cancelled.
+pub(crate) async fn serve(
+    mut router: axum::Router,
+    peer: PeerInfo,
+    send: SendStream,
+    recv: RecvStream,
+    killed: CancellationToken,
+) {
+    let mut stopped = std::pin::pin!(send.stopped());
+    let mut out = OutgoingStream::new(send, ErrorCode::Internal);
+    let call = async {
+        let mut body = IncomingBody::new(recv, Half::Request);
+        let headers = match timeout(HEADERS_TIMEOUT, body.request_headers()).await {
+            Ok(Ok(headers)) => headers,
+            Ok(Err(error)) => return refuse(&mut out, body, error).await,
+            Err(_) => {
+                body.stop(ErrorCode::Timeout);
+                out.abort(ErrorCode::Timeout);
+                return Ok(());
+            }
+        };
+        let request = match request_parts(headers) {
+            Ok(parts) => Request::from_parts(parts, Body::new(body)),
+            Err(error) => return respond(&mut out, error.into_http()).await,
+        };
+        let response = deadline::call(&mut router, with_peer(request, peer)).await;
+        respond(&mut out, response).await
+    };
+    let result = tokio::select! {
+        result = call => result,
+        // STOP_SENDING, or the connection is gone: dropping `call` drops the handler. Ok(None) would mean that everything
+        // was acknowledged, and then `call` has ended too.
+        _ = &mut stopped => {
+            out.abort(ErrorCode::Cancelled);
+            return;
+        }
+        () = killed.cancelled() => {
+            out.abort(ErrorCode::Cancelled);
+            return;
+        }
+    };
+    match result {
+        // Whoever closes the connection waits for this task, and a close would throw away what is not acknowledged.
+        Ok(()) => drop(timeout(DRAIN_TIMEOUT, stopped).await),
+        Err(error) => tracing::debug!(%error, "response not delivered"),
+    }
+}
+
+fn with_peer(mut request: Request<Body>, peer: PeerInfo) -> Request<Body> {
+    request.extensions_mut().insert(peer);
+    request
+}
+
+/// The request as HTTP/2 would have brought it.
+fn request_parts(headers: Headers) -> Result<request::Parts, Status> {
+    let mut request = Request::new(());
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = Uri::try_from(&headers.path)
+        .ok()
+        .filter(|uri| headers.path.starts_with('/') && uri.query().is_none())
+        .ok_or_else(|| Status::invalid_argument(format!("{:?} is not /package.Service/Method", headers.path)))?;
+    *request.version_mut() = http::Version::HTTP_2;
+    metadata::insert(request.headers_mut(), headers.metadata).map_err(|error| match error {
+        MetadataError::TooMany(_) => Status::resource_exhausted(error.to_string()),
+        _ => Status::invalid_argument(error.to_string()),
+    })?;
+    request.headers_mut().entry(CONTENT_TYPE).or_insert(HeaderValue::from_static("application/grpc"));
+    request.headers_mut().insert("te", HeaderValue::from_static("trailers"));
+    Ok(request.into_parts().0)
+}
+
+/// Answers a request that could not be read.
+async fn refuse(out: &mut OutgoingStream, mut body: IncomingBody, error: IncomingError) -> Result<(), WriteError> {
+    body.stop(error.code());
+    match error {
+        // The caller has gone, or reset the stream: nobody is left to tell.
+        IncomingError::Read(_) => {
+            out.abort(ErrorCode::Cancelled);
+            Ok(())
+        }
+        error => respond(out, error.into_status().into_http()).await,
+    }
+}
+
+/// Writes a response: PROTOCOL.md §3.1.
+async fn respond(out: &mut OutgoingStream, response: Response<Body>) -> Result<(), WriteError> {
+    let (mut parts, mut body) = response.into_parts();
+    if parts.headers.contains_key("grpc-status") {
+        return out.finish_with(frame::trailers_frame(&metadata::trailers(&parts.headers))).await;
+    }
+    if !parts.status.is_success() {
+        // Not a gRPC handler's answer: a fallback or a layer of the router.
+        let status = Status::unknown(format!("the handler answered HTTP {}", parts.status));
+        return out.finish_with(frame::trailers_frame(&metadata::trailers(&deadline::trailers(&status)))).await;
+    }
+    parts.headers.remove("grpc-accept-encoding");
+    let metadata = metadata::entries(&parts.headers);
+    let mut chunks = Vec::new();
+    let mut first = body.frame().now_or_never();
+    // PROTOCOL.md §3.2: the caller learns that the call was accepted, now or by the first message.
+    if !metadata.is_empty() || first.is_none() {
+        chunks.push(frame::headers_frame(&Headers { path: String::new(), metadata }));
+    }
+    if first.is_none() {
+        out.write(&mut chunks).await?;
+    }
+    let mut reframer = Reframer::default();
+    loop {
+        let frame = match first.take() {
+            Some(frame) => frame,
+            None => body.frame().await,
+        };
+        match frame {
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => {
+                    reframer.push(data, &mut chunks);
+                    out.write(&mut chunks).await?;
+                }
+                Err(frame) => {
+                    if let Ok(trailers) = frame.into_trailers() {
+                        chunks.push(frame::trailers_frame(&metadata::trailers(&trailers)));
+                        out.write(&mut chunks).await?;
+                        out.finish();
+                        return Ok(());
+                    }
+                }
+            },
+            Some(Err(error)) => {
+                tracing::warn!(%error, "the handler's response broke off");
+                out.abort(ErrorCode::Internal);
+                return Ok(());
+            }
+            None => {
+                // tonic always ends with trailers; anything else is no gRPC service.
+                out.abort(ErrorCode::Internal);
+                return Ok(());
+            }
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! Connecting: name to addresses to a QUIC connection.
+
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use quinn::{Connecting, Connection, ConnectionError};
+use tokio::time::timeout;
+
+use super::QuicChannel;
+use crate::{
+    limits::HANDSHAKE_TIMEOUT,
+    socket::{self, Unreachable},
+    tls::{TlsError, TlsMaterial},
+};
+
+/// Between the attempts at a name's addresses (RFC 8305 §5 recommends 250 ms; a QUIC attempt costs the server less).
+const NEXT_ADDRESS_DELAY: Duration = Duration::from_millis(100);
+/// Addresses of one name that are tried.
+const MAX_ADDRESSES: usize = 6;
+
+/// A UDP socket, an identity and the session tickets: what all channels of a program share.
+#[derive(Clone, Debug)]
+pub struct QuicConnector(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    endpoint: quinn::Endpoint,
+    config: quinn::ClientConfig,
+    unreachable: Unreachable,
+}
+
+/// Why there is no connection.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Not `host:port`, or a name that does not resolve.
+    #[error("cannot resolve {address:?}: {reason}")]
+    Resolve {
+        /// What was to be resolved.
+        address: String,
+        /// The reason.
+        reason: String,
+    },
+    /// The server name is not one, or the socket cannot reach such addresses.
+    #[error("cannot connect to {addr}: {reason}")]
+    Local {
+        /// The address tried.
+        addr: SocketAddr,
+        /// The reason.
+        reason: String,
+    },
+    /// The handshake failed.
+    #[error("the handshake with {addr} failed: {error}")]
+    Handshake {
+        /// The address tried.
+        addr: SocketAddr,
+        /// The reason.
+        error: ConnectionError,
+    },
+    /// The machine is there, and nobody listens on the port.
+    #[error("nobody listens on UDP port {} of {}", addr.port(), addr.ip())]
+    PortClosed {
+        /// The address tried.
+        addr: SocketAddr,
+    },
+    /// Nothing came back: UDP is blocked on the way, or nobody listens.
+    #[error("no answer from {addr} within {} s over UDP", HANDSHAKE_TIMEOUT.as_secs())]
+    NoAnswer {
+        /// The address tried last.
+        addr: SocketAddr,
+    },
+}
+
+/// A connection to use now, and how to learn whether its handshake completes.
+pub(super) struct Connected {
+    pub(super) connection: Connection,
+    pub(super) addr: SocketAddr,
+    /// None when the handshake is complete. Otherwise calls that may be repeated can go out now; resolves to whether the
+    /// server accepted them.
+    pub(super) early: Option<quinn::ZeroRttAccepted>,
+}
+
+impl QuicConnector {
+    /// Binds a UDP socket, for IPv6 and IPv4 where the machine has both.
+    ///
+    /// # Errors
+    /// When no socket can be bound, or the key material does not fit together.
+    pub fn new(material: &TlsMaterial) -> Result<Self, TlsError> {
+        let config = material.quic_client_config()?;
+        let (endpoint, unreachable) = socket::endpoint((Ipv6Addr::UNSPECIFIED, 0).into(), None)
+            .or_else(|_| socket::endpoint((Ipv4Addr::UNSPECIFIED, 0).into(), None))
+            .map_err(|error: io::Error| TlsError::Config(format!("cannot bind a UDP socket: {error}")))?;
+        Ok(Self(Arc::new(Inner { endpoint, config, unreachable })))
+    }
+
+    /// A channel to the server at `address` (`host:port`) whose certificate holds `server_name`. Connects when needed.
+    pub fn channel(&self, address: impl Into<String>, server_name: impl Into<String>) -> QuicChannel {
+        QuicChannel::new(self.clone(), address.into(), server_name.into())
+    }
+
+    /// Says goodbye on every connection and waits until that is sent, for at most 200 ms.
+    pub async fn close(&self) {
+        self.0.endpoint.close(crate::ErrorCode::NoError.code(), b"closed by the client");
+        let _ = timeout(Duration::from_millis(200), self.0.endpoint.wait_idle()).await;
+    }
+
+    /// What the machines at the other end say of their ports.
+    pub(super) fn unreachable(&self) -> &Unreachable {
+        &self.0.unreachable
+    }
+
+    /// Connects. Where a session can be resumed, returns before anything was sent.
+    ///
+    /// `last` is the address that answered before: it is tried alone, as the one that the ticket was issued at.
+    pub(super) async fn connect(
+        &self,
+        address: &str,
+        server_name: &str,
+        last: Option<SocketAddr>,
+    ) -> Result<Connected, ConnectError> {
+        let addrs = resolve(address).await?;
+        let addrs = match last.filter(|last| addrs.contains(last)) {
+            Some(last) => vec![last],
+            None => addrs,
+        };
+        if let [addr] = addrs[..] {
+            return match self.begin(addr, server_name)?.into_0rtt() {
+                Ok((connection, accepted)) => Ok(Connected { connection, addr, early: Some(accepted) }),
+                Err(connecting) => self.handshake(addr, connecting).await,
+            };
+        }
+        // Several addresses: each gets a start, the first to complete its handshake wins (RFC 8305).
+        let mut attempts = FuturesUnordered::new();
+        for (n, addr) in addrs.into_iter().enumerate() {
+            attempts.push(async move {
+                tokio::time::sleep(NEXT_ADDRESS_DELAY * n as u32).await;
+                self.handshake(addr, self.begin(addr, server_name)?).await
+            });
+        }
+        let mut failed = None;
+        while let Some(result) = attempts.next().await {
+            match result {
+                Ok(connected) => return Ok(connected),
+                Err(error) => failed = Some(error),
+            }
+        }
+        Err(failed.unwrap_or_else(|| unresolved(address, "the name has no address")))
+    }
+
+    fn begin(&self, addr: SocketAddr, server_name: &str) -> Result<Connecting, ConnectError> {
+        self.0
+            .endpoint
+            .connect_with(self.0.config.clone(), addr, server_name)
+            .map_err(|error| ConnectError::Local { addr, reason: error.to_string() })
+    }
+
+    async fn handshake(&self, addr: SocketAddr, connecting: Connecting) -> Result<Connected, ConnectError> {
+        let result = tokio::select! {
+            result = timeout(HANDSHAKE_TIMEOUT, connecting) => result,
+            () = self.unreachable().hint(addr) => return Err(ConnectError::PortClosed { addr }),
+        };
+        match result {
+            Ok(Ok(connection)) => Ok(Connected { connection, addr, early: None }),
+            Ok(Err(ConnectionError::TimedOut)) | Err(_) => Err(ConnectError::NoAnswer { addr }),
+            Ok(Err(error)) => Err(ConnectError::Handshake { addr, error }),
+        }
+    }
+}
+
+async fn resolve(address: &str) -> Result<Vec<SocketAddr>, ConnectError> {
+    let found = tokio::net::lookup_host(address).await.map_err(|error| unresolved(address, &error.to_string()))?;
+    let mut addrs: Vec<_> = found.collect();
+    addrs.dedup();
+    // `localhost` is both ::1 and 127.0.0.1, and servers here bind the latter.
+    addrs.sort_by_key(|addr| addr.ip().is_loopback() && addr.is_ipv6());
+    addrs.truncate(MAX_ADDRESSES);
+    if addrs.is_empty() { Err(unresolved(address, "the name has no address")) } else { Ok(addrs) }
+}
+
+fn unresolved(address: &str, reason: &str) -> ConnectError {
+    ConnectError::Resolve { address: address.into(), reason: reason.into() }
+}

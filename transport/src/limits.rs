@@ -1,0 +1,65 @@
+//! Every limit of the QUIC wire, each with its reason, and the transport settings made of them. PROTOCOL.md §8.
+
+use std::time::Duration;
+
+use quinn::{IdleTimeout, TransportConfig, VarInt};
+
+/// Payload of a HEADERS or TRAILERS frame. Metadata is a few hundred bytes, a JWT under 2 KiB; HTTP/2 servers commonly allow 16 KiB.
+pub const MAX_HEADERS_BYTES: usize = 64 * 1024;
+/// Entries of metadata in one frame, so that many empty ones cannot cost more memory than their bytes.
+pub const MAX_METADATA_ENTRIES: usize = 256;
+/// One gRPC message. Messages pass through without being gathered, and tonic's own limit (4 MiB unless the service says
+/// otherwise) refuses larger ones first; this one keeps a nonsensical length from being believed.
+pub const MAX_MESSAGE_BYTES: u64 = 256 << 20;
+/// Bytes of unknown frames in one stream; a peer that extends the protocol has no reason to send more.
+pub const MAX_UNKNOWN_BYTES: u64 = 1 << 20;
+
+/// Calls at once on one connection. More wait in the client for one to end.
+pub const MAX_CALLS_PER_CONNECTION: u32 = 1024;
+/// Connections that have not finished their handshake. Above it, new ones must first prove their address (Retry).
+pub const MAX_HANDSHAKES_BEFORE_RETRY: usize = 256;
+/// From the first packet to a complete handshake. A handshake needs 2 round trips; 10 s is 300 ms away with half of all packets lost.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// From an opened stream to its complete HEADERS frame.
+pub const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection without a packet for so long is dead. Long enough for a lift ride, short enough to free a slot.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// The client's keep-alive: under the 30 s after which home routers forget a UDP mapping.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// How long running calls may take to finish when a server shuts down.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What a reader that stopped reading can make the sender buffer, per stream: minutes of tokens, and bulk messages still move
+/// at 20 Mbit/s over 100 ms.
+pub const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+/// The same for a whole connection.
+pub const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+/// Sessions a server keeps for resumption, about 1.5 kB each.
+pub const TLS_SESSIONS: usize = 16 * 1024;
+/// Servers for which a client keeps sessions in memory.
+pub const TLS_CLIENT_SESSIONS: usize = 256;
+
+/// What a server offers: PROTOCOL.md §2.3.
+pub(crate) fn server_transport() -> TransportConfig {
+    let mut config = common();
+    config.max_concurrent_bidi_streams(VarInt::from_u32(MAX_CALLS_PER_CONNECTION));
+    config
+}
+
+/// What a client offers: no stream may be opened towards it.
+pub(crate) fn client_transport() -> TransportConfig {
+    let mut config = common();
+    config.max_concurrent_bidi_streams(VarInt::from_u32(0));
+    config.keep_alive_interval(Some(KEEP_ALIVE));
+    config
+}
+
+fn common() -> TransportConfig {
+    let mut config = TransportConfig::default();
+    config.max_concurrent_uni_streams(VarInt::from_u32(0));
+    config.stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES));
+    config.receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES));
+    config.send_window(u64::from(CONNECTION_WINDOW_BYTES));
+    config.max_idle_timeout(IdleTimeout::try_from(IDLE_TIMEOUT).ok());
+    config
+}

@@ -1,0 +1,115 @@
+//! UDP sockets for quinn, and the news that a peer's port is closed.
+//!
+//! A process that is killed sends no farewell. Its machine does: each further packet is answered with an ICMP port
+//! unreachable, which quinn does not look at. Here it is taken as a hint: the connections to that address that then hear
+//! nothing for a moment are given up, instead of holding their slots until the idle timeout. As a hint only, because an ICMP
+//! message can be forged (RFC 9000 §14.2.1), and the peer may just have moved.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{Ipv6Addr, SocketAddr, UdpSocket},
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use quinn::{Connection, EndpointConfig, ServerConfig, TokioRuntime};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+/// Room for the packets of a thousand streams between two turns of the runtime. The kernel may give less.
+const SOCKET_BUFFER_BYTES: usize = 4 << 20;
+/// After a hint: how long a peer has to show that it is there, besides two round trips. It acknowledges a token within its
+/// `max_ack_delay`, 25 ms.
+const SIGN_OF_LIFE: Duration = Duration::from_millis(35);
+
+/// Binds `addr` for QUIC. An IPv6 wildcard takes IPv4 too.
+pub(crate) fn endpoint(addr: SocketAddr, server: Option<ServerConfig>) -> io::Result<(quinn::Endpoint, Unreachable)> {
+    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(addr.ip() != Ipv6Addr::UNSPECIFIED)?;
+    }
+    // Smaller buffers only cost some packets under load.
+    let _ = (socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES), socket.set_send_buffer_size(SOCKET_BUFFER_BYTES));
+    socket.bind(&addr.into())?;
+    let socket: UdpSocket = socket.into();
+    let unreachable = Unreachable::default();
+    #[cfg(target_os = "linux")]
+    crate::icmp::listen(&socket, Arc::downgrade(&unreachable.0), unreachable.0.stop.clone())?;
+    let endpoint = quinn::Endpoint::new(EndpointConfig::default(), server, socket, Arc::new(TokioRuntime))?;
+    Ok((endpoint, unreachable))
+}
+
+/// Tells connections that their peer's port is closed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Unreachable(Arc<Watchers>);
+
+/// Whom to tell, by the address that packets are sent to.
+#[derive(Debug, Default)]
+pub(crate) struct Watchers {
+    by_addr: Mutex<HashMap<SocketAddr, Weak<Notify>>>,
+    /// Cancelled with the last handle: the listener holds the socket, and so the port.
+    stop: CancellationToken,
+}
+
+impl Unreachable {
+    /// Resolves when the machine of `addr` says that the port is closed. Enough to give up an attempt to connect.
+    pub(crate) async fn hint(&self, addr: SocketAddr) {
+        let hint = self.0.subscribe(canonical(addr));
+        hint.notified().await;
+    }
+
+    /// Resolves when the port that `connection` sends to is closed and the peer shows no sign of life.
+    pub(crate) async fn watch(&self, connection: &Connection) {
+        loop {
+            let addr = canonical(connection.remote_address());
+            self.hint(addr).await;
+            if canonical(connection.remote_address()) != addr {
+                continue;
+            }
+            let heard = connection.stats().udp_rx.datagrams;
+            tokio::time::sleep(connection.rtt() * 2 + SIGN_OF_LIFE).await;
+            let moved = canonical(connection.remote_address()) != addr;
+            if connection.stats().udp_rx.datagrams == heard && !moved {
+                return;
+            }
+        }
+    }
+}
+
+impl Watchers {
+    fn subscribe(&self, addr: SocketAddr) -> Arc<Notify> {
+        let mut watchers = self.by_addr.lock();
+        if let Some(notify) = watchers.get(&addr).and_then(Weak::upgrade) {
+            return notify;
+        }
+        // Addresses without a connection go out when the map would have to grow, so it stays in proportion.
+        if watchers.len() == watchers.capacity() {
+            watchers.retain(|_, notify| notify.strong_count() > 0);
+        }
+        let notify = Arc::new(Notify::new());
+        watchers.insert(addr, Arc::downgrade(&notify));
+        notify
+    }
+
+    /// The port at `addr` is closed, says its machine.
+    #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "only Linux tells"))]
+    pub(crate) fn closed(&self, addr: SocketAddr) {
+        if let Some(notify) = self.by_addr.lock().get(&canonical(addr)).and_then(Weak::upgrade) {
+            notify.notify_waiters();
+        }
+    }
+}
+
+impl Drop for Watchers {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// A dual-stack socket shows IPv4 peers as ::ffff:a.b.c.d.
+fn canonical(addr: SocketAddr) -> SocketAddr {
+    SocketAddr::new(addr.ip().to_canonical(), addr.port())
+}

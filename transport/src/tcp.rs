@@ -1,0 +1,170 @@
+//! The TCP side: one port for HTTP/1.1 and HTTP/2, with TLS or, from this machine, in plain text.
+//!
+//! A TLS connection begins with byte 22 (RFC 8446 §5.1), no HTTP request does: the first byte tells them apart. So clients that know
+//! nothing of certificates work on the same machine, and nothing leaks on a network.
+
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::body::Body;
+use http::{Request, Response};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{conn::auto, graceful::GracefulShutdown},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    deadline,
+    limits::{DRAIN_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_CALLS_PER_CONNECTION, MAX_HEADERS_BYTES},
+    peer::{PeerInfo, Wire},
+};
+
+/// How a TCP port treats its connections.
+#[derive(Clone, Debug)]
+pub struct TcpConfig {
+    /// Without it, TLS connections are refused.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// Where plain text is accepted from.
+    pub plaintext: Plaintext,
+}
+
+/// Where plain text is accepted from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plaintext {
+    /// From this machine only.
+    LoopbackOnly,
+    /// From anywhere: an operator asked for it by name.
+    Anywhere,
+}
+
+/// First byte of a TLS record that carries a handshake message.
+const TLS_HANDSHAKE: u8 = 22;
+/// HTTP/2 pings of an otherwise silent connection, so that a peer that vanished is noticed.
+const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(10);
+/// A ping not answered for so long ends the connection; with the interval above, about what the QUIC idle timeout is.
+const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// After an accept that failed for want of file descriptors or memory: let some connections end first.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// What a browser or curl sees that speaks plain text from another machine.
+const PLAINTEXT_REFUSED: &[u8] = b"HTTP/1.1 403 Forbidden\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n\
+{\"error\":\"plaintext_refused\",\"code\":403,\"message\":\"plain text is accepted from the same machine only: use https\"}\n";
+
+/// Serves `router` on `listener` until `shutdown`, then lets running requests finish, for at most
+/// [`DRAIN_TIMEOUT`]. Handlers find a [`PeerInfo`] in each request's extensions.
+pub async fn serve_tcp(
+    listener: TcpListener,
+    router: axum::Router,
+    config: TcpConfig,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
+    let server = Arc::new(Server {
+        router: router.with_state(()),
+        plaintext: config.plaintext,
+        tls: config.tls.map(TlsAcceptor::from),
+        http: http_builder(),
+    });
+    let graceful = GracefulShutdown::new();
+    loop {
+        let (stream, addr) = tokio::select! {
+            () = shutdown.cancelled() => break,
+            accepted = listener.accept() => match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            },
+        };
+        let (server, watcher) = (server.clone(), graceful.watcher());
+        tokio::spawn(async move {
+            if let Err(error) = server.connection(stream, addr, watcher).await {
+                tracing::debug!(%addr, error = %*error, "connection ended");
+            }
+        });
+    }
+    drop(listener);
+    if timeout(DRAIN_TIMEOUT, graceful.shutdown()).await.is_err() {
+        tracing::warn!("some requests did not finish within {} s", DRAIN_TIMEOUT.as_secs());
+    }
+    Ok(())
+}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+struct Server {
+    router: axum::Router,
+    plaintext: Plaintext,
+    tls: Option<TlsAcceptor>,
+    http: auto::Builder<TokioExecutor>,
+}
+
+impl Server {
+    async fn connection(
+        &self,
+        mut stream: TcpStream,
+        addr: SocketAddr,
+        watcher: hyper_util::server::graceful::Watcher,
+    ) -> Result<(), BoxError> {
+        stream.set_nodelay(true)?;
+        let mut first = [0];
+        if timeout(HANDSHAKE_TIMEOUT, stream.peek(&mut first)).await?? == 0 {
+            return Ok(());
+        }
+        let mut peer = PeerInfo { wire: Wire::Http, addr, tls: false, certificate: None, early_data: None };
+        if first[0] == TLS_HANDSHAKE {
+            let acceptor = self.tls.as_ref().ok_or("TLS is not set up on this port")?;
+            let stream = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await??;
+            peer.tls = true;
+            peer.certificate =
+                stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).map(|c| c.clone().into_owned());
+            return self.http(stream, peer, watcher).await;
+        }
+        if self.plaintext == Plaintext::LoopbackOnly && !addr.ip().to_canonical().is_loopback() {
+            tracing::warn!(%addr, "plain text refused: it is accepted from this machine only");
+            // An HTTP/2 client would not understand it, and need not.
+            stream.write_all(PLAINTEXT_REFUSED).await?;
+            stream.shutdown().await?;
+            return Ok(());
+        }
+        self.http(stream, peer, watcher).await
+    }
+
+    async fn http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+        &self,
+        stream: S,
+        peer: PeerInfo,
+        watcher: hyper_util::server::graceful::Watcher,
+    ) -> Result<(), BoxError> {
+        let router = self.router.clone();
+        let service = service_fn(move |request: Request<Incoming>| {
+            let mut request = request.map(Body::new);
+            request.extensions_mut().insert(peer.clone());
+            let mut router = router.clone();
+            async move { Ok::<Response<Body>, Infallible>(deadline::call(&mut router, request).await) }
+        });
+        watcher.watch(self.http.serve_connection(TokioIo::new(stream), service).into_owned()).await
+    }
+}
+
+fn http_builder() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HANDSHAKE_TIMEOUT)
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_CALLS_PER_CONNECTION)
+        .max_header_list_size(MAX_HEADERS_BYTES as u32)
+        .keep_alive_interval(HTTP2_PING_INTERVAL)
+        .keep_alive_timeout(HTTP2_PING_TIMEOUT);
+    builder
+}
