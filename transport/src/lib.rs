@@ -31,6 +31,8 @@ mod body;
 mod call;
 mod client;
 mod deadline;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 #[cfg(target_os = "linux")]
 mod icmp;
 pub mod limits;
