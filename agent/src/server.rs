@@ -120,8 +120,7 @@ impl Agent {
         let tcp = async { at_most_after(&close, tcp).await.unwrap_or(Ok(())) };
         let quic = async {
             if let Some(quic) = quic {
-                let serve = serve_quic(quic.listener, routes, quic.config, close.clone());
-                at_most_after(&close, serve).await;
+                serve_quic(quic.listener, routes, quic.config, close.clone()).await;
             }
             Ok(())
         };
@@ -219,7 +218,8 @@ async fn bind_sockets(config: &Config) -> Result<(TcpListener, Option<Quic>), Bi
         match QuicListener::bind(address, tls.quic_server_config()?) {
             Ok(quic) => {
                 let addr = quic.local_addr()?;
-                return Ok((listener, Some(Quic { listener: quic, addr, config: QuicServerConfig::new(tls)? })));
+                let config = QuicServerConfig { drain_timeout: CLOSE_TIME, ..QuicServerConfig::new(tls)? };
+                return Ok((listener, Some(Quic { listener: quic, addr, config })));
             }
             // The system chose a TCP port whose number is taken in UDP: let it choose again.
             Err(error)

@@ -1,2 +1,65 @@
-//! placeholder
-fn main() {}
+//! `titan-bench`: what the wires of TitanCompute cost, measured on your machine.
+//!
+//! - `engine`: a real model by mistral.rs alone, and through an agent over each wire.
+//! - `load`: a thousand paced token streams from one agent, over each wire.
+//!
+//! Reading order: `args`, then `engine` or `load`. Beside them `stats` (pure), `usage` (what a process used), `environment` (the
+//! machine), `report` (JSON and Markdown), `lab` (a private CA and tokens), `wire` (one client for both wires), `progress`.
+//! Whatever measures puts its results into a [`report::Report`].
+
+mod args;
+mod engine;
+mod environment;
+mod lab;
+mod load;
+mod progress;
+mod report;
+mod stats;
+mod usage;
+mod wire;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use tokio_util::sync::CancellationToken;
+
+use crate::args::{Args, Command};
+
+/// What a shell expects of a program that Ctrl-C ended: 128 + SIGINT.
+const INTERRUPTED: u8 = 130;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let args = Args::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "error,titan_bench=info".into()),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    let interrupt = CancellationToken::new();
+    let result = match args.command {
+        Command::Engine(args) => engine::run(args, on_ctrl_c(&interrupt)).await,
+        Command::Load(args) => load::run(args, on_ctrl_c(&interrupt)).await,
+        Command::SyntheticAgent(args) => load::serve(args).await,
+    };
+    match result {
+        Ok(()) if interrupt.is_cancelled() => ExitCode::from(INTERRUPTED),
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("titan-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Ctrl-C ends what runs, not the program: what was measured so far is still reported.
+fn on_ctrl_c(interrupt: &CancellationToken) -> CancellationToken {
+    let interrupted = interrupt.clone();
+    tokio::spawn(async move {
+        if tokio::signal::ctrl_c().await.is_ok() {
+            interrupted.cancel();
+        }
+    });
+    interrupt.clone()
+}

@@ -1,1 +1,48 @@
-//! placeholder
+//! The client: ask the coordinator once which agent serves a model, then stream its text straight from that agent.
+//!
+//! ```no_run
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! use futures_util::StreamExt as _;
+//! use titan_client::{Prompt, TitanClient};
+//!
+//! let client = TitanClient::builder("http://localhost:8080").build()?;
+//! let mut text = client.generate(Prompt::new("smollm2:135m", "Why is the sky blue?")).await?;
+//! while let Some(piece) = text.next().await {
+//!     print!("{}", piece?);
+//! }
+//! # Ok(()) }
+//! ```
+//!
+//! - The coordinator's answer, agent and token, is kept until shortly before the token expires: further requests for the same
+//!   model go straight to the agent.
+//! - With [TLS material](Builder::tls) the text comes over QUIC; where UDP gets no answer it comes over gRPC.
+//!   [`Generation::wire`] says which it was. Connections race, prompts do not: a prompt runs once.
+//! - What never reached a model is tried again, a few times. Everything else is an error that says whether a model may have seen the
+//!   prompt ([`ClientError::processed`]) and whether another try would help ([`ClientError::retryable`]).
+//!
+//! The prompt goes to the agent alone; the coordinator gets its digest.
+//!
+//! # Where things are
+//!
+//! `client`: what a request does, from top to bottom. `coordinator`: the REST call. `route`: answers kept, without a clock.
+//! `agent`: one agent's connections, and the pool of them. `dial`: the race between the wires. `retry`: what is tried again, without a
+//! clock. `generation`: the stream of text. `error`: what can go wrong, and what a status means.
+
+mod agent;
+mod builder;
+mod client;
+mod coordinator;
+mod dial;
+mod error;
+mod generation;
+mod prompt;
+mod retry;
+mod route;
+
+pub use builder::{BuildError, Builder, WirePreference};
+pub use client::{ClientStats, TitanClient};
+pub use coordinator::CoordinatorError;
+pub use error::{ClientError, Processed};
+pub use generation::{Generation, Usage};
+pub use prompt::Prompt;
+pub use titan_transport::{ChannelStats, Wire, tls::TlsMaterial};

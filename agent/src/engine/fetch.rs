@@ -214,7 +214,7 @@ impl Fetch<'_> {
         // The first error names the cause; those after it follow from it.
         let lines = || said.lines().map(str::trim).filter(|line| !line.is_empty());
         let reason =
-            lines().find(|line| line.starts_with("ERROR")).or_else(|| lines().last()).unwrap_or("it said nothing");
+            lines().find(|line| line.starts_with("ERROR")).or_else(|| lines().next_back()).unwrap_or("it said nothing");
         FetchError::Download { requirement: self.wanted.requirement, reason: reason.to_owned() }
     }
 

@@ -1,0 +1,221 @@
+//! The command line: every flag, its environment variable, and its default.
+//!
+//! Values that can be checked alone are checked here (`values`), so that the error names the flag and the value. What fits
+//! together is checked by each part's own `Config::validate`, before anything is bound.
+
+pub(crate) mod serve;
+pub(crate) mod values;
+
+use std::{net::IpAddr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use titan_certs::{LEAF_DAYS, Role};
+use titan_proto::{DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE};
+
+pub(crate) use self::serve::{AgentArgs, CoordArgs, UpArgs};
+
+/// Streams LLM tokens straight from the machine that runs the model to the client, over QUIC.
+///
+/// A coordinator answers one question: which agent should serve this request? The client then streams from that agent
+/// directly, over QUIC with mutual TLS, or over standard gRPC where UDP is blocked.
+#[derive(Debug, Parser)]
+#[command(name = "titan", version, after_help = EXAMPLES, max_term_width = 110, propagate_version = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    /// Say more on stderr; twice for debugging. RUST_LOG, where it is set, decides alone.
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    pub(crate) verbose: u8,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  titan run \"Why is the sky blue?\"        a small model on this machine, nothing to prepare
+  titan run --model ./qwen.gguf \"Hello\"   the same with a model of your own
+  titan up                                a local cluster; then, in another terminal, titan run, curl, Python
+  titan certs init                        a private CA, for a cluster of several machines
+
+Directories (each can be moved by its environment variable):
+  TITAN_DATA_DIR    certificates and signing keys; by default `titan` in the user's data directory (~/.local/share)
+  TITAN_CACHE_DIR   models fetched by titan; by default `titan` in the user's cache directory (~/.cache)";
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Send one prompt and print the text as it arrives.
+    Run(RunArgs),
+    /// Run a local cluster in the foreground: a coordinator and agents on this machine.
+    Up(UpArgs),
+    /// Run a coordinator.
+    Coord(CoordArgs),
+    /// Run an agent: one machine's models, served over gRPC and QUIC.
+    Agent(AgentArgs),
+    /// Make and show certificates.
+    #[command(subcommand)]
+    Certs(CertsCommand),
+}
+
+/// Send one prompt and print the text as it arrives.
+///
+/// The coordinator chooses an agent (REST); the text then streams from that agent directly (QUIC, or gRPC). The text goes
+/// to stdout, everything else to stderr. If no coordinator was named and none answers on this machine, a local cluster
+/// is brought up in this process, with a small model that is fetched once (98 MB).
+#[derive(Debug, Args)]
+#[command(after_help = RUN_EXAMPLES)]
+pub(crate) struct RunArgs {
+    /// The prompt; `-` reads it from stdin.
+    pub(crate) prompt: String,
+    /// The coordinator's REST address [default: http://localhost:8080, or a local cluster if none answers there]
+    #[arg(long, env = "COORDINATOR_URL", value_name = "URL", value_parser = values::coordinator_url)]
+    pub(crate) coordinator: Option<String>,
+    /// The model's name [default: the default model, or the only one there is]. For a local cluster also a .gguf file,
+    /// a directory of safetensors, a name on the Hugging Face hub, or NAME=SOURCE.
+    #[arg(long, short, value_name = "MODEL")]
+    pub(crate) model: Option<String>,
+    /// What to stream over: `auto` prefers QUIC and falls back to gRPC where UDP does not answer.
+    #[arg(long, value_enum, default_value_t = WireArg::Auto)]
+    pub(crate) wire: WireArg,
+    /// Most tokens to generate.
+    #[arg(long, default_value_t = DEFAULT_MAX_TOKENS.unsigned_abs(), value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
+    pub(crate) max_tokens: u32,
+    /// 0 always takes the likeliest token; higher is more varied.
+    #[arg(long, default_value_t = DEFAULT_TEMPERATURE, value_parser = values::temperature, value_name = "T", allow_negative_numbers = true)]
+    pub(crate) temperature: f32,
+    /// The same seed, the same text.
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Choose among the likeliest tokens that have this much of the probability together.
+    #[arg(long, value_name = "P")]
+    pub(crate) top_p: Option<f32>,
+    /// End the text before this one.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Option<String>,
+    /// Any other sampling option, as KEY=VALUE: top_k, min_p, frequency_penalty, presence_penalty. May be repeated.
+    #[arg(long = "option", short = 'o', value_name = "KEY=VALUE", value_parser = values::key_value)]
+    pub(crate) options: Vec<(String, String)>,
+    /// One JSON object per line: {"text": …} as it arrives, then {"done": true, …} with the figures.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Send the same request so often, one after another, with one client: shows the kept route, and with -v the handshakes.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) repeat: u32,
+    /// Close the connection between repetitions: with -v shows that the next one begins with early data (0-RTT).
+    #[arg(long)]
+    pub(crate) reconnect: bool,
+    #[command(flatten)]
+    pub(crate) identity: IdentityArgs,
+}
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  titan run \"Why is the sky blue?\"
+  git diff | titan run --temperature 0 -m ./qwen.gguf -          (the prompt from stdin)
+  titan run --coordinator http://gpu-box:8080 -m llama3 \"Hello\"   (a cluster elsewhere)
+  titan run --json --wire grpc \"Hello\" | jq -r .text
+  titan run -v --repeat 3 --reconnect \"Hello\"                    (route kept, 0-RTT)
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.";
+
+/// Where this program's certificate is.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct IdentityArgs {
+    /// The directory of certificates (`titan certs`) [default: the user's own]
+    #[arg(long, env = "TITAN_CERTS", value_name = "DIR", conflicts_with_all = ["ca", "cert", "key"])]
+    pub(crate) certs: Option<PathBuf>,
+    /// The private CA's certificate, instead of --certs.
+    #[arg(long, value_name = "FILE", requires = "cert", requires = "key")]
+    pub(crate) ca: Option<PathBuf>,
+    /// This program's certificate, instead of --certs.
+    #[arg(long, value_name = "FILE", requires = "ca", requires = "key")]
+    pub(crate) cert: Option<PathBuf>,
+    /// The certificate's private key, instead of --certs.
+    #[arg(long, value_name = "FILE", requires = "ca", requires = "cert")]
+    pub(crate) key: Option<PathBuf>,
+}
+
+/// A wire, or the choice left to the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WireArg {
+    /// QUIC where it answers, gRPC otherwise.
+    Auto,
+    /// QUIC only.
+    Quic,
+    /// gRPC (HTTP/2) only.
+    Grpc,
+}
+
+/// Make and show certificates.
+///
+/// One private CA for a cluster; every coordinator, agent and client gets a certificate of it. The CA's key stays on the
+/// machine that issues; other machines get `ca.pem` and their own pair.
+#[derive(Debug, Subcommand)]
+#[command(after_help = CERTS_EXAMPLES)]
+pub(crate) enum CertsCommand {
+    /// Make the CA, unless there is one.
+    Init(DirArgs),
+    /// Issue a certificate, or renew one: the CA stays.
+    Issue(IssueArgs),
+    /// Show the CA and every certificate beside it.
+    Show(ShowArgs),
+}
+
+const CERTS_EXAMPLES: &str = "\
+Examples:
+  titan certs init
+  titan certs issue --role coordinator --name coordinator --host gpu-box.example
+  titan certs issue --role agent --name agent-1 --host 192.0.2.7
+  titan certs issue --role client --name laptop
+  titan certs show";
+
+/// The directory alone.
+#[derive(Debug, Args)]
+pub(crate) struct DirArgs {
+    /// The directory of certificates [default: the user's own]
+    #[arg(long = "certs", alias = "dir", env = "TITAN_CERTS", value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+}
+
+/// What to issue.
+#[derive(Debug, Args)]
+pub(crate) struct IssueArgs {
+    #[command(flatten)]
+    pub(crate) dir: DirArgs,
+    /// What its holder may act as: coordinator, agent or client.
+    #[arg(long, value_parser = clap::value_parser!(Role))]
+    pub(crate) role: Role,
+    /// Its holder's name; for an agent, the agent's id.
+    #[arg(long)]
+    pub(crate) name: String,
+    /// A host name or address under which its holder is dialled. May be repeated.
+    #[arg(long = "host", value_name = "HOST")]
+    pub(crate) hosts: Vec<String>,
+    /// Its life in days.
+    #[arg(long, default_value_t = LEAF_DAYS)]
+    pub(crate) days: u32,
+}
+
+/// How to show.
+#[derive(Debug, Args)]
+pub(crate) struct ShowArgs {
+    #[command(flatten)]
+    pub(crate) dir: DirArgs,
+    /// As one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Listening and trust, common to `coord` and `agent`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ListenArgs {
+    /// The address to listen on. One that other machines can reach needs certificates.
+    #[arg(long, env = "TITAN_BIND", default_value = "127.0.0.1", value_name = "ADDRESS")]
+    pub(crate) bind: IpAddr,
+    #[command(flatten)]
+    pub(crate) identity: IdentityArgs,
+    /// Accept plain text from other machines too. Everyone on the way can then read prompts, texts and tokens.
+    #[arg(long)]
+    pub(crate) insecure_plaintext: bool,
+}
+
+#[cfg(test)]
+mod tests;

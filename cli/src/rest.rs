@@ -1,0 +1,94 @@
+//! Asking a coordinator, before there is a request: is it there, and what does it serve?
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use titan_proto::{COORDINATOR_NAME, rest};
+use titan_transport::tls::{TlsMaterial, provider};
+
+/// Longest wait for a coordinator that was named: a distant one may be slow.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Longest wait for one that may be running on this machine.
+const LOCAL_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A coordinator's REST interface.
+pub(crate) struct Rest {
+    url: String,
+    http: reqwest::Client,
+}
+
+/// What answers at an address.
+#[derive(Debug)]
+pub(crate) enum Probe {
+    /// A coordinator.
+    Coordinator,
+    /// Something else, or a coordinator in trouble.
+    Other(String),
+    /// Nothing.
+    Nobody(String),
+}
+
+impl Rest {
+    /// Trusts the private CA of `tls` for `https`; goes through no proxy, since a coordinator is a neighbour.
+    pub(crate) fn new(url: &str, tls: Option<&TlsMaterial>) -> anyhow::Result<Self> {
+        let mut roots = rustls::RootCertStore::empty();
+        for root in tls.iter().flat_map(|material| &material.roots) {
+            roots.add(root.clone())?;
+        }
+        let config = rustls::ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let http = reqwest::Client::builder().no_proxy().timeout(PATIENCE).tls_backend_preconfigured(config).build()?;
+        Ok(Self { url: url.to_owned(), http })
+    }
+
+    /// Asks the health endpoint of a coordinator that may be running on this machine.
+    pub(crate) async fn probe_local(&self) -> Probe {
+        self.probe(LOCAL_PATIENCE).await
+    }
+
+    /// Asks the health endpoint of a coordinator that was named.
+    pub(crate) async fn require(&self) -> anyhow::Result<()> {
+        match self.probe(PATIENCE).await {
+            Probe::Coordinator => Ok(()),
+            Probe::Other(what) => bail!("{} is no TitanCompute coordinator: {what}. Check --coordinator (COORDINATOR_URL)", self.url),
+            Probe::Nobody(why) => bail!(
+                "no coordinator answers at {}: {why}. Check --coordinator (COORDINATOR_URL), or leave it out to run a model on this machine",
+                self.url
+            ),
+        }
+    }
+
+    async fn probe(&self, patience: Duration) -> Probe {
+        let answer = match self.http.get(format!("{}/api/v1/health", self.url)).timeout(patience).send().await {
+            Ok(answer) => answer,
+            Err(error) => return Probe::Nobody(innermost(&error)),
+        };
+        let status = answer.status();
+        match answer.json::<rest::Health>().await {
+            Ok(health) if status.is_success() && health.service == COORDINATOR_NAME => Probe::Coordinator,
+            Ok(health) => Probe::Other(format!("its health endpoint says {:?}, {:?}", health.service, health.status)),
+            Err(_) => Probe::Other(format!("its health endpoint answered {status}")),
+        }
+    }
+
+    /// The agents and what they serve.
+    pub(crate) async fn status(&self) -> anyhow::Result<rest::Status> {
+        let url = format!("{}/api/v1/status?include_agents=true", self.url);
+        let answer = self.http.get(&url).send().await.and_then(reqwest::Response::error_for_status);
+        answer.with_context(|| format!("asking {url}"))?.json().await.with_context(|| format!("what {url} answers"))
+    }
+}
+
+/// `error sending request for url` says nothing that a reader can act on; its last cause does.
+fn innermost(error: &reqwest::Error) -> String {
+    if error.is_timeout() {
+        return "it took too long".to_owned();
+    }
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}

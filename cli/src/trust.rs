@@ -1,0 +1,178 @@
+//! Certificates for this process: found, renewed, or made for a cluster that does not leave this machine.
+
+use std::net::IpAddr;
+
+use anyhow::Context as _;
+use titan_certs::{CertDir, LeafRequest, Role};
+use titan_transport::tls::TlsMaterial;
+
+use crate::{args::IdentityArgs, places};
+
+/// Names under which everything on this machine may be dialled.
+const LOCAL_HOSTS: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
+/// The name in the certificate of `titan run`.
+const CLIENT_NAME: &str = "cli";
+
+/// Whether certificates may be made without being asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// Nothing leaves this machine: a CA of its own is made on first start.
+    ThisMachine,
+    /// Other machines are involved: which CA they trust is for a person to decide.
+    OtherMachines,
+}
+
+/// The material of a server; `None` where there is none and none may be made, which its `Config` then judges.
+///
+/// `hosts` are added to those that the certificate has already, if the CA's key is here to renew it.
+pub(crate) fn server(
+    args: &IdentityArgs,
+    role: Role,
+    name: &str,
+    hosts: &[String],
+    reach: Reach,
+) -> anyhow::Result<Option<TlsMaterial>> {
+    if let Some(material) = from_files(args)? {
+        return Ok(Some(material));
+    }
+    let dir = places::certs(args.certs.as_ref());
+    if !dir.ca_pem().exists() {
+        // A directory that was named must hold what it was named for.
+        if reach == Reach::OtherMachines && args.certs.is_none() {
+            return Ok(None);
+        }
+        if reach == Reach::ThisMachine {
+            init(&dir)?;
+        }
+    }
+    leaf(&dir, role, name, hosts).map(Some)
+}
+
+/// The material of a server in a local cluster.
+pub(crate) fn local(dir: &CertDir, role: Role, name: &str) -> anyhow::Result<TlsMaterial> {
+    init(dir)?;
+    leaf(dir, role, name, &[])
+}
+
+/// A client's material, or `None` where there are no certificates: then it can speak plain gRPC only.
+pub(crate) fn client(args: &IdentityArgs) -> anyhow::Result<Option<TlsMaterial>> {
+    if let Some(material) = from_files(args)? {
+        return Ok(Some(material));
+    }
+    let dir = places::certs(args.certs.as_ref());
+    if !dir.ca_pem().exists() && args.certs.is_none() {
+        return Ok(None);
+    }
+    if !dir.ca_key().exists() {
+        // The directory was copied from another machine, with whatever name that gave.
+        let leaves = dir.list()?;
+        let found = leaves.iter().find(|leaf| leaf.role == Role::Client && leaf.signed_by_this_ca);
+        let found = found.with_context(|| {
+            format!(
+                "there is no client certificate in {}: on the machine with the CA run `titan certs issue --role client --name NAME` and copy the three files that it names",
+                dir.path().display()
+            )
+        })?;
+        return read(&dir, Role::Client, &found.name).map(Some);
+    }
+    leaf(&dir, Role::Client, CLIENT_NAME, &[]).map(Some)
+}
+
+fn from_files(args: &IdentityArgs) -> anyhow::Result<Option<TlsMaterial>> {
+    let (Some(ca), Some(cert), Some(key)) = (&args.ca, &args.cert, &args.key) else { return Ok(None) };
+    Ok(Some(TlsMaterial::from_files(ca, cert, key)?))
+}
+
+fn init(dir: &CertDir) -> anyhow::Result<()> {
+    if dir.init()? {
+        tracing::info!(dir = %dir.path().display(), "made a private CA");
+    }
+    Ok(())
+}
+
+/// Renews or makes the leaf where the CA's key is at hand; elsewhere takes it as it is.
+fn leaf(dir: &CertDir, role: Role, name: &str, hosts: &[String]) -> anyhow::Result<TlsMaterial> {
+    if dir.ca_key().exists() {
+        let mut request = LeafRequest::new(role, name);
+        if role != Role::Client {
+            // The hosts of the one that is there stay: somebody may have asked for them by hand.
+            let kept = dir.list()?.into_iter().filter(|leaf| leaf.role == role && leaf.name == name);
+            let kept = kept.flat_map(|leaf| leaf.sans).filter_map(|san| host_of(&san));
+            request.hosts = kept.chain(LOCAL_HOSTS.map(String::from)).chain(hosts.iter().cloned()).collect();
+            request.hosts.sort();
+            request.hosts.dedup();
+        }
+        dir.ensure(&request)?;
+    }
+    read(dir, role, name)
+}
+
+fn read(dir: &CertDir, role: Role, name: &str) -> anyhow::Result<TlsMaterial> {
+    let files = TlsMaterial::from_files(&dir.ca_pem(), &dir.leaf_pem(role, name), &dir.leaf_key(role, name));
+    files.with_context(|| {
+        format!("{} holds no certificate for the {role} {name}: `titan certs issue --role {role} --name {name}` makes one where the CA is", dir.path().display())
+    })
+}
+
+/// The host in `DNS:host` or `IP:address`, but for the name that a role gives.
+fn host_of(san: &str) -> Option<String> {
+    let host = san.strip_prefix("DNS:").or_else(|| san.strip_prefix("IP:"))?;
+    (!host.ends_with(".titan.internal")).then(|| host.to_owned())
+}
+
+/// Addresses that other machines cannot reach.
+pub(crate) fn is_local(ip: IpAddr) -> bool {
+    ip.to_canonical().is_loopback()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn args(dir: &tempfile::TempDir) -> IdentityArgs {
+        IdentityArgs { certs: Some(dir.path().to_owned()), ..Default::default() }
+    }
+
+    #[test]
+    fn hosts_that_were_asked_for_by_hand_outlive_a_renewal() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = CertDir::new(folder.path());
+        dir.init().unwrap();
+        dir.issue(&LeafRequest::new(Role::Agent, "agent-1").hosts(["gpu.example", "192.0.2.7"])).unwrap();
+        let more = ["other.example".to_owned()];
+        server(&args(&folder), Role::Agent, "agent-1", &more, Reach::OtherMachines).unwrap().unwrap();
+        let sans = dir.list().unwrap().remove(0).sans;
+        for host in ["DNS:gpu.example", "IP:192.0.2.7", "DNS:other.example", "DNS:localhost"] {
+            assert!(sans.iter().any(|san| san == host), "{host}: {sans:?}");
+        }
+        let before = dir.list().unwrap();
+        server(&args(&folder), Role::Agent, "agent-1", &[], Reach::OtherMachines).unwrap().unwrap();
+        assert_eq!(dir.list().unwrap(), before, "nothing new was asked for, so nothing is issued");
+    }
+
+    #[test]
+    fn without_the_key_of_the_ca_the_leaf_is_taken_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = CertDir::new(folder.path());
+        dir.init().unwrap();
+        dir.issue(&LeafRequest::new(Role::Agent, "agent-1")).unwrap();
+        dir.issue(&LeafRequest::new(Role::Client, "laptop")).unwrap();
+        std::fs::remove_file(dir.ca_key()).unwrap();
+        server(&args(&folder), Role::Agent, "agent-1", &["x.example".into()], Reach::OtherMachines).unwrap().unwrap();
+        assert!(client(&args(&folder)).unwrap().is_some());
+        let message = format!("{:#}", server(&args(&folder), Role::Agent, "agent-2", &[], Reach::OtherMachines).unwrap_err());
+        assert!(message.contains("titan certs issue --role agent --name agent-2"), "{message}");
+    }
+
+    #[test]
+    fn a_ca_is_made_only_for_a_cluster_that_stays_on_this_machine() {
+        let folder = tempfile::tempdir().unwrap();
+        let absent = IdentityArgs { certs: Some(folder.path().join("none")), ..Default::default() };
+        let error = server(&absent, Role::Coordinator, "coordinator", &[], Reach::OtherMachines).unwrap_err();
+        assert!(format!("{error:#}").contains("titan certs"), "{error:#}");
+        assert!(!folder.path().join("none").exists());
+        assert!(server(&absent, Role::Coordinator, "coordinator", &[], Reach::ThisMachine).unwrap().is_some());
+    }
+}

@@ -1,0 +1,216 @@
+//! The connections to one agent, and a pool of agents.
+
+use std::{
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use titan_proto::rest::GrpcTls;
+use titan_transport::{ChannelStats, QuicChannel, QuicConnector, Wire, tls::TlsMaterial};
+use tonic::transport::{Channel, Endpoint};
+
+use crate::{
+    ClientError,
+    error::{chain, grpc_not_connected},
+    route::Place,
+};
+
+/// Agents whose connections are kept; a client of a large cluster meets a few dozen. One more drops the one not used for longest.
+const MAX_AGENTS: usize = 64;
+/// How long UDP to an agent is not tried after it gave no answer: short enough to notice that a laptop has left the café.
+const UDP_PAUSE: Duration = Duration::from_secs(60);
+/// TCP and TLS; the same as the QUIC handshake has.
+const GRPC_CONNECT_TIMEOUT: Duration = titan_transport::limits::HANDSHAKE_TIMEOUT;
+/// A ping when nothing came for so long while an answer is awaited, so that an agent that vanished is noticed: the same times
+/// as on the server.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// One agent. Its connections are closed when nobody uses it any more.
+pub(crate) struct Agent {
+    pub(crate) place: Place,
+    pub(crate) quic: Option<QuicChannel>,
+    tls: Option<TlsMaterial>,
+    grpc: Mutex<Option<Channel>>,
+    /// UDP gave no answer, and is not tried until then.
+    udp_pause: Mutex<Option<Instant>>,
+    retired: Arc<Mutex<ChannelStats>>,
+}
+
+impl Agent {
+    /// Where requests on `wire` go, `host:port`.
+    pub(crate) fn endpoint(&self, wire: Wire) -> &str {
+        match (wire, &self.place.quic) {
+            (Wire::Quic, Some(quic)) => quic,
+            _ => &self.place.grpc,
+        }
+    }
+
+    /// A channel whose connection was up when it was made. It connects again by itself.
+    pub(crate) async fn grpc(&self) -> Result<Channel, ClientError> {
+        if let Some(channel) = self.grpc.lock().clone() {
+            return Ok(channel);
+        }
+        let endpoint = self.grpc_endpoint()?;
+        let channel = endpoint.connect().await.map_err(|error| {
+            grpc_not_connected(&self.place.agent_id, &error).unwrap_or_else(|| ClientError::Unreachable {
+                agent_id: self.place.agent_id.clone(),
+                reason: chain(&error),
+            })
+        })?;
+        tracing::debug!(address = %self.place.grpc, tls = self.place.grpc_tls.as_str(), "connected over gRPC");
+        *self.grpc.lock() = Some(channel.clone());
+        Ok(channel)
+    }
+
+    /// UDP gave no answer in time.
+    pub(crate) fn udp_is_silent(&self, now: Instant) {
+        *self.udp_pause.lock() = Some(now + UDP_PAUSE);
+    }
+
+    /// It did answer.
+    pub(crate) fn udp_answers(&self) {
+        *self.udp_pause.lock() = None;
+    }
+
+    /// Whether to try UDP now.
+    pub(crate) fn try_udp(&self, now: Instant) -> bool {
+        self.udp_pause.lock().is_none_or(|until| now >= until)
+    }
+
+    /// Closes the connections. The next request makes new ones.
+    fn disconnect(&self) {
+        if let Some(quic) = &self.quic {
+            quic.disconnect();
+        }
+        *self.grpc.lock() = None;
+    }
+
+    fn grpc_endpoint(&self) -> Result<Endpoint, ClientError> {
+        let Place { agent_id, grpc, grpc_tls, server_name, .. } = &self.place;
+        let unusable = |reason: String| ClientError::WireUnavailable { agent_id: agent_id.clone(), wire: Wire::Http, reason };
+        let scheme = if *grpc_tls == GrpcTls::None { "http" } else { "https" };
+        let endpoint = Endpoint::from_shared(format!("{scheme}://{grpc}"))
+            .map_err(|error| unusable(format!("its address is {grpc:?}: {}", chain(&error))))?
+            .connect_timeout(GRPC_CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_TIMEOUT);
+        let material = match (grpc_tls, &self.tls) {
+            (GrpcTls::None, _) => return Ok(endpoint),
+            (_, None) => return Err(unusable("it speaks TLS, and this client has no CA to check it by".into())),
+            (GrpcTls::Mutual, Some(material)) if material.chain.is_empty() => {
+                return Err(unusable("it wants a client certificate, and this client has none".into()));
+            }
+            (_, Some(material)) => material,
+        };
+        endpoint.tls_config(material.tonic_client_tls(server_name)).map_err(|error| unusable(chain(&error)))
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.disconnect();
+        if let Some(quic) = &self.quic {
+            add(&mut self.retired.lock(), quic.stats());
+        }
+    }
+}
+
+/// The agents met so far.
+pub(crate) struct Agents {
+    connector: Option<QuicConnector>,
+    tls: Option<TlsMaterial>,
+    /// The one used last at the end.
+    agents: Mutex<Vec<Arc<Agent>>>,
+    /// What the connections to agents that are not kept any more have done.
+    retired: Arc<Mutex<ChannelStats>>,
+}
+
+impl Agents {
+    /// Without a connector, agents are reached over gRPC only.
+    pub(crate) fn new(connector: Option<QuicConnector>, tls: Option<TlsMaterial>) -> Self {
+        Self { connector, tls, agents: Mutex::default(), retired: Arc::default() }
+    }
+
+    /// The agent at `place`, with the connections that there are.
+    pub(crate) fn at(&self, place: &Place) -> Arc<Agent> {
+        let mut agents = self.agents.lock();
+        if let Some(found) = agents.iter().position(|agent| agent.place == *place) {
+            let agent = agents.remove(found);
+            agents.push(agent.clone());
+            return agent;
+        }
+        let connector = self.connector.as_ref().zip(place.quic.as_ref());
+        let agent = Arc::new(Agent {
+            place: place.clone(),
+            quic: connector.map(|(connector, address)| connector.channel(address, &place.server_name)),
+            tls: self.tls.clone(),
+            grpc: Mutex::default(),
+            udp_pause: Mutex::default(),
+            retired: self.retired.clone(),
+        });
+        agents.push(agent.clone());
+        let oldest = (agents.len() > MAX_AGENTS).then(|| agents.remove(0));
+        // Dropping it closes connections: not under the lock.
+        drop(agents);
+        drop(oldest);
+        agent
+    }
+
+    /// Closes every connection; the agents and what is known of them stay.
+    pub(crate) fn disconnect(&self) {
+        let agents = self.agents.lock().clone();
+        agents.iter().for_each(|agent| agent.disconnect());
+    }
+
+    /// Closes every connection that no answer comes over, and forgets the agents.
+    pub(crate) fn forget(&self) {
+        let agents = std::mem::take(&mut *self.agents.lock());
+        drop(agents);
+    }
+
+    /// Closes everything, and says goodbye.
+    pub(crate) async fn close(&self) {
+        self.forget();
+        if let Some(connector) = &self.connector {
+            connector.close().await;
+        }
+    }
+
+    /// What all QUIC connections have done.
+    pub(crate) fn stats(&self) -> ChannelStats {
+        let agents = self.agents.lock().clone();
+        let mut sum = *self.retired.lock();
+        for quic in agents.iter().filter_map(|agent| agent.quic.as_ref()) {
+            add(&mut sum, quic.stats());
+        }
+        sum
+    }
+}
+
+/// Notes when UDP to `agent` answers after all, which may be long after a request has gone another way.
+pub(crate) fn watch_udp(agent: &Arc<Agent>) {
+    let Some(quic) = agent.quic.clone() else { return };
+    let agent: Weak<Agent> = Arc::downgrade(agent);
+    tokio::spawn(async move {
+        let result = quic.connect().await;
+        match (agent.upgrade(), result) {
+            (Some(agent), Ok(())) => {
+                tracing::debug!(address = %quic.address(), "UDP answers after all");
+                agent.udp_answers();
+            }
+            // Nobody would use it any more.
+            (None, Ok(())) => quic.disconnect(),
+            (_, Err(error)) => tracing::debug!(%error, "no QUIC"),
+        }
+    });
+}
+
+fn add(sum: &mut ChannelStats, more: ChannelStats) {
+    sum.full_handshakes += more.full_handshakes;
+    sum.early_data_accepted += more.early_data_accepted;
+    sum.early_data_rejected += more.early_data_rejected;
+    sum.calls += more.calls;
+    sum.early_calls += more.early_calls;
+}

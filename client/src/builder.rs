@@ -1,0 +1,154 @@
+//! How a client is told what it needs.
+
+use std::time::Duration;
+
+use reqwest::Url;
+use titan_transport::{QuicConnector, tls::TlsError, tls::TlsMaterial};
+use uuid::Uuid;
+
+use crate::{
+    TitanClient,
+    agent::Agents,
+    coordinator::Coordinator,
+    dial::Dialer,
+};
+
+/// How long UDP has for an answer before gRPC is tried beside it. Twice the round trip across an ocean, and still hardly felt.
+const QUIC_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// Which wire to use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WirePreference {
+    /// QUIC, and gRPC where that does not work.
+    #[default]
+    Auto,
+    /// QUIC or nothing.
+    Quic,
+    /// gRPC or nothing.
+    Grpc,
+}
+
+/// What a client needs to know. Made by [`TitanClient::builder`].
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Builder {
+    coordinator_url: String,
+    tls: Option<TlsMaterial>,
+    wire: WirePreference,
+    client_id: String,
+    quic_timeout: Duration,
+}
+
+/// Why there is no client.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// The coordinator's URL is none.
+    #[error("{url:?} is not the URL of a coordinator ({reason}): give one such as http://localhost:8080")]
+    Url {
+        /// What was given.
+        url: String,
+        /// The reason.
+        reason: String,
+    },
+    /// The coordinator speaks TLS, and there is no CA to check it by.
+    #[error("{url} needs the cluster's CA: give TLS material")]
+    NoCa {
+        /// What was given.
+        url: String,
+    },
+    /// Agents speak QUIC with those alone who show a certificate.
+    #[error("QUIC needs a client certificate: `titan certs issue --role client` makes one")]
+    NoIdentity,
+    /// The TLS material does not fit together, or there is no UDP.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The HTTP client could not be made.
+    #[error("cannot make an HTTP client: {0}")]
+    Http(String),
+    /// There is no Tokio runtime here.
+    #[error("a client is built inside a Tokio runtime")]
+    NoRuntime,
+}
+
+impl Builder {
+    pub(crate) fn new(coordinator_url: String) -> Self {
+        Self {
+            coordinator_url,
+            tls: None,
+            wire: WirePreference::Auto,
+            client_id: format!("titan-{}", Uuid::new_v4()),
+            quic_timeout: QUIC_TIMEOUT,
+        }
+    }
+
+    /// Sets whom to trust and who this client is. Defaults to nothing: then requests go over gRPC in plain text. With roots
+    /// alone they go over gRPC with TLS, with an identity over QUIC.
+    pub fn tls(mut self, material: TlsMaterial) -> Self {
+        self.tls = Some(material);
+        self
+    }
+
+    /// Sets the wire. Defaults to [`WirePreference::Auto`].
+    pub fn wire(mut self, wire: WirePreference) -> Self {
+        self.wire = wire;
+        self
+    }
+
+    /// Sets the name that stands in tokens and logs. Defaults to `titan-` and a random UUID.
+    pub fn client_id(mut self, client_id: impl Into<String>) -> Self {
+        self.client_id = client_id.into();
+        self
+    }
+
+    /// Sets how long UDP has for an answer before gRPC is tried beside it. Defaults to 200 ms.
+    pub fn quic_timeout(mut self, timeout: Duration) -> Self {
+        self.quic_timeout = timeout;
+        self
+    }
+
+    /// Makes the client. Connects nowhere. Must run inside a Tokio runtime.
+    ///
+    /// # Errors
+    /// When something given does not fit together.
+    pub fn build(self) -> Result<TitanClient, BuildError> {
+        if tokio::runtime::Handle::try_current().is_err() {
+            return Err(BuildError::NoRuntime);
+        }
+        let url = self.url()?;
+        let coordinator = Coordinator::new(url, self.tls.as_ref()).map_err(BuildError::Http)?;
+        let connector = self.connector()?;
+        let dialer = Dialer::new(self.wire, self.quic_timeout);
+        Ok(TitanClient::new(self.client_id, coordinator, Agents::new(connector, self.tls), dialer))
+    }
+
+    fn url(&self) -> Result<Url, BuildError> {
+        let given = self.coordinator_url.as_str();
+        let bad = |reason: &str| BuildError::Url { url: given.to_owned(), reason: reason.to_owned() };
+        let url = Url::parse(given).map_err(|error| bad(&error.to_string()))?;
+        match url.scheme() {
+            _ if url.host().is_none() => Err(bad("it does not begin with http:// or https://")),
+            "http" => Ok(url),
+            "https" if self.tls.is_some() => Ok(url),
+            "https" => Err(BuildError::NoCa { url: given.to_owned() }),
+            _ => Err(bad("it does not begin with http:// or https://")),
+        }
+    }
+
+    fn connector(&self) -> Result<Option<QuicConnector>, BuildError> {
+        let identity = self.tls.as_ref().filter(|material| !material.chain.is_empty());
+        match (self.wire, identity) {
+            (WirePreference::Grpc, _) | (WirePreference::Auto, None) => Ok(None),
+            (WirePreference::Quic, None) => Err(BuildError::NoIdentity),
+            (WirePreference::Quic, Some(material)) => Ok(Some(QuicConnector::new(material)?)),
+            (WirePreference::Auto, Some(material)) => {
+                // Material that does not fit together is an error on any wire; a machine without UDP is not.
+                material.quic_client_config()?;
+                QuicConnector::new(material).map(Some).or_else(|error| {
+                    tracing::warn!(%error, "no QUIC here, only gRPC");
+                    Ok(None)
+                })
+            }
+        }
+    }
+}

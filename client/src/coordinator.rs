@@ -1,0 +1,234 @@
+//! The one REST call: which agent serves this?
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use reqwest::{
+    Response, StatusCode, Url,
+    header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER},
+    redirect,
+};
+use rustls::{RootCertStore, version::TLS13};
+use sha2::{Digest as _, Sha256};
+use titan_proto::rest::{Error as Refusal, InferenceRequest, InferenceResponse};
+use titan_transport::tls::{self, TlsMaterial};
+
+use crate::{
+    Prompt,
+    error::{chain, is_tls},
+    route::Route,
+};
+
+/// Three lost SYNs (RFC 6298 §2: 1 s, then doubled) would be 7 s: by then nobody waits for a first token any more.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The whole call: the coordinator answers out of memory, so what takes longer is broken.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// An answer has about 1.5 kB.
+const MAX_ANSWER_BYTES: usize = 64 * 1024;
+/// Where a digest stands instead of the prompt.
+const PROMPT_DIGEST: &str = "prompt_digest";
+const PATH: &str = "/api/v1/inference/request";
+
+/// A coordinator, by its URL.
+pub(crate) struct Coordinator {
+    http: reqwest::Client,
+    url: Url,
+    calls: AtomicU64,
+}
+
+/// Why the coordinator named no agent.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CoordinatorError {
+    /// It does not answer.
+    #[error("no coordinator answers at {url}: {reason}")]
+    Unreachable {
+        /// Who was asked.
+        url: String,
+        /// What happened.
+        reason: String,
+    },
+    /// It does not show a certificate of the CA.
+    #[error("the coordinator at {url} is not trusted: {reason}")]
+    Untrusted {
+        /// Who was asked.
+        url: String,
+        /// What is wrong with its certificate.
+        reason: String,
+    },
+    /// It answered with an error.
+    #[error("the coordinator answered {status} {code_word}: {message}")]
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// What programs compare, such as `model_not_found` or `no_capacity`.
+        code_word: String,
+        /// One sentence for a person.
+        message: String,
+        /// When trying again may help.
+        retry_after: Option<Duration>,
+    },
+    /// Whoever answered is no coordinator.
+    #[error("{url} did not answer as a coordinator does: {reason}")]
+    NotACoordinator {
+        /// Who was asked.
+        url: String,
+        /// What came instead.
+        reason: String,
+    },
+}
+
+impl CoordinatorError {
+    /// Whether the same question may be answered at another time.
+    pub fn retryable(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } => true,
+            // Request Timeout, Too Many Requests, and all that is the server's fault (RFC 9110 §15.6).
+            Self::Refused { status, .. } => matches!(status, 408 | 429 | 500..),
+            Self::Untrusted { .. } | Self::NotACoordinator { .. } => false,
+        }
+    }
+
+    /// How long to wait before that, where the coordinator said so.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+}
+
+impl Coordinator {
+    /// `tls` holds the CA that an https coordinator's certificate must be of, and perhaps an identity.
+    pub(crate) fn new(mut url: Url, tls: Option<&TlsMaterial>) -> Result<Self, String> {
+        url.set_path(&format!("{}{PATH}", url.path().trim_end_matches('/')));
+        let http = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls_config(tls).map_err(|error| error.to_string())?)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(TIMEOUT)
+            // A coordinator does not redirect; whoever does is none, and would get the request.
+            .redirect(redirect::Policy::none())
+            // The environment's proxy is for the web. A coordinator is a machine of the same private CA, or this one.
+            .no_proxy()
+            .build()
+            .map_err(|error| chain(&error))?;
+        Ok(Self { http, url, calls: AtomicU64::new(0) })
+    }
+
+    /// How often it was asked.
+    pub(crate) fn calls(&self) -> u64 {
+        self.calls.load(Relaxed)
+    }
+
+    /// Asks who serves `prompt`. The text of the prompt stays here, its digest goes.
+    pub(crate) async fn ask(&self, client_id: &str, prompt: &Prompt) -> Result<Arc<Route>, CoordinatorError> {
+        self.calls.fetch_add(1, Relaxed);
+        let question = InferenceRequest {
+            client_id: Some(client_id.to_owned()),
+            model: Some(prompt.model.clone()),
+            prompt: None,
+            max_tokens: Some(prompt.max_tokens_on_the_wire()),
+            temperature: Some(prompt.temperature),
+            parameters: BTreeMap::from([(PROMPT_DIGEST.to_owned(), digest(&prompt.prompt))]),
+        };
+        let sent = self.http.post(self.url.clone()).json(&question).send().await;
+        let response = sent.map_err(|error| self.failed(&error))?;
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = self.read(response).await?;
+        if status != StatusCode::OK {
+            return Err(self.refusal(status, &headers, &body));
+        }
+        let answer: InferenceResponse =
+            serde_json::from_slice(&body).map_err(|error| self.not_a_coordinator(error.to_string()))?;
+        let route = Route::new(&prompt.model, answer).map_err(|reason| self.not_a_coordinator(reason))?;
+        let place = &route.place;
+        tracing::debug!(agent = %place.agent_id, grpc = %place.grpc, quic = ?place.quic, job = %route.job_id, "route asked");
+        Ok(Arc::new(route))
+    }
+
+    async fn read(&self, mut response: Response) -> Result<Vec<u8>, CoordinatorError> {
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|error| self.failed(&error))? {
+            body.extend_from_slice(&chunk);
+            if body.len() > MAX_ANSWER_BYTES {
+                return Err(self.not_a_coordinator(format!("its answer has more than {MAX_ANSWER_BYTES} bytes")));
+            }
+        }
+        Ok(body)
+    }
+
+    fn refusal(&self, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> CoordinatorError {
+        let Ok(refusal) = serde_json::from_slice::<Refusal>(body) else {
+            let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or("no content type");
+            return self.not_a_coordinator(format!("HTTP status {status} with a body of {kind}"));
+        };
+        let retry_after = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+        CoordinatorError::Refused {
+            status: status.as_u16(),
+            code_word: refusal.error,
+            message: refusal.message,
+            retry_after: retry_after.map(Duration::from_secs),
+        }
+    }
+
+    fn failed(&self, error: &reqwest::Error) -> CoordinatorError {
+        // Its outermost text repeats the URL.
+        let reason = std::error::Error::source(error).map_or_else(|| error.to_string(), chain);
+        let url = self.shown_url();
+        if is_tls(error) {
+            CoordinatorError::Untrusted { url, reason }
+        } else {
+            CoordinatorError::Unreachable { url, reason }
+        }
+    }
+
+    fn not_a_coordinator(&self, reason: String) -> CoordinatorError {
+        CoordinatorError::NotACoordinator { url: self.shown_url(), reason }
+    }
+
+    fn shown_url(&self) -> String {
+        self.url.as_str().trim_end_matches(PATH).to_owned()
+    }
+}
+
+/// Trusts the private CA alone. Without material, nobody: then the URL is http, and this is only what the library asks for.
+fn tls_config(material: Option<&TlsMaterial>) -> Result<rustls::ClientConfig, rustls::Error> {
+    let mut roots = RootCertStore::empty();
+    for root in material.iter().flat_map(|material| &material.roots) {
+        roots.add(root.clone())?;
+    }
+    let builder = rustls::ClientConfig::builder_with_provider(tls::provider())
+        .with_protocol_versions(&[&TLS13])?
+        .with_root_certificates(roots);
+    match material.filter(|material| !material.chain.is_empty()) {
+        Some(material) => builder.with_client_auth_cert(material.chain.clone(), material.key.clone_key()),
+        None => Ok(builder.with_no_client_auth()),
+    }
+}
+
+fn digest(prompt: &str) -> String {
+    let mut text = "sha256:".to_owned();
+    for byte in Sha256::digest(prompt) {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_digest_names_its_algorithm() {
+        // FIPS 180-2, appendix B.1.
+        assert_eq!(digest("abc"), "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    }
+}
