@@ -189,7 +189,10 @@ impl<'a> Session<'a> {
     async fn send(&mut self, outbox: &mpsc::Sender<HealthUpdate>) -> Result<(), Lost> {
         let core = &self.heartbeat.core;
         let machine = core.telemetry.sample().await;
+        // In this order: a job that begins in between is counted twice for a moment, never not at all.
+        let claimed_job_ids = core.admission.take_claimed();
         let load = core.admission.load();
+        let queued = core.engine.queued().min(load.running);
         let mut registration = None;
         if std::mem::take(&mut self.register) {
             let machine_totals = AgentRegistration {
@@ -204,13 +207,14 @@ impl<'a> Session<'a> {
             agent_id: core.agent_id.clone(),
             free_vram_mb: machine.free_vram_mb,
             free_ram_mb: machine.free_ram_mb,
-            running_jobs: count(load.running),
-            queued_jobs: count(core.engine.queued()),
+            // Admitted jobs are one or the other, and the coordinator adds the two up.
+            running_jobs: count(load.running - queued),
+            queued_jobs: count(queued),
             cpu_percent: machine.cpu_percent,
             rtt_ms: self.round_trip.smallest().map_or(0.0, |rtt| rtt.as_secs_f64() * 1e3),
             timestamp,
             tokens_per_second: load.tokens_per_second.unwrap_or(0.0),
-            claimed_job_ids: core.admission.take_claimed(),
+            claimed_job_ids,
             registration,
             draining: load.draining,
         };

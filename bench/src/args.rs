@@ -178,7 +178,9 @@ mod tests {
 
     #[test]
     fn numbers_that_make_no_sense_are_refused() {
-        for wrong in ["--rate 0", "--rate NaN", "--rate=-1", "--seconds inf", "--streams 0", "--connections 0", "--wire tcp"] {
+        for wrong in
+            ["--rate 0", "--rate NaN", "--rate=-1", "--seconds inf", "--streams 0", "--connections 0", "--wire tcp"]
+        {
             assert!(load(wrong).is_err(), "{wrong}");
         }
     }

@@ -11,8 +11,6 @@ mod results;
 mod sequence;
 mod synthetic_agent;
 mod tally;
-#[cfg(test)]
-mod tests;
 
 use anyhow::Context as _;
 use tokio::time::{Instant, sleep_until};
@@ -23,7 +21,7 @@ use self::{
     clients::Clients,
     plan::Plan,
     process::AgentProcess,
-    results::{WireResult, Window, table},
+    results::{Window, WireResult, table},
 };
 use crate::{
     args::LoadArgs,
@@ -119,13 +117,7 @@ struct Moment {
 async fn moment(agent: &mut AgentProcess, clients: &Clients) -> anyhow::Result<Moment> {
     // The agent's answer takes a moment under load: first, so that the rest belongs together.
     let agent = agent.usage().await?;
-    Ok(Moment {
-        at: Instant::now(),
-        tokens: clients.tokens(),
-        client: Usage::now()?,
-        agent,
-        loopback: Loopback::now(),
-    })
+    Ok(Moment { at: Instant::now(), tokens: clients.tokens(), client: Usage::now()?, agent, loopback: Loopback::now() })
 }
 
 fn window(before: &Moment, after: &Moment) -> Window {

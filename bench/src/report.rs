@@ -107,7 +107,10 @@ mod tests {
         let environment = Environment::read();
         let report = Report::new("load", &environment, &"settings", true, &[1, 2]);
         let json = serde_json::to_value(&report).unwrap_or_default();
-        assert_eq!((&json["bench"], &json["interrupted"], &json["results"][1]), (&"load".into(), &true.into(), &2.into()));
+        assert_eq!(
+            (&json["bench"], &json["interrupted"], &json["results"][1]),
+            (&"load".into(), &true.into(), &2.into())
+        );
         assert!(json["environment"]["kernel"].is_string());
     }
 }

@@ -83,10 +83,7 @@ impl Loopback {
 
     /// What has crossed since `earlier`.
     pub(crate) fn since(self, earlier: Self) -> Self {
-        Self {
-            bytes: self.bytes.saturating_sub(earlier.bytes),
-            packets: self.packets.saturating_sub(earlier.packets),
-        }
+        Self { bytes: self.bytes.saturating_sub(earlier.bytes), packets: self.packets.saturating_sub(earlier.packets) }
     }
 
     fn parse(table: &str) -> Option<Self> {

@@ -11,7 +11,7 @@ use crate::{args::IdentityArgs, places};
 /// Names under which everything on this machine may be dialled.
 const LOCAL_HOSTS: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 /// The name in the certificate of `titan run`.
-const CLIENT_NAME: &str = "cli";
+pub(crate) const CLIENT_NAME: &str = "cli";
 
 /// Whether certificates may be made without being asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +84,10 @@ fn from_files(args: &IdentityArgs) -> anyhow::Result<Option<TlsMaterial>> {
 }
 
 fn init(dir: &CertDir) -> anyhow::Result<()> {
-    if dir.init()? {
+    let made = dir.init().with_context(|| {
+        format!("{}: set TITAN_DATA_DIR or --certs to a directory of yours", dir.path().display())
+    })?;
+    if made {
         tracing::info!(dir = %dir.path().display(), "made a private CA");
     }
     Ok(())

@@ -89,7 +89,8 @@ impl Agent {
 
     fn grpc_endpoint(&self) -> Result<Endpoint, ClientError> {
         let Place { agent_id, grpc, grpc_tls, server_name, .. } = &self.place;
-        let unusable = |reason: String| ClientError::WireUnavailable { agent_id: agent_id.clone(), wire: Wire::Http, reason };
+        let unusable =
+            |reason: String| ClientError::WireUnavailable { agent_id: agent_id.clone(), wire: Wire::Http, reason };
         let scheme = if *grpc_tls == GrpcTls::None { "http" } else { "https" };
         let endpoint = Endpoint::from_shared(format!("{scheme}://{grpc}"))
             .map_err(|error| unusable(format!("its address is {grpc:?}: {}", chain(&error))))?

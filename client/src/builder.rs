@@ -6,12 +6,7 @@ use reqwest::Url;
 use titan_transport::{QuicConnector, tls::TlsError, tls::TlsMaterial};
 use uuid::Uuid;
 
-use crate::{
-    TitanClient,
-    agent::Agents,
-    coordinator::Coordinator,
-    dial::Dialer,
-};
+use crate::{TitanClient, agent::Agents, coordinator::Coordinator, dial::Dialer};
 
 /// How long UDP has for an answer before gRPC is tried beside it. Twice the round trip across an ocean, and still hardly felt.
 const QUIC_TIMEOUT: Duration = Duration::from_millis(200);

@@ -134,7 +134,8 @@ pub(crate) fn classify(agent_id: &str, status: &Status, progress: Progress) -> C
     let (code, message) = (status.code(), status.message().to_owned());
     let processed = if progress == Progress::Text { Processed::Yes } else { Processed::Maybe };
     let retry_after = pushback(status);
-    let refused = |code| ClientError::Refused { agent_id: agent_id.clone(), code, message: message.clone(), retry_after };
+    let refused =
+        |code| ClientError::Refused { agent_id: agent_id.clone(), code, message: message.clone(), retry_after };
     let broken = |message| ClientError::Broken { agent_id: agent_id.clone(), code, message, processed };
     match CallError::of(status) {
         Some(CallError::NotSent(error)) => return not_connected(&agent_id, error),
@@ -198,7 +199,9 @@ fn is_certificate(error: &quinn::ConnectionError) -> bool {
     match error {
         quinn::ConnectionError::TransportError(error) => tls_alert(error.code),
         quinn::ConnectionError::ConnectionClosed(close) => tls_alert(close.error_code),
-        quinn::ConnectionError::ApplicationClosed(close) => close.error_code == ErrorCode::Unauthenticated.code(),
+        quinn::ConnectionError::ApplicationClosed(close) => {
+            close.error_code.into_inner() == ErrorCode::Unauthenticated as u64
+        }
         _ => false,
     }
 }

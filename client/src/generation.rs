@@ -24,7 +24,6 @@ use crate::{
 };
 
 /// A running generation: a stream of texts to append, each as the agent sent it. Dropping it stops the generation at the agent.
-#[must_use = "dropping it stops the generation"]
 pub struct Generation {
     /// None once the last text, or an error, is out.
     stream: Option<Streaming<StreamResponse>>,
@@ -179,10 +178,10 @@ mod tests {
 
     #[test]
     fn usage_is_what_the_agent_says_and_no_more() {
-        let said = [("prompt_tokens", "7"), ("ttft_ms", "1.5"), ("completion_tokens", "many"), ("finish_reason", "stop")];
+        let said =
+            [("prompt_tokens", "7"), ("ttft_ms", "1.5"), ("completion_tokens", "many"), ("finish_reason", "stop")];
         let usage = Usage::read(&said.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect());
-        let expected =
-            Usage { prompt_tokens: 7, ttft_ms: 1.5, finish_reason: "stop".to_owned(), ..Usage::default() };
+        let expected = Usage { prompt_tokens: 7, ttft_ms: 1.5, finish_reason: "stop".to_owned(), ..Usage::default() };
         assert_eq!(usage, expected);
     }
 }

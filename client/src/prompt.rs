@@ -2,10 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use titan_proto::{
-    DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE,
-    v1::StreamRequest,
-};
+use titan_proto::{DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, v1::StreamRequest};
 
 /// What to generate. Sampling options beyond these go into `options`: `top_p`, `top_k`, `min_p`, `stop`, `seed`,
 /// `frequency_penalty`, `presence_penalty`.

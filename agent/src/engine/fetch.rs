@@ -104,6 +104,12 @@ pub fn default_model(progress: &dyn Fn(FetchProgress)) -> Result<PathBuf, FetchE
     Fetch { wanted: &DEFAULT_MODEL, models: models_folder()?, python: "python3".into() }.run(progress)
 }
 
+/// The model that tests run: `TITAN_TEST_MODEL`, or else the default model, fetched if need be. Blocks.
+#[doc(hidden)]
+pub fn test_model() -> Result<PathBuf, FetchError> {
+    std::env::var_os("TITAN_TEST_MODEL").map_or_else(|| default_model(&|_| {}), |path| Ok(PathBuf::from(path)))
+}
+
 fn models_folder() -> Result<PathBuf, FetchError> {
     Ok(dirs::cache_dir().ok_or(FetchError::NoCacheDirectory)?.join("titan").join("models"))
 }

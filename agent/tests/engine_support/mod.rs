@@ -11,18 +11,9 @@ use titan_agent::engine::{
 
 pub(crate) const MODEL: &str = "smollm2";
 
-/// The model file: `TITAN_TEST_MODEL`, or what `titan` has fetched. A test without it fails and says what to do: it is never skipped.
+/// The model file, fetched if need be.
 pub(crate) fn model_file() -> PathBuf {
-    let path = match std::env::var_os("TITAN_TEST_MODEL") {
-        Some(path) => PathBuf::from(path),
-        None => fetch::default_model_path().unwrap(),
-    };
-    assert!(
-        path.is_file(),
-        "the test model {} is missing: fetch it with `cargo run -p titan -- run hello`, or name a copy in TITAN_TEST_MODEL",
-        path.display()
-    );
-    path
+    fetch::test_model().unwrap()
 }
 
 pub(crate) async fn engine(engines: usize) -> MistralEngine {

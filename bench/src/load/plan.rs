@@ -74,12 +74,7 @@ mod tests {
     use super::*;
 
     fn plan() -> Plan {
-        Plan {
-            streams: 100,
-            rate: 50.0,
-            ramp: Duration::from_secs(2),
-            measured: Duration::from_secs(10),
-        }
+        Plan { streams: 100, rate: 50.0, ramp: Duration::from_secs(2), measured: Duration::from_secs(10) }
     }
 
     #[test]

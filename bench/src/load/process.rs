@@ -29,12 +29,7 @@ const STOP_TIME: Duration = Duration::from_secs(5);
 impl AgentProcess {
     /// Runs this program again, as the agent, and waits until it listens.
     pub(super) async fn start(lab: &Lab, rate: f64, streams: u32) -> anyhow::Result<Self> {
-        Self::spawn(std::env::current_exe()?.as_path(), lab, rate, streams).await
-    }
-
-    /// The same with a program that is named: tests are another program.
-    pub(super) async fn spawn(program: &std::path::Path, lab: &Lab, rate: f64, streams: u32) -> anyhow::Result<Self> {
-        let mut child = Command::new(program)
+        let mut child = Command::new(std::env::current_exe()?)
             .arg("synthetic-agent")
             .arg("--lab")
             .arg(lab.path())

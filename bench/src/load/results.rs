@@ -108,7 +108,6 @@ pub(super) fn table(results: &[WireResult], plan: &Plan, plaintext: bool) -> Tab
         "bytes/token",
         "packets/token",
         "agent MB",
-        "client MB",
     ]);
     for result in results {
         let window = &result.window;
@@ -117,7 +116,8 @@ pub(super) fn table(results: &[WireResult], plan: &Plan, plaintext: bool) -> Tab
             window.loopback.as_ref().map_or(f64::NAN, |loopback| window.per_token(count(loopback) as f64))
         };
         let ms = |ns: u64| format!("{:.2}", ns as f64 / 1e6);
-        let split = |usage: &Usage, total: f64| format!("{total:.1} ({:.0} % kernel)", 100.0 * usage.system_s / usage.cpu_s());
+        let split =
+            |usage: &Usage, total: f64| format!("{total:.1} ({:.0} % kernel)", 100.0 * usage.system_s / usage.cpu_s());
         let megabytes = |usage: &Usage| format!("{:.0}", usage.resident_bytes as f64 / 1e6);
         table.row([
             result.wire.label(plaintext).to_owned(),
@@ -135,7 +135,6 @@ pub(super) fn table(results: &[WireResult], plan: &Plan, plaintext: bool) -> Tab
             format!("{:.0}", per_token(|loopback| loopback.bytes)),
             format!("{:.2}", per_token(|loopback| loopback.packets)),
             megabytes(&window.agent),
-            megabytes(&window.client),
         ]);
     }
     table

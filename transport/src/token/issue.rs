@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::time::SystemTime;
 
-use super::MAX_TOKEN_BYTES;
-use super::claims::Claims;
-use super::jwk::{Algorithm, JwkSet, b64};
+use jsonwebtoken as jwt;
+use jsonwebtoken::jwk::JwkSet;
+
 use super::keys::{KeyError, KeyStore, SigningKey};
+use super::{Algorithm, Claims, MAX_TOKEN_BYTES};
 
 /// Signs session tokens with the newest key of its algorithm, and publishes all keys of its directory.
 ///
@@ -14,8 +15,8 @@ use super::keys::{KeyError, KeyStore, SigningKey};
 #[derive(Debug)]
 pub struct TokenIssuer {
     key: SigningKey,
-    /// base64url of the header and the dot after it; the same for every token of a key.
-    header: String,
+    /// The same for every token of a key.
+    header: jwt::Header,
     jwks: JwkSet,
 }
 
@@ -49,9 +50,8 @@ impl TokenIssuer {
     fn from_store(store: KeyStore, algorithm: Algorithm) -> Result<Self, KeyError> {
         let jwks = store.jwks();
         let key = store.into_newest(algorithm).ok_or(KeyError::Generate)?;
-        // The kid is base64url: nothing in it needs escaping.
-        let header = format!(r#"{{"alg":"{algorithm}","kid":"{}","typ":"JWT"}}"#, key.kid());
-        Ok(Self { key, header: b64(header.as_bytes()) + ".", jwks })
+        let header = jwt::Header { kid: Some(key.kid.clone()), ..jwt::Header::new(algorithm.into()) };
+        Ok(Self { key, header, jwks })
     }
 
     /// A signed token.
@@ -59,10 +59,7 @@ impl TokenIssuer {
     /// # Errors
     /// [`IssueError`] when the claims are too long to be accepted by a verifier. The same claims fail again.
     pub fn issue(&self, claims: &Claims) -> Result<String, IssueError> {
-        let claims = serde_json::to_vec(claims)?;
-        let message = format!("{}{}", self.header, b64(&claims));
-        let signature = self.key.sign(message.as_bytes()).ok_or(IssueError::Sign)?;
-        let token = format!("{message}.{}", b64(&signature));
+        let token = jwt::encode(&self.header, claims, &self.key.key)?;
         if token.len() > MAX_TOKEN_BYTES {
             return Err(IssueError::TooLong { len: token.len() });
         }
@@ -72,23 +69,23 @@ impl TokenIssuer {
     /// Every public key in the directory, the signing one first.
     pub fn jwks(&self) -> JwkSet {
         let mut keys = self.jwks.keys.clone();
-        keys.sort_by_key(|key| key.kid.as_deref() != Some(self.kid()));
+        keys.sort_by_key(|key| key.common.key_id.as_deref() != Some(self.kid()));
         JwkSet { keys }
     }
 
     /// The signing key's public half: PEM of a SubjectPublicKeyInfo (RFC 5280 §4.1.2.7).
     pub fn public_key_pem(&self) -> &str {
-        self.key.public_pem()
+        &self.key.public_pem
     }
 
     /// The signing key's id: its RFC 7638 thumbprint.
     pub fn kid(&self) -> &str {
-        self.key.kid()
+        &self.key.kid
     }
 
     /// The algorithm it signs with.
     pub fn algorithm(&self) -> Algorithm {
-        self.key.algorithm()
+        self.key.alg
     }
 }
 
@@ -101,10 +98,7 @@ pub enum IssueError {
         /// Its length in bytes.
         len: usize,
     },
-    /// The claims could not be written as JSON.
-    #[error("cannot encode the claims: {0}")]
-    Encode(#[from] serde_json::Error),
     /// The cryptographic library refused.
-    #[error("cannot sign with this key")]
-    Sign,
+    #[error("cannot sign the token: {0}")]
+    Sign(#[from] jwt::errors::Error),
 }

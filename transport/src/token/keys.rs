@@ -4,25 +4,20 @@
 //! is the newest does not depend on a file's date, which copying changes. The newest of the configured algorithm signs; all
 //! are published. Other files are left alone.
 
-use std::fmt;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::encoding::{AsDer as _, Pkcs8V1Der, PublicKeyX509Der};
-use aws_lc_rs::error::{KeyRejected, Unspecified};
-use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::error::Unspecified;
 use aws_lc_rs::rsa::KeySize;
-use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _, RSA_PKCS1_SHA256, RsaKeyPair,
-};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use rustls_pki_types::PrivatePkcs8KeyDer;
-use rustls_pki_types::pem::PemObject as _;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _, RsaKeyPair};
+use jsonwebtoken::EncodingKey;
+use jsonwebtoken::jwk::{Jwk, JwkSet, PublicKeyUse, ThumbprintHash};
+use pem::{EncodeConfig, LineEnding, Pem};
 
-use super::jwk::{Algorithm, Jwk, JwkSet};
+use super::Algorithm;
 
 /// Why the signing keys are not available.
 #[derive(Debug, thiserror::Error)]
@@ -48,96 +43,62 @@ pub enum KeyError {
     Generate,
 }
 
-/// A private key, parsed once, with its public half as JWK and PEM.
+/// A private key with its public half as JWK and PEM.
+#[derive(Debug)]
 pub(super) struct SigningKey {
-    pair: Pair,
+    pub(super) alg: Algorithm,
+    pub(super) key: EncodingKey,
+    pub(super) kid: String,
+    pub(super) public_pem: String,
     jwk: Jwk,
-    kid: String,
-    public_pem: String,
-}
-
-enum Pair {
-    Rsa(RsaKeyPair),
-    P256(EcdsaKeyPair),
-    Ed25519(Ed25519KeyPair),
 }
 
 impl SigningKey {
-    fn from_pkcs8(alg: Algorithm, der: &[u8]) -> Result<Self, KeyRejected> {
-        let (pair, jwk, spki): (_, _, PublicKeyX509Der<'_>) = match alg {
-            Algorithm::RS256 => {
-                let pair = RsaKeyPair::from_pkcs8(der)?;
-                let public = pair.public_key();
-                let (n, e) = (public.modulus(), public.exponent());
-                let jwk = Jwk::rsa(n.big_endian_without_leading_zero(), e.big_endian_without_leading_zero());
-                let spki = public.as_der()?;
-                (Pair::Rsa(pair), jwk, spki)
-            }
-            Algorithm::ES256 => {
-                let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der)?;
-                // SEC 1 §2.3.3: 4, x, y.
-                let point = pair.public_key().as_ref();
-                let (x, y) = point.get(1..).filter(|xy| xy.len() == 64).ok_or(Unspecified)?.split_at(32);
-                let jwk = Jwk::p256(x, y);
-                let spki = pair.public_key().as_der()?;
-                (Pair::P256(pair), jwk, spki)
-            }
-            Algorithm::EdDSA => {
-                let pair = Ed25519KeyPair::from_pkcs8(der)?;
-                let jwk = Jwk::ed25519(pair.public_key().as_ref());
-                let spki = pair.public_key().as_der()?;
-                (Pair::Ed25519(pair), jwk, spki)
-            }
+    /// From PEM of PKCS#8. `None` where that holds no private key of this algorithm.
+    fn from_pem(alg: Algorithm, pem: &[u8]) -> Option<Self> {
+        let key = match alg {
+            Algorithm::RS256 => EncodingKey::from_rsa_pem(pem),
+            Algorithm::ES256 => EncodingKey::from_ec_pem(pem),
+            Algorithm::EdDSA => EncodingKey::from_ed_pem(pem),
         };
-        let kid = jwk.kid.clone().ok_or(Unspecified)?;
-        Ok(Self { pair, jwk, kid, public_pem: pem("PUBLIC KEY", spki.as_ref()) })
-    }
-
-    pub(super) fn sign(&self, message: &[u8]) -> Option<Vec<u8>> {
-        match &self.pair {
-            Pair::Rsa(pair) => {
-                let mut signature = vec![0; pair.public_modulus_len()];
-                pair.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), message, &mut signature).ok()?;
-                Some(signature)
-            }
-            Pair::P256(pair) => Some(pair.sign(&SystemRandom::new(), message).ok()?.as_ref().to_vec()),
-            Pair::Ed25519(pair) => Some(pair.try_sign(message).ok()?.as_ref().to_vec()),
-        }
-    }
-
-    pub(super) fn algorithm(&self) -> Algorithm {
-        match self.pair {
-            Pair::Rsa(_) => Algorithm::RS256,
-            Pair::P256(_) => Algorithm::ES256,
-            Pair::Ed25519(_) => Algorithm::EdDSA,
-        }
-    }
-
-    pub(super) fn kid(&self) -> &str {
-        &self.kid
-    }
-
-    pub(super) fn public_pem(&self) -> &str {
-        &self.public_pem
+        let key = key.ok()?;
+        let mut jwk = Jwk::from_encoding_key(&key, alg.into()).ok()?;
+        let kid = jwk.thumbprint(ThumbprintHash::SHA256).ok()?;
+        jwk.common.key_id = Some(kid.clone());
+        jwk.common.public_key_use = Some(PublicKeyUse::Signature);
+        let public_pem = to_pem("PUBLIC KEY", public_der(alg, key.as_bytes())?.as_ref());
+        Some(Self { alg, key, kid, public_pem, jwk })
     }
 }
 
-impl fmt::Debug for SigningKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SigningKey").field("alg", &self.algorithm()).field("kid", &self.kid).finish_non_exhaustive()
-    }
+/// SubjectPublicKeyInfo of a private key in the form that [`EncodingKey`] keeps it: PKCS#1 for RSA, else PKCS#8.
+fn public_der(alg: Algorithm, private_der: &[u8]) -> Option<PublicKeyX509Der<'static>> {
+    let der = match alg {
+        Algorithm::RS256 => RsaKeyPair::from_der(private_der).ok()?.public_key().as_der(),
+        Algorithm::ES256 => {
+            let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, private_der).ok()?;
+            pair.public_key().as_der()
+        }
+        Algorithm::EdDSA => Ed25519KeyPair::from_pkcs8(private_der).ok()?.public_key().as_der(),
+    };
+    der.ok()
 }
 
 /// PKCS#8 version 1 (RFC 5208): what every other tool reads.
-fn generate(alg: Algorithm) -> Result<Vec<u8>, Unspecified> {
+fn generate(alg: Algorithm) -> Result<String, Unspecified> {
+    let to_pem = |der: &[u8]| to_pem("PRIVATE KEY", der);
     Ok(match alg {
         Algorithm::RS256 => {
             let der: Pkcs8V1Der<'_> = RsaKeyPair::generate(KeySize::Rsa2048)?.as_der()?;
-            der.as_ref().to_vec()
+            to_pem(der.as_ref())
         }
-        Algorithm::ES256 => EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING)?.to_pkcs8v1()?.as_ref().to_vec(),
-        Algorithm::EdDSA => Ed25519KeyPair::generate()?.to_pkcs8v1()?.as_ref().to_vec(),
+        Algorithm::ES256 => to_pem(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING)?.to_pkcs8v1()?.as_ref()),
+        Algorithm::EdDSA => to_pem(Ed25519KeyPair::generate()?.to_pkcs8v1()?.as_ref()),
     })
+}
+
+fn to_pem(label: &str, der: &[u8]) -> String {
+    pem::encode_config(&Pem::new(label, der), EncodeConfig::new().set_line_ending(LineEnding::LF))
 }
 
 /// All keys of a directory, oldest first.
@@ -157,10 +118,7 @@ impl KeyStore {
                 continue;
             };
             let text = fs::read(&path).map_err(|source| KeyError::Io { action: "read", path: path.clone(), source })?;
-            let key = PrivatePkcs8KeyDer::from_pem_slice(&text)
-                .ok()
-                .and_then(|der| SigningKey::from_pkcs8(alg, der.secret_pkcs8_der()).ok())
-                .filter(|key| key.kid == kid);
+            let key = SigningKey::from_pem(alg, &text).filter(|key| key.kid == kid);
             keys.push((created_ms, key.ok_or(KeyError::Damaged { path })?));
         }
         keys.sort_by(|(a, ka), (b, kb)| (a, &ka.kid).cmp(&(b, &kb.kid)));
@@ -168,13 +126,13 @@ impl KeyStore {
     }
 
     pub(super) fn create(&mut self, alg: Algorithm, now: SystemTime) -> Result<(), KeyError> {
-        let der = generate(alg).map_err(|_| KeyError::Generate)?;
-        let key = SigningKey::from_pkcs8(alg, &der).map_err(|_| KeyError::Generate)?;
+        let private_pem = generate(alg).map_err(|_| KeyError::Generate)?;
+        let key = SigningKey::from_pem(alg, private_pem.as_bytes()).ok_or(KeyError::Generate)?;
         let now_ms = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
         // Newer than all others even where the clock went back.
         let created_ms = self.keys.last().map_or(now_ms, |(newest, _)| now_ms.max(newest + 1));
         let path = self.dir.join(format!("{alg}.{created_ms}.{}.pem", key.kid));
-        write_private(&path, pem("PRIVATE KEY", &der).as_bytes()).map_err(|source| KeyError::Io {
+        write_private(&path, private_pem.as_bytes()).map_err(|source| KeyError::Io {
             action: "write",
             path,
             source,
@@ -184,11 +142,11 @@ impl KeyStore {
     }
 
     pub(super) fn newest(&self, alg: Algorithm) -> Option<&SigningKey> {
-        self.keys.iter().rev().map(|(_, key)| key).find(|key| key.algorithm() == alg)
+        self.keys.iter().rev().map(|(_, key)| key).find(|key| key.alg == alg)
     }
 
     pub(super) fn into_newest(self, alg: Algorithm) -> Option<SigningKey> {
-        self.keys.into_iter().rev().map(|(_, key)| key).find(|key| key.algorithm() == alg)
+        self.keys.into_iter().rev().map(|(_, key)| key).find(|key| key.alg == alg)
     }
 
     pub(super) fn jwks(&self) -> JwkSet {
@@ -201,17 +159,6 @@ fn parse_name(name: &str) -> Option<(Algorithm, u64, &str)> {
     let mut parts = name.strip_suffix(".pem")?.splitn(3, '.');
     let (alg, created_ms, kid) = (parts.next()?, parts.next()?, parts.next()?);
     Some((Algorithm::ALL.into_iter().find(|known| known.as_str() == alg)?, created_ms.parse().ok()?, kid))
-}
-
-/// RFC 7468 §2: lines of 64 characters.
-fn pem(label: &str, der: &[u8]) -> String {
-    let body = STANDARD.encode(der);
-    let mut text = format!("-----BEGIN {label}-----\n");
-    for start in (0..body.len()).step_by(64) {
-        text.push_str(&body[start..body.len().min(start + 64)]);
-        text.push('\n');
-    }
-    text + &format!("-----END {label}-----\n")
 }
 
 /// New directories get mode 0700; an existing one is left as it is, its owner may share it on purpose.

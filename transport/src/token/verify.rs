@@ -1,29 +1,34 @@
 //! The agent's side: verifying. Pure: neither clock nor network.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken as jwt;
+use jsonwebtoken::errors::ErrorKind;
+use jsonwebtoken::jwk::JwkSet;
 use parking_lot::RwLock;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 
-use super::MAX_TOKEN_BYTES;
 use super::claims::{CLOCK_LEEWAY, Claims, unix_seconds};
-use super::jwk::{Algorithm, JwkSet, VerifyingKey};
+use super::jwk::VerifyingKey;
+use super::{Algorithm, MAX_TOKEN_BYTES};
 
 /// Longest part of a token that an error message repeats: a thumbprint has 43 characters.
 const MAX_QUOTED_CHARS: usize = 64;
 
 /// Verifies session tokens of one issuer. Shared by all calls of an agent; every method takes `&self`.
+#[derive(Debug)]
 pub struct TokenVerifier {
     issuer: String,
     /// Replaced as a whole; a call that verifies holds its own reference, never the lock.
-    keys: RwLock<Arc<HashMap<String, VerifyingKey>>>,
+    keys: RwLock<Arc<Keys>>,
 }
+
+/// By their ids.
+type Keys = HashMap<String, VerifyingKey>;
 
 impl TokenVerifier {
     /// A verifier without keys: every token is of an unknown key until [`set_keys`](Self::set_keys).
@@ -38,7 +43,7 @@ impl TokenVerifier {
     /// [`KeySetError`]; the keys stay as they were.
     pub fn set_keys(&self, jwks_json: &str) -> Result<usize, KeySetError> {
         let set: JwkSet = serde_json::from_str(jwks_json)?;
-        let keys: HashMap<_, _> = set.keys.iter().filter_map(|key| key.verifying_key()).collect();
+        let keys: Keys = set.keys.iter().filter_map(VerifyingKey::from_jwk).collect();
         if keys.is_empty() {
             return Err(KeySetError::NoUsableKey { given: set.keys.len() });
         }
@@ -66,26 +71,22 @@ impl TokenVerifier {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(TokenError::TooLong { len: token.len() });
         }
-        let (message, signature) = token.rsplit_once('.').ok_or(TokenError::Malformed("it has not three parts"))?;
-        let (header, claims) = message.split_once('.').ok_or(TokenError::Malformed("it has not three parts"))?;
-        let header: Header = decode_json(header).ok_or(TokenError::Malformed("its header is not JSON in base64url"))?;
-        if header.alg.eq_ignore_ascii_case("none") {
-            return Err(TokenError::Unsigned);
-        }
+        let keys = Arc::clone(&self.keys.read());
+        let header = jwt::decode_header(token).map_err(|error| refused_header(token, &error, &keys))?;
         if header.crit.is_some() {
             // RFC 7515 §4.1.11: what must be understood and is not, is refused.
             return Err(TokenError::Malformed("its header has critical extensions"));
         }
-        let kid = header.kid.ok_or(TokenError::NoKeyId)?;
-        let keys = Arc::clone(&self.keys.read());
-        let key = keys.get(&kid).ok_or_else(|| TokenError::UnknownKey { kid: quoted(&kid) })?;
-        if header.alg != key.alg.as_str() {
-            return Err(TokenError::WrongAlgorithm { token: quoted(&header.alg), key: key.alg });
-        }
-        let signature =
-            URL_SAFE_NO_PAD.decode(signature).map_err(|_| TokenError::Malformed("its signature is not base64url"))?;
-        key.key.verify_sig(message.as_bytes(), &signature).map_err(|_| TokenError::BadSignature)?;
-        decode_json(claims).ok_or(TokenError::Claims)
+        let key = find(&keys, header.kid)?;
+        let decoded = jwt::decode(token, &key.key, &key.validation).map_err(|error| match error.kind() {
+            ErrorKind::InvalidAlgorithm => {
+                TokenError::WrongAlgorithm { token: format!("{:?}", header.alg), key: key.alg }
+            }
+            ErrorKind::Base64(_) => TokenError::Malformed("its signature is not base64url"),
+            ErrorKind::Json(_) => TokenError::Claims,
+            _ => TokenError::BadSignature,
+        })?;
+        Ok(decoded.claims)
     }
 
     fn check_claims(&self, claims: &Claims, agent_id: &str, now: i64) -> Result<(), TokenError> {
@@ -107,10 +108,30 @@ impl TokenVerifier {
     }
 }
 
-impl fmt::Debug for TokenVerifier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let keys = Arc::clone(&self.keys.read());
-        f.debug_struct("TokenVerifier").field("issuer", &self.issuer).field("kids", &keys.keys()).finish()
+fn find(keys: &Keys, kid: Option<String>) -> Result<&VerifyingKey, TokenError> {
+    let kid = kid.ok_or(TokenError::NoKeyId)?;
+    keys.get(&kid).ok_or_else(|| TokenError::UnknownKey { kid: quoted(&kid) })
+}
+
+/// The jsonwebtoken crate reads no header whose algorithm it does not know, `none` among them. Whoever sent it is to learn
+/// which it was: nothing here accepts a token.
+fn refused_header(token: &str, error: &jwt::errors::Error, keys: &Keys) -> TokenError {
+    #[derive(Deserialize)]
+    struct Named {
+        alg: String,
+        kid: Option<String>,
+    }
+    if matches!(error.kind(), ErrorKind::InvalidToken) {
+        return TokenError::Malformed("it has not three parts");
+    }
+    let header = token.split('.').next().and_then(|part| URL_SAFE_NO_PAD.decode(part).ok());
+    match header.and_then(|json| serde_json::from_slice(&json).ok()) {
+        Some(Named { alg, .. }) if alg.eq_ignore_ascii_case("none") => TokenError::Unsigned,
+        Some(Named { alg, kid }) if alg.parse::<jwt::Algorithm>().is_err() => match find(keys, kid) {
+            Ok(key) => TokenError::WrongAlgorithm { token: quoted(&alg), key: key.alg },
+            Err(refused) => refused,
+        },
+        _ => TokenError::Malformed("its header is not JSON in base64url"),
     }
 }
 
@@ -217,17 +238,6 @@ impl TokenError {
     pub fn is_permission(&self) -> bool {
         matches!(self, Self::WrongAgent { .. } | Self::WrongModel { .. })
     }
-}
-
-#[derive(Deserialize)]
-struct Header {
-    alg: String,
-    kid: Option<String>,
-    crit: Option<serde::de::IgnoredAny>,
-}
-
-fn decode_json<T: DeserializeOwned>(part: &str) -> Option<T> {
-    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).ok()?).ok()
 }
 
 fn quoted(text: &str) -> String {

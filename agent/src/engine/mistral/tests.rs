@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use mistralrs::{Request, core::TokenizationRequest};
 use tokio::sync::{mpsc, oneshot};
@@ -15,11 +15,7 @@ use super::{
 };
 
 async fn loaded() -> Arc<Loaded> {
-    let path = std::env::var_os("TITAN_TEST_MODEL").map_or_else(|| fetch::default_model_path().unwrap(), PathBuf::from);
-    assert!(
-        path.is_file(),
-        "the test model {path:?} is missing: run `cargo run -p titan -- run hello`, or name a copy in TITAN_TEST_MODEL"
-    );
+    let path = tokio::task::spawn_blocking(fetch::test_model).await.unwrap().unwrap();
     let spec = ModelSpec { names: vec!["test".to_owned()], source: ModelSource::GgufFile(path) };
     let config = MistralConfig {
         models: vec![spec.clone()],

@@ -1,0 +1,95 @@
+//! What each command does.
+
+mod agent;
+mod certs;
+mod coord;
+mod run;
+mod up;
+
+use std::{fmt, future::Future, io};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    args::Command,
+    signals::{self, Signal},
+};
+
+/// How a command ended, where it did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It did what was asked.
+    Done,
+    /// It was told to stop before.
+    Interrupted(Signal),
+}
+
+/// The command line asks for something that cannot be meant: exit code 2.
+#[derive(Debug)]
+pub(crate) struct Usage(pub(crate) String);
+
+impl fmt::Display for Usage {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// Runs a command to its end.
+pub(crate) async fn execute(command: Command, verbose: u8) -> anyhow::Result<Outcome> {
+    match command {
+        Command::Run(args) => run::run(args, verbose).await,
+        Command::Up(args) => up::up(args).await,
+        Command::Coord(args) => coord::coord(args).await,
+        Command::Agent(args) => agent::agent(args).await,
+        Command::Certs(command) => certs::certs(command).map(|()| Outcome::Done),
+    }
+}
+
+/// An error with its causes, each said once: many messages hold their cause's already.
+pub(crate) fn explain(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+/// Serves until a signal, then until what runs has finished, or a second signal.
+async fn serve<F: Future<Output = io::Result<()>>>(
+    shutdown: CancellationToken,
+    serve: F,
+) -> anyhow::Result<Outcome> {
+    tokio::pin!(serve);
+    tokio::select! {
+        ended = &mut serve => ended?,
+        _ = signals::next() => {
+            shutdown.cancel();
+            tracing::info!("stopping when running generations have finished; a second signal stops at once");
+            tokio::select! {
+                ended = &mut serve => ended?,
+                signal = signals::next() => return Ok(Outcome::Interrupted(signal)),
+            }
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+
+    use super::*;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let inner = || anyhow::Error::new(io::Error::other("disk on fire"));
+        assert_eq!(explain(&inner().context("cannot read x: disk on fire")), "cannot read x: disk on fire");
+        assert_eq!(explain(&inner().context("cannot read x")), "cannot read x: disk on fire");
+        let usage = Err::<(), _>(Usage("no".into())).context("--model").map_err(|error| error.is::<Usage>());
+        assert_eq!(usage, Err(true), "the exit code is found under a context too");
+    }
+}

@@ -1,0 +1,107 @@
+//! `titan agent`.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use anyhow::bail;
+use titan_agent::{Agent, Config, ConfigError};
+use titan_certs::Role;
+use tokio_util::sync::CancellationToken;
+
+use super::{Outcome, serve};
+use crate::{
+    args::{AgentArgs, serve::EngineKind},
+    commands::Usage,
+    engine::EnginePlan,
+    ports::{self, Protocol, Wanted},
+    progress::Progress,
+    signals,
+    trust::{self, Reach},
+};
+
+/// Loads the models and serves them until a signal.
+pub(super) async fn agent(args: AgentArgs) -> anyhow::Result<Outcome> {
+    let plan = plan(&args)?;
+    let config = config(&args)?;
+    config.validate()?;
+    if let Some(model) = config.models.iter().find(|model| !plan.names().contains(model)) {
+        bail!(ConfigError::UnknownModel { model: model.clone(), available: plan.names() });
+    }
+    ports::check(args.listen.bind, &wanted_ports(&args))?;
+    let progress = Arc::new(Progress::new());
+    let engine = tokio::select! {
+        engine = plan.load(1, &progress) => engine?,
+        signal = signals::next() => return Ok(Outcome::Interrupted(signal)),
+    };
+    progress.done();
+    let agent = Agent::bind(config, engine).await?;
+    let shutdown = CancellationToken::new();
+    serve(shutdown.clone(), agent.run(shutdown)).await
+}
+
+fn plan(args: &AgentArgs) -> anyhow::Result<EnginePlan> {
+    match (args.kind, args.rate) {
+        (EngineKind::Mistral, None) => EnginePlan::new(&args.engine),
+        (EngineKind::Mistral, Some(_)) => bail!(Usage("--rate is for --engine synthetic only".to_owned())),
+        (EngineKind::Synthetic, _) if !args.engine.models.is_empty() || args.engine.self_test => {
+            bail!(Usage("--engine synthetic runs no model: leave --model and --self-test out".to_owned()))
+        }
+        (EngineKind::Synthetic, rate) => Ok(EnginePlan::Synthetic { tokens_per_second: rate.unwrap_or_default() }),
+    }
+}
+
+fn config(args: &AgentArgs) -> anyhow::Result<Config> {
+    let ip = args.listen.bind;
+    titan_certs::validate_name(&args.id)
+        .map_err(|reason| ConfigError::AgentId { agent_id: args.id.clone(), reason })?;
+    let local = trust::is_local(ip) && is_local_endpoint(&args.coordinator);
+    let reach = if local { Reach::ThisMachine } else { Reach::OtherMachines };
+    let bound = (!ip.is_unspecified()).then(|| ip.to_string());
+    let hosts: Vec<String> = args.public_host.iter().cloned().chain(bound).collect();
+    Ok(Config {
+        grpc_addr: SocketAddr::new(ip, args.agent_port),
+        quic_addr: args.quic_port.map(|port| SocketAddr::new(ip, port)),
+        public_host: args.public_host.clone(),
+        coordinator: Some(args.coordinator.clone()),
+        tls: trust::server(&args.listen.identity, Role::Agent, &args.id, &hosts, reach)?,
+        insecure_plaintext: args.listen.insecure_plaintext,
+        max_jobs: usize::from(args.engine.max_jobs),
+        models: args.supported_models.iter().map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect(),
+        heartbeat_interval: args.heartbeat_interval,
+        drain_time: args.drain_time,
+        ..Config::new(&args.id)
+    })
+}
+
+fn wanted_ports(args: &AgentArgs) -> [Wanted; 2] {
+    let quic = args.quic_port.unwrap_or(args.agent_port);
+    [
+        Wanted { protocol: Protocol::Tcp, what: "the agent's gRPC service", setting: "--agent-port (AGENT_PORT)", port: args.agent_port },
+        Wanted { protocol: Protocol::Udp, what: "the agent's QUIC endpoint", setting: "--quic-port (AGENT_QUIC_PORT)", port: quic },
+    ]
+}
+
+/// `localhost:1`, `127.0.0.1:1`, `[::1]:1`, with a scheme or without.
+fn is_local_endpoint(endpoint: &str) -> bool {
+    let authority = endpoint.split_once("://").map_or(endpoint, |(_, rest)| rest);
+    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(trust::is_local)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_on_this_machine_are_told_apart() {
+        for endpoint in ["localhost:50051", "http://127.0.0.1:1", "[::1]:1", "https://[::1]:1"] {
+            assert!(is_local_endpoint(endpoint), "{endpoint}");
+        }
+        for endpoint in ["gpu.example:50051", "192.0.2.1:1", "[2001:db8::1]:1", "localhost.example:1", ""] {
+            assert!(!is_local_endpoint(endpoint), "{endpoint}");
+        }
+    }
+}

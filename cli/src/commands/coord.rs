@@ -1,0 +1,69 @@
+//! `titan coord`.
+
+use std::{net::SocketAddr, time::Duration};
+
+use titan_certs::Role;
+use titan_coord::{Config, Coordinator};
+use titan_transport::tls::TlsMaterial;
+use tokio_util::sync::CancellationToken;
+
+use super::{Outcome, serve};
+use crate::{
+    args::{CoordArgs, serve::CoordinatorArgs},
+    places,
+    ports::{self, Protocol, Wanted},
+    trust::{self, Reach},
+};
+
+/// Heartbeats of a third of the time after which an agent is gone: two may be lost.
+const HEARTBEATS_PER_TIMEOUT: u32 = 3;
+const LONGEST_HEARTBEAT: Duration = Duration::from_secs(10);
+const SHORTEST_HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// Runs a coordinator until a signal.
+pub(super) async fn coord(args: CoordArgs) -> anyhow::Result<Outcome> {
+    let ip = args.listen.bind;
+    let reach = if trust::is_local(ip) { Reach::ThisMachine } else { Reach::OtherMachines };
+    let hosts: Vec<String> = (!ip.is_unspecified()).then(|| ip.to_string()).into_iter().collect();
+    let tls = trust::server(&args.listen.identity, Role::Coordinator, &args.name, &hosts, reach)?;
+    let mut config = config(&args.coordinator, tls);
+    config.http_addr = SocketAddr::new(ip, args.coordinator.http_port);
+    config.grpc_addr = SocketAddr::new(ip, args.coordinator.grpc_port);
+    config.insecure_plaintext = args.listen.insecure_plaintext;
+    config.validate()?;
+    ports::check(ip, &wanted_ports(&args.coordinator))?;
+    let coordinator = Coordinator::bind(config).await?;
+    let shutdown = CancellationToken::new();
+    serve(shutdown.clone(), coordinator.run(shutdown)).await
+}
+
+/// A coordinator on this machine alone; `coord` changes that.
+pub(super) fn config(args: &CoordinatorArgs, tls: Option<TlsMaterial>) -> Config {
+    let defaults = Config::default();
+    let heartbeat_interval = args.heartbeat_interval.unwrap_or_else(|| {
+        (args.heartbeat_timeout / HEARTBEATS_PER_TIMEOUT).clamp(SHORTEST_HEARTBEAT, LONGEST_HEARTBEAT)
+    });
+    Config {
+        http_addr: SocketAddr::new(defaults.http_addr.ip(), args.http_port),
+        grpc_addr: SocketAddr::new(defaults.grpc_addr.ip(), args.grpc_port),
+        tls,
+        token_ttl: args.token_ttl,
+        token_algorithm: args.token_algorithm,
+        key_dir: args.key_dir.clone().unwrap_or_else(places::keys),
+        heartbeat_timeout: args.heartbeat_timeout,
+        heartbeat_interval,
+        booking_timeout: args.booking_timeout,
+        weights: args.weights,
+        cors_origins: args.cors_origins.clone(),
+        ..defaults
+    }
+}
+
+/// The coordinator's ports.
+pub(super) fn wanted_ports(args: &CoordinatorArgs) -> [Wanted; 2] {
+    let tcp = |what, setting, port| Wanted { protocol: Protocol::Tcp, what, setting, port };
+    [
+        tcp("the coordinator's REST interface", "--http-port (COORDINATOR_HTTP_PORT)", args.http_port),
+        tcp("the coordinator's gRPC service", "--grpc-port (COORDINATOR_PORT)", args.grpc_port),
+    ]
+}

@@ -1,0 +1,168 @@
+//! `titan run`.
+
+mod output;
+mod target;
+
+use std::{
+    io::{self, Read as _},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use futures_util::StreamExt as _;
+use titan_client::{ClientStats, Prompt, TitanClient, WirePreference};
+use titan_proto::MAX_PROMPT_BYTES;
+
+use self::{
+    output::{Connection, Figures, Output},
+    target::Target,
+};
+use super::{Outcome, Usage};
+use crate::{
+    args::{RunArgs, WireArg},
+    local::Cluster,
+    progress::Progress,
+    signals,
+};
+
+/// Longest wait for the agent to hear that the connection ends. It only saves the agent a timeout.
+const GOODBYE: Duration = Duration::from_millis(500);
+
+/// Sends a prompt and prints its text.
+pub(super) async fn run(args: RunArgs, verbose: u8) -> anyhow::Result<Outcome> {
+    let opened = tokio::select! {
+        opened = open(&args) => opened?,
+        signal = signals::next() => return Ok(Outcome::Interrupted(signal)),
+    };
+    let mut output = Output::new(args.json, verbose > 0);
+    let outcome = tokio::select! {
+        printed = opened.generate(&args, &mut output) => printed,
+        signal = signals::next() => {
+            output.interrupted();
+            Ok(Outcome::Interrupted(signal))
+        }
+    };
+    // The generation is dropped by now; this lets the agent know at once.
+    opened.close().await;
+    outcome
+}
+
+/// A client, and what it shall ask.
+struct Opened {
+    client: TitanClient,
+    prompt: Prompt,
+    cluster: Option<Cluster>,
+}
+
+async fn open(args: &RunArgs) -> anyhow::Result<Opened> {
+    let text = prompt(&args.prompt).await?;
+    let progress = Arc::new(Progress::new());
+    let Target { url, model, tls, cluster } = target::find(args, &progress).await?;
+    progress.done();
+    let mut builder = TitanClient::builder(&url).wire(match args.wire {
+        WireArg::Auto => WirePreference::Auto,
+        WireArg::Quic => WirePreference::Quic,
+        WireArg::Grpc => WirePreference::Grpc,
+    });
+    if let Some(tls) = tls {
+        builder = builder.tls(tls);
+    }
+    let mut prompt = Prompt::new(model, text);
+    prompt.max_tokens = args.max_tokens;
+    prompt.temperature = args.temperature;
+    prompt.options = options(args)?;
+    Ok(Opened { client: builder.build()?, prompt, cluster })
+}
+
+impl Opened {
+    async fn generate(&self, args: &RunArgs, output: &mut Output) -> anyhow::Result<Outcome> {
+        for turn in 0..args.repeat {
+            if turn > 0 && args.reconnect {
+                self.client.disconnect().await;
+            }
+            match self.generate_once(output).await {
+                Ok(()) => {}
+                // Nobody reads any more, as in `titan run … | head -1`.
+                Err(error) if is_broken_pipe(&error) => break,
+                Err(error) => {
+                    output.failed(&error);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(Outcome::Done)
+    }
+
+    async fn generate_once(&self, output: &mut Output) -> anyhow::Result<()> {
+        let before = self.client.stats();
+        let mut generation = self.client.generate(self.prompt.clone()).await?;
+        while let Some(text) = generation.next().await {
+            output.text(&text?)?;
+        }
+        let connection = connection(&before, &self.client.stats());
+        output.finish(&Figures::of(&generation, connection))?;
+        Ok(())
+    }
+
+    async fn close(self) {
+        // Too slow a goodbye is left unsaid.
+        let _ = tokio::time::timeout(GOODBYE, self.client.close()).await;
+        if let Some(cluster) = self.cluster {
+            cluster.stop().await;
+        }
+    }
+}
+
+/// The prompt itself, or all of stdin for `-`.
+async fn prompt(given: &str) -> anyhow::Result<String> {
+    let text = match given {
+        "-" => tokio::task::spawn_blocking(|| {
+            // One byte more than allowed shows that it is too long, without reading what never ends.
+            let mut bytes = Vec::new();
+            io::stdin().lock().take(MAX_PROMPT_BYTES as u64 + 1).read_to_end(&mut bytes).map(|_| bytes)
+        })
+        .await?
+        .context("cannot read the prompt from stdin")
+        .and_then(|bytes| String::from_utf8(bytes).context("the prompt on stdin is not UTF-8 text"))?,
+        given => given.to_owned(),
+    };
+    if text.trim().is_empty() {
+        bail!(Usage("the prompt is empty: titan run \"Why is the sky blue?\", or - to read it from stdin".to_owned()));
+    }
+    if text.len() > MAX_PROMPT_BYTES {
+        bail!("the prompt is longer than {MAX_PROMPT_BYTES} bytes, the most that an agent takes: shorten it");
+    }
+    Ok(text)
+}
+
+fn options(args: &RunArgs) -> anyhow::Result<std::collections::BTreeMap<String, String>> {
+    let flags = [
+        ("seed", args.seed.map(|seed| seed.to_string())),
+        ("top_p", args.top_p.map(|top_p| top_p.to_string())),
+        ("stop", args.stop.clone()),
+    ];
+    let flags = flags.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
+    let mut options = std::collections::BTreeMap::new();
+    for (key, value) in flags.chain(args.options.iter().cloned()) {
+        if options.insert(key.clone(), value).is_some() {
+            bail!(Usage(format!("the option {key} is given twice")));
+        }
+    }
+    Ok(options)
+}
+
+/// What the connection cost, from the counters around a request.
+fn connection(before: &ClientStats, after: &ClientStats) -> Connection {
+    if after.quic.early_data_accepted > before.quic.early_data_accepted {
+        Connection::EarlyData
+    } else if after.quic.full_handshakes > before.quic.full_handshakes {
+        Connection::FullHandshake
+    } else {
+        Connection::Kept
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}

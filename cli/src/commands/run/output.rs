@@ -1,0 +1,214 @@
+//! What `titan run` prints: the text to stdout as it arrives, one closing line to stderr; or JSON lines.
+
+use std::io::{self, IsTerminal as _, Write};
+
+use serde::Serialize;
+use titan_client::{ClientError, Generation, Processed};
+
+/// Where it goes.
+pub(super) struct Output {
+    json: bool,
+    verbose: bool,
+    /// Escape sequences are for the terminal's owner to send, not for a model.
+    terminal: bool,
+    /// Whether the last text ended a line.
+    at_line_start: bool,
+}
+
+/// What is known at the end. With `--json` these are the fields of the last object.
+#[derive(Debug, Serialize)]
+pub(super) struct Figures {
+    done: bool,
+    agent: String,
+    wire: &'static str,
+    endpoint: String,
+    /// From the request, routing included, to the first text.
+    ttft_ms: f64,
+    tokens: u32,
+    tokens_per_second: f64,
+    prompt_tokens: u32,
+    finish_reason: String,
+    job_id: String,
+    /// Whether the coordinator was asked for this request.
+    routed: bool,
+    connection: Connection,
+    /// Whether the prompt went out before the handshake was complete.
+    early_data: bool,
+    /// Measured by QUIC.
+    rtt_ms: Option<f64>,
+}
+
+/// What the request's connection cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Connection {
+    /// A new QUIC connection, with key exchange and certificates.
+    FullHandshake,
+    /// A new QUIC connection that resumed a session and took early data.
+    EarlyData,
+    /// One that was there, or a gRPC one.
+    Kept,
+}
+
+impl Figures {
+    /// Of a generation that has ended.
+    pub(super) fn of(generation: &Generation, connection: Connection) -> Self {
+        let usage = generation.usage().cloned().unwrap_or_default();
+        let milliseconds = |time: std::time::Duration| round(time.as_secs_f64() * 1000.0, 100.0);
+        Self {
+            done: true,
+            agent: generation.agent_id().to_owned(),
+            wire: generation.wire().as_str(),
+            endpoint: generation.endpoint().to_owned(),
+            ttft_ms: generation.ttft().map_or(0.0, milliseconds),
+            tokens: usage.completion_tokens,
+            tokens_per_second: round(usage.tokens_per_second, 10.0),
+            prompt_tokens: usage.prompt_tokens,
+            finish_reason: usage.finish_reason,
+            job_id: generation.job_id().to_owned(),
+            routed: generation.routed(),
+            connection,
+            early_data: generation.early_data(),
+            rtt_ms: generation.rtt().map(milliseconds),
+        }
+    }
+
+    fn closing_line(&self) -> String {
+        let Self { agent, wire, ttft_ms, tokens, tokens_per_second, .. } = self;
+        let cut = if self.finish_reason == "length" { " · cut off by --max-tokens or the context" } else { "" };
+        format!("{agent} · {wire} · TTFT {ttft_ms:.0} ms · {tokens} tokens · {tokens_per_second:.1} tokens/s{cut}")
+    }
+
+    fn details(&self) -> String {
+        let route = if self.routed { "asked the coordinator" } else { "kept, no REST call" };
+        let connection = match self.connection {
+            Connection::FullHandshake => "full handshake",
+            Connection::EarlyData => "0-RTT",
+            Connection::Kept if self.wire == "quic" => "kept, no handshake",
+            Connection::Kept => "HTTP/2",
+        };
+        let early = if self.early_data { ", prompt sent as early data" } else { "" };
+        let rtt = self.rtt_ms.map(|rtt| format!(" · RTT {rtt:.2} ms")).unwrap_or_default();
+        format!(
+            "route: {route} · connection: {connection}{early} to {}{rtt} · prompt {} tokens · {}",
+            self.endpoint, self.prompt_tokens, self.job_id
+        )
+    }
+}
+
+impl Output {
+    /// On this process's stdout and stderr.
+    pub(super) fn new(json: bool, verbose: bool) -> Self {
+        Self { json, verbose, terminal: io::stdout().is_terminal(), at_line_start: true }
+    }
+
+    /// Text to append; it is visible when this returns.
+    pub(super) fn text(&mut self, text: &str) -> io::Result<()> {
+        if self.json {
+            return line(&serde_json::json!({"text": text}));
+        }
+        let mut stdout = io::stdout().lock();
+        if self.terminal {
+            let harmless: String = text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect();
+            stdout.write_all(harmless.as_bytes())?;
+        } else {
+            stdout.write_all(text.as_bytes())?;
+        }
+        stdout.flush()?;
+        self.at_line_start = text.ends_with('\n');
+        Ok(())
+    }
+
+    /// The text is complete.
+    pub(super) fn finish(&mut self, figures: &Figures) -> io::Result<()> {
+        if self.json {
+            return line(figures);
+        }
+        self.end_line()?;
+        let mut stderr = io::stderr().lock();
+        writeln!(stderr, "{}", figures.closing_line())?;
+        if self.verbose {
+            writeln!(stderr, "{}", figures.details())?;
+        }
+        Ok(())
+    }
+
+    /// The text ends here, and the reason follows on stderr.
+    pub(super) fn failed(&mut self, error: &anyhow::Error) {
+        // Whoever reads stdout may be gone; stderr and the exit code tell it all the same.
+        let _ = match error.downcast_ref::<ClientError>() {
+            Some(error) if self.json => {
+                let processed = match error.processed() {
+                    Processed::No => "no",
+                    Processed::Maybe => "maybe",
+                    Processed::Yes => "yes",
+                };
+                line(&serde_json::json!({"error": error.to_string(), "retryable": error.retryable(), "processed": processed}))
+            }
+            _ => self.end_line(),
+        };
+    }
+
+    /// The user has seen enough.
+    pub(super) fn interrupted(&mut self) {
+        let _ = self.end_line();
+    }
+
+    fn end_line(&mut self) -> io::Result<()> {
+        if !self.at_line_start && !self.json {
+            self.at_line_start = true;
+            writeln!(io::stdout())?;
+        }
+        Ok(())
+    }
+}
+
+fn line(value: &impl Serialize) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    serde_json::to_writer(&mut stdout, value)?;
+    stdout.write_all(b"\n")?;
+    stdout.flush()
+}
+
+fn round(value: f64, parts: f64) -> f64 {
+    (value * parts).round() / parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn figures() -> Figures {
+        Figures {
+            done: true,
+            agent: "agent-1".into(),
+            wire: "quic",
+            endpoint: "localhost:50052".into(),
+            ttft_ms: 431.26,
+            tokens: 100,
+            tokens_per_second: 29.8,
+            prompt_tokens: 38,
+            finish_reason: "stop".into(),
+            job_id: "job_1".into(),
+            routed: true,
+            connection: Connection::FullHandshake,
+            early_data: false,
+            rtt_ms: Some(0.31),
+        }
+    }
+
+    #[test]
+    fn the_closing_line_says_who_how_and_how_fast() {
+        assert_eq!(figures().closing_line(), "agent-1 · quic · TTFT 431 ms · 100 tokens · 29.8 tokens/s");
+        let cut = Figures { finish_reason: "length".into(), ..figures() };
+        assert!(cut.closing_line().contains("--max-tokens"));
+    }
+
+    #[test]
+    fn details_tell_a_kept_route_and_early_data() {
+        assert!(figures().details().contains("asked the coordinator · connection: full handshake to localhost:50052"));
+        let again = Figures { routed: false, connection: Connection::EarlyData, early_data: true, ..figures() };
+        let details = again.details();
+        assert!(details.contains("no REST call") && details.contains("0-RTT, prompt sent as early data"), "{details}");
+    }
+}

@@ -1,0 +1,155 @@
+//! From `--model` to an engine: what is to be loaded is checked at once, loading comes later.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use titan_agent::engine::{
+    Engine,
+    fetch::{DEFAULT_MODEL_NAME, default_model},
+    isolation::isolation_test,
+    mistral::{MistralConfig, MistralEngine, ModelSource, ModelSpec},
+    synthetic::{SYNTHETIC_MODEL, SyntheticEngine},
+};
+
+use crate::{args::serve::EngineArgs, progress::Progress};
+
+/// What will generate the text, checked but not loaded.
+#[derive(Clone, Debug)]
+pub(crate) enum EnginePlan {
+    /// Tokens at a fixed rate.
+    Synthetic { tokens_per_second: f64 },
+    /// Models.
+    Models { models: Vec<Planned>, settings: Settings },
+}
+
+/// A model that was asked for.
+#[derive(Clone, Debug)]
+pub(crate) enum Planned {
+    /// The default model, under this name; it may have to be fetched.
+    Default(String),
+    /// Any other.
+    Spec(ModelSpec),
+}
+
+/// How models are run.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) max_jobs: usize,
+    pub(crate) engines: Option<usize>,
+    pub(crate) context_tokens: Option<usize>,
+    pub(crate) force_cpu: bool,
+    pub(crate) self_test: bool,
+}
+
+impl EnginePlan {
+    /// Checks every `--model`.
+    pub(crate) fn new(args: &EngineArgs) -> anyhow::Result<Self> {
+        let mut models = args.models.iter().map(|text| Planned::parse(text)).collect::<Result<Vec<_>, _>>()?;
+        if models.is_empty() {
+            models.push(Planned::Default(DEFAULT_MODEL_NAME.to_owned()));
+        }
+        let settings = Settings {
+            max_jobs: usize::from(args.max_jobs),
+            engines: args.engines.map(usize::from),
+            context_tokens: args.context.map(|tokens| tokens as usize),
+            force_cpu: args.cpu,
+            self_test: args.self_test,
+        };
+        Ok(Self::Models { models, settings })
+    }
+
+    /// The names that will be served, the default one first.
+    pub(crate) fn names(&self) -> Vec<String> {
+        match self {
+            Self::Synthetic { .. } => vec![SYNTHETIC_MODEL.to_owned()],
+            Self::Models { models, .. } => models.iter().flat_map(Planned::names).map(ToOwned::to_owned).collect(),
+        }
+    }
+
+    /// Loads it, as one of `shares` engines that divide the machine's cores.
+    pub(crate) async fn load(&self, shares: usize, progress: &Arc<Progress>) -> anyhow::Result<Arc<dyn Engine>> {
+        let (models, settings) = match self {
+            Self::Synthetic { tokens_per_second } => return Ok(Arc::new(SyntheticEngine::new(*tokens_per_second))),
+            Self::Models { models, settings } => (models, settings),
+        };
+        let mut specs = Vec::new();
+        for model in models {
+            specs.push(model.spec(progress).await?);
+        }
+        // Where several agents share a machine, each takes its part of the cores; memory is looked at when each is loaded.
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let max_jobs = if shares > 1 { settings.max_jobs.min(cores / shares).max(1) } else { settings.max_jobs };
+        let config = MistralConfig {
+            models: specs,
+            max_jobs,
+            engines: settings.engines,
+            context_tokens: settings.context_tokens,
+            force_cpu: settings.force_cpu,
+        };
+        let engine = MistralEngine::load(config, &|loaded| progress.load(loaded)).await?;
+        if settings.self_test {
+            self_test(&engine, models, progress).await?;
+        }
+        Ok(Arc::new(engine))
+    }
+}
+
+impl Planned {
+    /// `NAME=SOURCE`, `SOURCE`, or the default model's name in either place.
+    pub(crate) fn parse(text: &str) -> anyhow::Result<Self> {
+        let (name, source) = text.split_once('=').unwrap_or((DEFAULT_MODEL_NAME, text));
+        if source == DEFAULT_MODEL_NAME && !name.is_empty() {
+            return Ok(Self::Default(name.to_owned()));
+        }
+        Ok(Self::Spec(ModelSpec::parse(text).context("--model")?))
+    }
+
+    /// The names under which it will be served.
+    pub(crate) fn names(&self) -> Vec<&str> {
+        match self {
+            Self::Default(name) => vec![name],
+            Self::Spec(spec) => spec.names.iter().map(String::as_str).collect(),
+        }
+    }
+
+    async fn spec(&self, progress: &Arc<Progress>) -> anyhow::Result<ModelSpec> {
+        let name = match self {
+            Self::Default(name) => name.clone(),
+            Self::Spec(spec) => return Ok(spec.clone()),
+        };
+        let progress = Arc::clone(progress);
+        let fetch = tokio::task::spawn_blocking(move || default_model(&|step| progress.fetch(DEFAULT_MODEL_NAME, step)));
+        Ok(ModelSpec { names: vec![name], source: ModelSource::GgufFile(fetch.await??) })
+    }
+}
+
+async fn self_test(engine: &dyn Engine, models: &[Planned], progress: &Progress) -> anyhow::Result<()> {
+    for name in models.iter().filter_map(|model| model.names().first().copied()) {
+        progress.spin(&format!("testing that requests to {name} stay apart"));
+        let report = isolation_test(engine, name).await.context("--self-test: not serving")?;
+        tracing::info!(model = name, elapsed_ms = report.elapsed.as_millis() as u64, "isolation test passed");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn the_default_model_can_be_asked_for_by_name_and_under_another() {
+        for (text, expected) in [("smollm2:135m", "smollm2:135m"), ("tiny=smollm2:135m", "tiny")] {
+            let planned = Planned::parse(text).unwrap();
+            assert!(matches!(&planned, Planned::Default(name) if name == expected), "{planned:?}");
+        }
+        assert!(matches!(Planned::parse("q=Qwen/Qwen3-0.6B").unwrap(), Planned::Spec(spec) if spec.names == ["q"]));
+    }
+
+    #[test]
+    fn a_model_that_is_not_there_is_named() {
+        let message = format!("{:#}", Planned::parse("llama=/no/such/model.gguf").unwrap_err());
+        assert!(message.contains("--model") && message.contains("/no/such/model.gguf"), "{message}");
+    }
+}

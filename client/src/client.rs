@@ -1,0 +1,168 @@
+//! A request, from top to bottom.
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use parking_lot::Mutex;
+use titan_transport::ChannelStats;
+use uuid::Uuid;
+
+use crate::{
+    Builder, ClientError, Generation, Prompt,
+    agent::Agents,
+    coordinator::Coordinator,
+    dial::Dialer,
+    retry::{self, Next},
+    route::{Route, Routes},
+};
+
+/// A client of a cluster. Cheap to clone; the clones share routes and connections.
+#[derive(Clone)]
+pub struct TitanClient(Arc<Inner>);
+
+struct Inner {
+    client_id: String,
+    coordinator: Coordinator,
+    /// Held for lookups only.
+    routes: Mutex<Routes>,
+    agents: Agents,
+    dialer: Dialer,
+}
+
+/// What a client has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ClientStats {
+    /// Questions to the coordinator.
+    pub rest_calls: u64,
+    /// What the QUIC connections to all agents have done.
+    pub quic: ChannelStats,
+    /// Requests that went over gRPC because UDP did not answer.
+    pub grpc_fallbacks: u64,
+}
+
+impl TitanClient {
+    /// A client of the coordinator at this URL, such as `http://localhost:8080`.
+    pub fn builder(coordinator_url: impl Into<String>) -> Builder {
+        Builder::new(coordinator_url.into())
+    }
+
+    pub(crate) fn new(client_id: String, coordinator: Coordinator, agents: Agents, dialer: Dialer) -> Self {
+        Self(Arc::new(Inner { client_id, coordinator, routes: Mutex::default(), agents, dialer }))
+    }
+
+    /// Has text generated. Resolves when the agent has accepted the request; the text comes with the [`Generation`].
+    ///
+    /// Asks the coordinator, unless a route to the model is kept. Tries again, a few times and with short waits, where no model
+    /// can have seen the prompt.
+    ///
+    /// # Errors
+    /// See [`ClientError`]: each says whether a model may have seen the prompt, and whether another try would help.
+    pub async fn generate(&self, prompt: Prompt) -> Result<Generation, ClientError> {
+        let asked_at = Instant::now();
+        // The same in every try: no agent runs it twice with one token.
+        let nonce = Uuid::new_v4().to_string();
+        let mut kept = self.kept_route(&prompt.model);
+        let mut tries = 0;
+        loop {
+            let was_kept = kept.is_some();
+            tries += u32::from(!was_kept);
+            let error = match self.attempt(kept.take(), &prompt, &nonce, asked_at).await {
+                Ok(generation) => return Ok(generation),
+                Err(error) => error,
+            };
+            let next = retry::next(&error, was_kept, tries);
+            tracing::debug!(%error, ?next, "the request did not start");
+            match next {
+                Next::AskNow => {}
+                // Not all clients of an agent that went away together.
+                Next::AskAfter(wait) => tokio::time::sleep(wait.mul_f64(rand::random_range(0.5..1.5))).await,
+                Next::GiveUp => return Err(error),
+            }
+        }
+    }
+
+    /// What this client has done so far.
+    pub fn stats(&self) -> ClientStats {
+        let Inner { coordinator, agents, dialer, .. } = &*self.0;
+        ClientStats { rest_calls: coordinator.calls(), quic: agents.stats(), grpc_fallbacks: dialer.fallbacks() }
+    }
+
+    /// Closes the connections to all agents and keeps the routes, as after a change of network. Running QUIC answers break off.
+    pub fn disconnect(&self) {
+        self.0.agents.disconnect();
+    }
+
+    /// Drops all routes, and the connections that no answer comes over. TLS sessions are kept: they can be resumed.
+    pub fn forget(&self) {
+        self.0.routes.lock().clear();
+        self.0.agents.forget();
+    }
+
+    /// Says goodbye to all agents, so that they need not wait to notice. Running QUIC answers break off, and this client can make
+    /// no QUIC connections afterwards.
+    pub async fn close(&self) {
+        self.0.routes.lock().clear();
+        self.0.agents.close().await;
+    }
+
+    async fn attempt(
+        &self,
+        kept: Option<Arc<Route>>,
+        prompt: &Prompt,
+        nonce: &str,
+        asked_at: Instant,
+    ) -> Result<Generation, ClientError> {
+        let inner = &*self.0;
+        let (route, routed) = match kept {
+            Some(route) => {
+                tracing::debug!(agent = %route.place.agent_id, "route kept from an earlier request");
+                (route, false)
+            }
+            None => {
+                let route = inner.coordinator.ask(&inner.client_id, prompt).await?;
+                inner.routes.lock().put(route.clone(), unix_now());
+                (route, true)
+            }
+        };
+        let agent = inner.agents.at(&route.place);
+        match inner.dialer.start(&agent, prompt.request(&route.token, nonce)).await {
+            Ok(started) => {
+                tracing::debug!(
+                    agent = %route.place.agent_id,
+                    wire = started.wire.as_str(),
+                    early_data = started.early,
+                    "the answer begins",
+                );
+                Ok(Generation::new(started, agent, route, routed, asked_at))
+            }
+            Err(error) => {
+                if retry::route_may_be_wrong(&error) {
+                    inner.routes.lock().forget(&route);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn kept_route(&self, model: &str) -> Option<Arc<Route>> {
+        self.0.routes.lock().get(model, unix_now())
+    }
+}
+
+impl fmt::Debug for TitanClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TitanClient")
+            .field("client_id", &self.0.client_id)
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
+}
+
+fn unix_now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}

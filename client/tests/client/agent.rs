@@ -1,0 +1,211 @@
+//! An agent that repeats the prompt, or does what the prompt says. It has a runtime of its own, so that it can be killed.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use futures_util::{Stream, StreamExt as _, stream};
+use titan_certs::agent_server_name;
+use titan_proto::{
+    ALPN,
+    rest::{Endpoints, GrpcEndpoint, GrpcTls, QuicEndpoint},
+    v1::{
+        AgentStatusRequest, AgentStatusResponse, StreamRequest, StreamResponse,
+        agent_service_server::{AgentService, AgentServiceServer},
+    },
+};
+use titan_transport::{PeerInfo, Plaintext, QuicListener, QuicServerConfig, TcpConfig, Wire, serve_quic, serve_tcp};
+use tokio::{net::TcpListener, runtime::Runtime};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, service::Routes};
+
+use crate::{certs, coordinator::Place};
+
+/// An agent that runs until the value is dropped.
+pub(crate) struct TestAgent {
+    id: String,
+    pub(crate) grpc: SocketAddr,
+    pub(crate) quic: SocketAddr,
+    pub(crate) probe: Arc<Probe>,
+    runtime: Option<Runtime>,
+    shutdown: CancellationToken,
+}
+
+/// What a test sees of an agent, and tells it.
+#[derive(Default)]
+pub(crate) struct Probe {
+    /// Every request that a model saw.
+    pub(crate) runs: Mutex<Vec<Run>>,
+    /// Answers that ended or were dropped.
+    pub(crate) ended: AtomicUsize,
+    /// What the next requests are refused with.
+    pub(crate) refusals: Mutex<VecDeque<Status>>,
+    seen: Mutex<HashSet<(String, String)>>,
+}
+
+pub(crate) struct Run {
+    pub(crate) request: StreamRequest,
+    pub(crate) wire: Wire,
+    pub(crate) early: bool,
+}
+
+impl TestAgent {
+    pub(crate) async fn start(id: &str) -> Self {
+        let free = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self::start_at(id, free, free).await
+    }
+
+    pub(crate) async fn start_at(id: &str, grpc: SocketAddr, quic: SocketAddr) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let shutdown = CancellationToken::new();
+        let probe = Arc::new(Probe::default());
+        let routes = || Routes::new(AgentServiceServer::new(Parrot(probe.clone())));
+        let material = certs::agent(id);
+        let tcp = TcpConfig { tls: Some(material.http_server_config().unwrap()), plaintext: Plaintext::LoopbackOnly };
+        let _inside = runtime.enter();
+        // The ports of an agent that was killed a moment ago are free when its last connection is gone.
+        let listener = patiently(|| {
+            let listener = std::net::TcpListener::bind(grpc)?;
+            listener.set_nonblocking(true)?;
+            TcpListener::from_std(listener)
+        });
+        let endpoint = patiently(|| QuicListener::bind(quic, material.quic_server_config().unwrap()));
+        let (grpc, quic) = (listener.local_addr().unwrap(), endpoint.local_addr().unwrap());
+        let config = QuicServerConfig::new(&material).unwrap();
+        runtime.spawn(serve_quic(endpoint, routes(), config, shutdown.clone()));
+        runtime.spawn(serve_tcp(listener, routes().into_axum_router(), tcp, shutdown.clone()));
+        Self { id: id.to_owned(), grpc, quic, probe, runtime: Some(runtime), shutdown }
+    }
+
+    /// Where it is.
+    pub(crate) fn place(&self) -> Place {
+        self.place_with(GrpcTls::None, Some(self.quic))
+    }
+
+    pub(crate) fn place_with(&self, tls: GrpcTls, quic: Option<SocketAddr>) -> Place {
+        let quic = quic.map(|addr| QuicEndpoint {
+            address: addr.to_string(),
+            alpn: ALPN.to_owned(),
+            server_name: agent_server_name(&self.id),
+        });
+        let grpc = Some(GrpcEndpoint { address: self.grpc.to_string(), tls });
+        Place { agent_id: self.id.clone(), endpoints: Endpoints { grpc, quic } }
+    }
+
+    /// Takes no new requests.
+    pub(crate) fn drain(&self) {
+        self.shutdown.cancel();
+    }
+
+    /// Ends without a farewell.
+    pub(crate) fn kill(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+
+    pub(crate) fn runs(&self) -> usize {
+        self.probe.runs.lock().unwrap().len()
+    }
+
+    pub(crate) fn last_run<T>(&self, look: impl FnOnce(&Run) -> T) -> T {
+        look(self.probe.runs.lock().unwrap().last().unwrap())
+    }
+
+    /// Answers that ended or were dropped.
+    pub(crate) fn ended(&self) -> usize {
+        self.probe.ended.load(SeqCst)
+    }
+
+    pub(crate) fn refuse(&self, status: Status) {
+        self.probe.refusals.lock().unwrap().push_back(status);
+    }
+}
+
+impl Drop for TestAgent {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn patiently<T>(bind: impl Fn() -> std::io::Result<T>) -> T {
+    for _ in 0..1000 {
+        if let Ok(bound) = bind() {
+            return bound;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    bind().unwrap()
+}
+
+struct Parrot(Arc<Probe>);
+
+/// Lives as long as an answer.
+struct Alive(Arc<Probe>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.ended.fetch_add(1, SeqCst);
+    }
+}
+
+type Answer = Pin<Box<dyn Stream<Item = Result<StreamResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl AgentService for Parrot {
+    type StreamInferenceStream = Answer;
+
+    async fn stream_inference(&self, request: Request<StreamRequest>) -> Result<Response<Answer>, Status> {
+        let probe = &self.0;
+        if let Some(status) = probe.refusals.lock().unwrap().pop_front() {
+            return Err(status);
+        }
+        let peer = request.extensions().get::<PeerInfo>().cloned().unwrap();
+        let request = request.into_inner();
+        let pair = (request.session_token.clone(), request.nonce.clone());
+        if !probe.seen.lock().unwrap().insert(pair) {
+            return Err(Status::already_exists("a request with this nonce has run already"));
+        }
+        let words: Vec<String> = request.prompt.split_inclusive(' ').map(str::to_owned).collect();
+        let alive = Alive(probe.clone());
+        let run = Run { wire: peer.wire, early: peer.early_data.is_some(), request };
+        let prompt = run.request.prompt.clone();
+        probe.runs.lock().unwrap().push(run);
+        let usage = HashMap::from([
+            ("prompt_tokens".to_owned(), "3".to_owned()),
+            ("completion_tokens".to_owned(), words.len().to_string()),
+            ("tokens_per_second".to_owned(), "12.50".to_owned()),
+            ("ttft_ms".to_owned(), "1.250".to_owned()),
+            ("finish_reason".to_owned(), "stop".to_owned()),
+        ]);
+        let done = StreamResponse { done: true, metadata: usage, ..Default::default() };
+        let end: Answer = match prompt.as_str() {
+            "then hang" => Box::pin(stream::pending()),
+            "then fail" => Box::pin(stream::iter([Err(Status::internal("the model broke down"))])),
+            "then stop" => Box::pin(stream::empty()),
+            _ => Box::pin(stream::iter([Ok(done)])),
+        };
+        if prompt == "fail" {
+            let failed = Status::unavailable("the model broke down; nothing was produced, try again");
+            return Ok(Response::new(Box::pin(stream::iter([Err(failed)]))));
+        }
+        let words = words
+            .into_iter()
+            .map(|word| Ok(StreamResponse { content: word.clone(), token: word, ..Default::default() }));
+        let answer = stream::iter(words).chain(end).inspect(move |_| {
+            let _ = &alive;
+        });
+        Ok(Response::new(Box::pin(answer)))
+    }
+
+    async fn get_status(&self, _: Request<AgentStatusRequest>) -> Result<Response<AgentStatusResponse>, Status> {
+        Ok(Response::new(AgentStatusResponse::default()))
+    }
+}

@@ -1,0 +1,131 @@
+//! A coordinator that answers as a test tells it.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse as _, Response},
+    routing::post,
+};
+use serde_json::{Value, json};
+use titan_proto::rest::{Endpoints, InferenceResponse};
+use titan_transport::{Plaintext, TcpConfig, serve_tcp};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::certs;
+
+/// An agent, as the coordinator describes it.
+#[derive(Clone)]
+pub(crate) struct Place {
+    pub(crate) agent_id: String,
+    pub(crate) endpoints: Endpoints,
+}
+
+pub(crate) struct TestCoordinator {
+    port: u16,
+    state: Arc<Mutex<Script>>,
+    shutdown: CancellationToken,
+}
+
+struct Script {
+    /// Agents to name, one after the other; the last one again and again.
+    agents: VecDeque<Place>,
+    /// Answers to give before any agent is named.
+    refusals: VecDeque<Response>,
+    token_ttl_s: i64,
+    questions: Vec<Value>,
+}
+
+impl TestCoordinator {
+    pub(crate) async fn start(agents: impl IntoIterator<Item = Place>) -> Self {
+        let script = Script {
+            agents: agents.into_iter().collect(),
+            refusals: VecDeque::new(),
+            token_ttl_s: 300,
+            questions: Vec::new(),
+        };
+        let state = Arc::new(Mutex::new(script));
+        let router = Router::new().route("/api/v1/inference/request", post(answer)).with_state(state.clone());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let tls = Some(certs::coordinator().http_server_config().unwrap());
+        let config = TcpConfig { tls, plaintext: Plaintext::LoopbackOnly };
+        let shutdown = CancellationToken::new();
+        tokio::spawn(serve_tcp(listener, router, config, shutdown.clone()));
+        Self { port, state, shutdown }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) fn https_url(&self) -> String {
+        format!("https://localhost:{}", self.port)
+    }
+
+    /// How many questions came.
+    pub(crate) fn asked(&self) -> usize {
+        self.state.lock().unwrap().questions.len()
+    }
+
+    /// The question that came last.
+    pub(crate) fn question(&self) -> Value {
+        self.state.lock().unwrap().questions.last().unwrap().clone()
+    }
+
+    /// Gives this answer once, instead of an agent.
+    pub(crate) fn refuse(&self, answer: Response) {
+        self.state.lock().unwrap().refusals.push_back(answer);
+    }
+
+    /// Names these agents from now on.
+    pub(crate) fn name(&self, agents: impl IntoIterator<Item = Place>) {
+        self.state.lock().unwrap().agents = agents.into_iter().collect();
+    }
+
+    pub(crate) fn token_ttl(&self, seconds: i64) {
+        self.state.lock().unwrap().token_ttl_s = seconds;
+    }
+}
+
+impl Drop for TestCoordinator {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+/// An error as coordinators word it.
+pub(crate) fn error(status: StatusCode, code_word: &str) -> Response {
+    let body = json!({"error": code_word, "code": status.as_u16(), "message": format!("because of {code_word}")});
+    (status, Json(body)).into_response()
+}
+
+async fn answer(State(state): State<Arc<Mutex<Script>>>, Json(question): Json<Value>) -> Response {
+    let mut script = state.lock().unwrap();
+    script.questions.push(question);
+    if let Some(refusal) = script.refusals.pop_front() {
+        return refusal;
+    }
+    let place = if script.agents.len() > 1 { script.agents.pop_front() } else { script.agents.front().cloned() };
+    let Some(place) = place else { return error(StatusCode::SERVICE_UNAVAILABLE, "no_agents") };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64;
+    let number = script.questions.len();
+    Json(InferenceResponse {
+        agent_endpoint: place.endpoints.grpc.as_ref().unwrap().address.clone(),
+        session_token: format!("token-{number}"),
+        expires_at: now + script.token_ttl_s,
+        job_id: format!("job_{number}"),
+        estimated_rtt_ms: 0.0,
+        agent_id: place.agent_id,
+        quic_endpoint: place.endpoints.quic.as_ref().map(|quic| quic.address.clone()),
+        endpoints: place.endpoints,
+    })
+    .into_response()
+}
