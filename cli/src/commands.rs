@@ -59,10 +59,7 @@ pub(crate) fn explain(error: &anyhow::Error) -> String {
 }
 
 /// Serves until a signal, then until what runs has finished, or a second signal.
-async fn serve<F: Future<Output = io::Result<()>>>(
-    shutdown: CancellationToken,
-    serve: F,
-) -> anyhow::Result<Outcome> {
+async fn serve<F: Future<Output = io::Result<()>>>(shutdown: CancellationToken, serve: F) -> anyhow::Result<Outcome> {
     tokio::pin!(serve);
     tokio::select! {
         ended = &mut serve => ended?,

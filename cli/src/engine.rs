@@ -118,7 +118,8 @@ impl Planned {
             Self::Spec(spec) => return Ok(spec.clone()),
         };
         let progress = Arc::clone(progress);
-        let fetch = tokio::task::spawn_blocking(move || default_model(&|step| progress.fetch(DEFAULT_MODEL_NAME, step)));
+        let fetch =
+            tokio::task::spawn_blocking(move || default_model(&|step| progress.fetch(DEFAULT_MODEL_NAME, step)));
         Ok(ModelSpec { names: vec![name], source: ModelSource::GgufFile(fetch.await??) })
     }
 }

@@ -50,7 +50,9 @@ pub(crate) fn check(ip: IpAddr, wanted: &[Wanted]) -> anyhow::Result<()> {
             Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
                 bail!("{ip} is no address of this machine: choose another with --bind")
             }
-            Err(error) => bail!("cannot listen on {name} port {port} ({what}) of {ip}: {error}; {setting} chooses another"),
+            Err(error) => {
+                bail!("cannot listen on {name} port {port} ({what}) of {ip}: {error}; {setting} chooses another")
+            }
         }
     }
     Ok(())

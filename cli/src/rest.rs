@@ -52,7 +52,9 @@ impl Rest {
     pub(crate) async fn require(&self) -> anyhow::Result<()> {
         match self.probe(PATIENCE).await {
             Probe::Coordinator => Ok(()),
-            Probe::Other(what) => bail!("{} is no TitanCompute coordinator: {what}. Check --coordinator (COORDINATOR_URL)", self.url),
+            Probe::Other(what) => {
+                bail!("{} is no TitanCompute coordinator: {what}. Check --coordinator (COORDINATOR_URL)", self.url)
+            }
             Probe::Nobody(why) => bail!(
                 "no coordinator answers at {}: {why}. Check --coordinator (COORDINATOR_URL), or leave it out to run a model on this machine",
                 self.url

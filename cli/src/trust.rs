@@ -84,9 +84,9 @@ fn from_files(args: &IdentityArgs) -> anyhow::Result<Option<TlsMaterial>> {
 }
 
 fn init(dir: &CertDir) -> anyhow::Result<()> {
-    let made = dir.init().with_context(|| {
-        format!("{}: set TITAN_DATA_DIR or --certs to a directory of yours", dir.path().display())
-    })?;
+    let made = dir
+        .init()
+        .with_context(|| format!("{}: set TITAN_DATA_DIR or --certs to a directory of yours", dir.path().display()))?;
     if made {
         tracing::info!(dir = %dir.path().display(), "made a private CA");
     }
@@ -165,7 +165,8 @@ mod tests {
         std::fs::remove_file(dir.ca_key()).unwrap();
         server(&args(&folder), Role::Agent, "agent-1", &["x.example".into()], Reach::OtherMachines).unwrap().unwrap();
         assert!(client(&args(&folder)).unwrap().is_some());
-        let message = format!("{:#}", server(&args(&folder), Role::Agent, "agent-2", &[], Reach::OtherMachines).unwrap_err());
+        let message =
+            format!("{:#}", server(&args(&folder), Role::Agent, "agent-2", &[], Reach::OtherMachines).unwrap_err());
         assert!(message.contains("titan certs issue --role agent --name agent-2"), "{message}");
     }
 

@@ -69,6 +69,7 @@ pub async fn serve_tcp(
         plaintext: config.plaintext,
         tls: config.tls.map(TlsAcceptor::from),
         http: http_builder(),
+        shutdown: shutdown.clone(),
     });
     let graceful = GracefulShutdown::new();
     loop {
@@ -104,6 +105,7 @@ struct Server {
     plaintext: Plaintext,
     tls: Option<TlsAcceptor>,
     http: auto::Builder<TokioExecutor>,
+    shutdown: CancellationToken,
 }
 
 impl Server {
@@ -115,7 +117,12 @@ impl Server {
     ) -> Result<(), BoxError> {
         stream.set_nodelay(true)?;
         let mut first = [0];
-        if timeout(HANDSHAKE_TIMEOUT, stream.peek(&mut first)).await?? == 0 {
+        let peeked = tokio::select! {
+            peeked = timeout(HANDSHAKE_TIMEOUT, stream.peek(&mut first)) => peeked??,
+            // Whoever has not said anything yet does not hold up the shutdown.
+            () = self.shutdown.cancelled() => 0,
+        };
+        if peeked == 0 {
             return Ok(());
         }
         let mut peer = PeerInfo { wire: Wire::Http, addr, tls: false, certificate: None, early_data: None };

@@ -80,7 +80,9 @@ fn the_defaults_are_those_of_the_contract() {
 
 #[test]
 fn durations_have_a_unit_or_are_seconds() {
-    for (text, milliseconds) in [("300s", 300_000), ("5m", 300_000), ("300", 300_000), ("1h", 3_600_000), ("1.5s", 1500), ("250ms", 250)] {
+    for (text, milliseconds) in
+        [("300s", 300_000), ("5m", 300_000), ("300", 300_000), ("1h", 3_600_000), ("1.5s", 1500), ("250ms", 250)]
+    {
         assert_eq!(values::duration(text), Ok(Duration::from_millis(milliseconds)), "{text}");
     }
     for text in ["", "s", "-5s", "5 minutes", "5d", "1e400", "0x10", "NaN", "inf", "1.2.3"] {

@@ -68,7 +68,12 @@ fn config(args: &AgentArgs) -> anyhow::Result<Config> {
         tls: trust::server(&args.listen.identity, Role::Agent, &args.id, &hosts, reach)?,
         insecure_plaintext: args.listen.insecure_plaintext,
         max_jobs: usize::from(args.engine.max_jobs),
-        models: args.supported_models.iter().map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect(),
+        models: args
+            .supported_models
+            .iter()
+            .map(|name| name.trim().to_owned())
+            .filter(|name| !name.is_empty())
+            .collect(),
         heartbeat_interval: args.heartbeat_interval,
         drain_time: args.drain_time,
         ..Config::new(&args.id)
@@ -78,8 +83,18 @@ fn config(args: &AgentArgs) -> anyhow::Result<Config> {
 fn wanted_ports(args: &AgentArgs) -> [Wanted; 2] {
     let quic = args.quic_port.unwrap_or(args.agent_port);
     [
-        Wanted { protocol: Protocol::Tcp, what: "the agent's gRPC service", setting: "--agent-port (AGENT_PORT)", port: args.agent_port },
-        Wanted { protocol: Protocol::Udp, what: "the agent's QUIC endpoint", setting: "--quic-port (AGENT_QUIC_PORT)", port: quic },
+        Wanted {
+            protocol: Protocol::Tcp,
+            what: "the agent's gRPC service",
+            setting: "--agent-port (AGENT_PORT)",
+            port: args.agent_port,
+        },
+        Wanted {
+            protocol: Protocol::Udp,
+            what: "the agent's QUIC endpoint",
+            setting: "--quic-port (AGENT_QUIC_PORT)",
+            port: quic,
+        },
     ]
 }
 

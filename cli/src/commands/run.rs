@@ -79,7 +79,7 @@ impl Opened {
     async fn generate(&self, args: &RunArgs, output: &mut Output) -> anyhow::Result<Outcome> {
         for turn in 0..args.repeat {
             if turn > 0 && args.reconnect {
-                self.client.disconnect().await;
+                self.client.disconnect();
             }
             match self.generate_once(output).await {
                 Ok(()) => {}

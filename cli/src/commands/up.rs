@@ -31,8 +31,10 @@ pub(super) async fn up(args: UpArgs) -> anyhow::Result<Outcome> {
         None => EnginePlan::new(&args.engine)?,
     };
     let agent_ports = agent_ports(&args)?;
-    let wanted: Vec<Wanted> =
-        coord::wanted_ports(&args.coordinator).into_iter().chain(agent_ports.iter().flat_map(|port| wanted(*port))).collect();
+    let wanted: Vec<Wanted> = coord::wanted_ports(&args.coordinator)
+        .into_iter()
+        .chain(agent_ports.iter().flat_map(|port| wanted(*port)))
+        .collect();
     ports::check(Ipv4Addr::LOCALHOST.into(), &wanted)?;
 
     let dir = places::certs(args.certs.as_ref());

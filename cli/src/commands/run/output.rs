@@ -143,7 +143,9 @@ impl Output {
                     Processed::Maybe => "maybe",
                     Processed::Yes => "yes",
                 };
-                line(&serde_json::json!({"error": error.to_string(), "retryable": error.retryable(), "processed": processed}))
+                line(
+                    &serde_json::json!({"error": error.to_string(), "retryable": error.retryable(), "processed": processed}),
+                )
             }
             _ => self.end_line(),
         };

@@ -56,7 +56,9 @@ pub(super) async fn find(args: &RunArgs, progress: &Arc<Progress>) -> anyhow::Re
         }
         Probe::Other(why) | Probe::Nobody(why) => {
             tracing::info!(%url, %why, "no coordinator there: bringing up a local cluster");
-            local(args, progress).await.with_context(|| format!("no coordinator answers at {url}, so a local cluster is needed"))
+            local(args, progress)
+                .await
+                .with_context(|| format!("no coordinator answers at {url}, so a local cluster is needed"))
         }
     }
 }
@@ -89,8 +91,7 @@ fn choose(served: &BTreeSet<String>) -> anyhow::Result<String> {
 async fn local(args: &RunArgs, progress: &Arc<Progress>) -> anyhow::Result<Target> {
     let planned = Planned::parse(args.model.as_deref().unwrap_or(DEFAULT_MODEL_NAME))?;
     // One request at a time needs one engine.
-    let settings =
-        Settings { max_jobs: 1, engines: None, context_tokens: None, force_cpu: false, self_test: false };
+    let settings = Settings { max_jobs: 1, engines: None, context_tokens: None, force_cpu: false, self_test: false };
     let plan = EnginePlan::Models { models: vec![planned], settings };
     let model = plan.names().into_iter().next().context("the model has no name")?;
 
