@@ -149,6 +149,8 @@ pub(crate) fn classify(agent_id: &str, status: &Status, progress: Progress) -> C
     if let Some(source) = Error::source(status) {
         return match grpc_not_connected(&agent_id, source) {
             Some(error) => error,
+            // The connection went away, as one to a draining agent does, before the request was on it.
+            None if never_sent(source) => refused(Code::Unavailable),
             // tonic's own words ("transport error") do not say what happened.
             None => broken(chain(source)),
         };
@@ -204,6 +206,11 @@ fn is_certificate(error: &quinn::ConnectionError) -> bool {
         }
         _ => false,
     }
+}
+
+/// hyper's client over HTTP/2 calls a request cancelled when it gives it back unsent.
+fn never_sent(error: &(dyn Error + 'static)) -> bool {
+    causes(error).any(|cause| cause.downcast_ref().is_some_and(hyper::Error::is_canceled))
 }
 
 /// Whether TLS over TCP failed, and not the network under it.

@@ -63,9 +63,20 @@ async fn a_draining_agent_is_left_for_another() {
         let other = TestAgent::start("agent-2").await;
         world.coordinator.name([other.place()]);
         world.agent.drain();
-        let (text, generation) = world.say("one two").await;
-        assert_eq!((text.as_str(), generation.agent_id()), ("one two", "agent-2"), "{wire:?}");
-        assert_eq!((world.agent.runs(), other.runs()), (1, 1));
+        let mut answers = 1;
+        let moved = async {
+            // The drain begins on another thread: until then the agent answers, and every answer is complete.
+            loop {
+                answers += 1;
+                let (text, generation) = world.say("one two").await;
+                assert_eq!((text.as_str(), generation.wire()), ("one two", wire));
+                if generation.agent_id() == "agent-2" {
+                    break;
+                }
+            }
+        };
+        soon(moved).await;
+        assert_eq!((world.agent.runs() + other.runs(), other.runs()), (answers, 1), "{wire:?}");
         assert_eq!(soon(running.next()).await.unwrap().unwrap(), "hang", "what ran goes on");
     }
 }

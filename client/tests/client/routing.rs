@@ -35,7 +35,6 @@ async fn after_a_reconnect_there_is_no_rest_call_and_no_full_handshake() {
     let (text, generation) = world.say("two three").await;
     assert_eq!(text, "two three");
     assert!(generation.early_data() && !generation.routed());
-    assert!(world.agent.last_run(|run| run.early), "the agent saw early data");
     let stats = world.client.stats();
     assert_eq!((stats.rest_calls, stats.quic.full_handshakes, stats.quic.early_data_accepted), (1, 1, 1));
     assert_eq!((stats.quic.early_calls, stats.quic.early_data_rejected, stats.grpc_fallbacks), (1, 0, 0));
