@@ -32,25 +32,21 @@ const EXAMPLES: &str = "\
 Examples:
   titan run \"Why is the sky blue?\"        a small model on this machine, nothing to prepare
   titan run --model ./qwen.gguf \"Hello\"   the same with a model of your own
-  titan up                                a local cluster; then, in another terminal, titan run, curl, Python
+  titan up                                a local cluster, for titan run, curl and Python beside it
   titan certs init                        a private CA, for a cluster of several machines
 
 Directories (each can be moved by its environment variable):
-  TITAN_DATA_DIR    certificates and signing keys; by default `titan` in the user's data directory (~/.local/share)
-  TITAN_CACHE_DIR   models fetched by titan; by default `titan` in the user's cache directory (~/.cache)";
+  TITAN_DATA_DIR    certificates and signing keys [default: ~/.local/share/titan]
+  TITAN_CACHE_DIR   models that titan has fetched, in its subdirectory titan [default: ~/.cache]";
 
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Send one prompt and print the text as it arrives.
+    // The documentation of each stands at its arguments: one here would hide that.
     Run(RunArgs),
-    /// Run a local cluster in the foreground: a coordinator and agents on this machine.
     Up(UpArgs),
-    /// Run a coordinator.
     Coord(CoordArgs),
-    /// Run an agent: one machine's models, served over gRPC and QUIC.
     Agent(AgentArgs),
-    /// Make and show certificates.
     #[command(subcommand)]
     Certs(CertsCommand),
 }

@@ -22,6 +22,10 @@ use crate::{
     error::{Progress, classify, not_connected},
 };
 
+/// What QUIC has left when gRPC was refused: two round trips to the other side of the earth, or one lost first packet
+/// (RFC 9002 §6.2.2). An agent that answers neither is gone, and the coordinator may know another.
+const ONLY_QUIC_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// An answer that has begun.
 pub(crate) struct Started {
     pub(crate) stream: Streaming<StreamResponse>,
@@ -125,6 +129,7 @@ impl Dialer {
             agent.grpc().await.map(drop)
         });
         let mut grpc_failed = None;
+        let mut last_wait = pin!(tokio::time::sleep(ONLY_QUIC_TIMEOUT));
         loop {
             tokio::select! {
                 // In this order: a call that has just been sent over a complete connection must win over gRPC.
@@ -146,8 +151,14 @@ impl Dialer {
                         let reason = format!("no answer within {} ms over UDP", self.quic_timeout.as_millis());
                         return Err(Silence { reason, grpc: None });
                     }
-                    Err(error) => grpc_failed = Some(error),
+                    Err(error) => {
+                        grpc_failed = Some(error);
+                        last_wait.as_mut().reset(tokio::time::Instant::now() + ONLY_QUIC_TIMEOUT);
+                    }
                 },
+                () = &mut last_wait, if grpc_failed.is_some() => {
+                    return Err(Silence { reason: "no answer over UDP".to_owned(), grpc: grpc_failed });
+                }
             }
         }
     }

@@ -56,7 +56,7 @@ async fn an_agent_killed_in_the_middle_is_an_error_and_not_another_run() {
 
 #[tokio::test]
 async fn a_draining_agent_is_left_for_another() {
-    for (preference, wire) in WIRES {
+    for (preference, wire) in [(WirePreference::Grpc, Wire::Http), (WirePreference::Auto, Wire::Quic)] {
         let world = world(preference).await;
         let mut running = soon(world.client.generate(Prompt::new(MODEL, "then hang"))).await.unwrap();
         soon(running.next()).await.unwrap().unwrap();

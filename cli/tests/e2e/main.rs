@@ -1,0 +1,11 @@
+//! The binary, as people run it: every test starts `titan` itself.
+
+#![allow(clippy::unwrap_used)]
+
+mod certs;
+mod cluster;
+mod kills;
+mod mistakes;
+mod parts;
+mod real_model;
+mod support;
