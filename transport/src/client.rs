@@ -35,8 +35,18 @@ pub enum CallError {
     #[error("the server did not accept early data")]
     EarlyDataRejected,
     /// The connection broke. The request may have been processed.
-    #[error("the connection was lost: {0}")]
+    #[error("the connection was lost: {}", lost(.0))]
     Lost(ConnectionError),
+}
+
+fn lost(error: &ConnectionError) -> String {
+    match error {
+        // quinn keeps no reason for what this side closed.
+        ConnectionError::LocallyClosed => {
+            "closed on this side, because the server is gone or the program said so".into()
+        }
+        error => error.to_string(),
+    }
 }
 
 impl CallError {

@@ -26,6 +26,9 @@ pub const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// The client's keep-alive: under the 30 s after which home routers forget a UDP mapping.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// While it waits for an answer, a client asks a silent server this often whether it is there: PROTOCOL.md §9. Half of the
+/// second that a reader may take for a pause in the text.
+pub const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 /// How long running calls may take to finish when a server shuts down.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -34,6 +37,8 @@ pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 pub const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// The same for a whole connection.
 pub const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+/// Datagrams that came and are not looked at yet. Only probes come today.
+pub const DATAGRAM_BUFFER_BYTES: usize = 16 * 1024;
 /// Sessions a server keeps for resumption, about 1.5 kB each.
 pub const TLS_SESSIONS: usize = 16 * 1024;
 /// Servers for which a client keeps sessions in memory.
@@ -60,6 +65,7 @@ fn common() -> TransportConfig {
     config.stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES));
     config.receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES));
     config.send_window(u64::from(CONNECTION_WINDOW_BYTES));
+    config.datagram_receive_buffer_size(Some(DATAGRAM_BUFFER_BYTES));
     config.max_idle_timeout(IdleTimeout::try_from(IDLE_TIMEOUT).ok());
     config
 }

@@ -93,9 +93,19 @@ pub async fn serve_quic(listener: QuicListener, routes: Routes, config: QuicServ
         }
         connections.spawn(server.clone().connection(incoming));
     }
-    endpoint.set_server_config(None);
+    // PROTOCOL.md §7: whoever comes now is told, instead of being left to wait.
+    let refusals = async {
+        while let Some(incoming) = endpoint.accept().await {
+            incoming.refuse();
+        }
+    };
     connections.close();
-    if timeout(config.drain_timeout, connections.wait()).await.is_err() {
+    let drained = timeout(config.drain_timeout, connections.wait());
+    let drained = tokio::select! {
+        drained = drained => drained.is_ok(),
+        () = refusals => false,
+    };
+    if !drained {
         tracing::warn!("some calls did not finish within {} s", config.drain_timeout.as_secs_f32());
         server.killed.cancel();
         connections.wait().await;
@@ -180,6 +190,8 @@ impl Server {
                     }
                     continue;
                 }
+                // A probe: being acknowledged by QUIC is all that it wants (PROTOCOL.md §9).
+                Ok(_) = connection.read_datagram() => continue,
                 stream = connection.accept_bi() => stream.map_err(|e| (ErrorCode::NoError, e.to_string()))?,
             };
             // Early data: the certificate is that of the session it resumes, and so is this check (PROTOCOL.md §2.4).
@@ -203,6 +215,7 @@ impl Server {
             tokio::select! {
                 () = calls.wait() => return Ok(()),
                 () = &mut gone => return Err((ErrorCode::NoError, "the peer's port is closed".into())),
+                Ok(_) = connection.read_datagram() => {}
                 stream = connection.accept_bi() => {
                     let (mut send, mut recv) = stream.map_err(|e| (ErrorCode::NoError, e.to_string()))?;
                     let refused = ErrorCode::Refused.code();

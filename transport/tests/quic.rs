@@ -226,6 +226,22 @@ async fn a_client_that_is_killed_frees_its_handler_long_before_the_idle_timeout(
     assert!(killed.elapsed() < titan_transport::limits::IDLE_TIMEOUT / 2);
 }
 
+/// The other way round: a client that only reads sends nothing by itself.
+#[tokio::test]
+async fn a_server_that_is_killed_is_noticed_long_before_the_keep_alive() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let env = runtime.spawn(Env::new(Wire::Quic)).await.unwrap();
+    let channel = connect(tls::client(), env.addr);
+    let mut messages = produce(client(&channel), blob("hang", 1)).await.unwrap().into_inner();
+    messages.message().await.unwrap().unwrap();
+    let killed = Instant::now();
+    runtime.shutdown_background();
+    drop(env);
+    let status = messages.message().await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert!(killed.elapsed() < titan_transport::limits::KEEP_ALIVE);
+}
+
 #[tokio::test]
 async fn a_drained_server_refuses_new_calls_in_a_way_that_is_safe_to_repeat() {
     let env = Env::new(Wire::Quic).await;
@@ -236,6 +252,9 @@ async fn a_drained_server_refuses_new_calls_in_a_way_that_is_safe_to_repeat() {
     let status = unary(env.client(), blob("", 0)).await.unwrap_err();
     assert!(CallError::of(&status).is_some_and(CallError::not_processed), "{status:?}");
     assert_eq!(env.probe.started.load(SeqCst), 1);
+    // A fresh connection is refused, not left without an answer.
+    let error = connect(tls::client(), env.addr).connect().await.unwrap_err();
+    assert!(matches!(error, ConnectError::Handshake { .. }), "{error:?}");
 }
 
 #[tokio::test]

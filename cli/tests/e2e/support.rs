@@ -129,7 +129,7 @@ impl Process {
 
     /// What it has written to stderr.
     pub(crate) fn log(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap()
+        std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// The first line on its stderr that says `what`, as JSON.
@@ -164,8 +164,9 @@ impl Drop for Process {
 
 /// `titan up` on free ports.
 pub(crate) struct Up {
-    pub(crate) user: User,
+    /// Dropped before the directory that its log is in.
     pub(crate) process: Process,
+    pub(crate) user: User,
     /// Where REST is.
     pub(crate) rest: String,
     /// What it printed.
@@ -194,7 +195,7 @@ impl Up {
         }
         let printed: Value = serde_json::from_str(&line).unwrap();
         let rest = printed["rest"].as_str().unwrap().to_owned();
-        Self { user, process, rest, printed }
+        Self { process, user, rest, printed }
     }
 
     /// `titan run` against it.

@@ -19,7 +19,10 @@ use tokio::{
 };
 use tonic::{Status, body::Body};
 
-use super::{CallError, ConnectError, EarlyDataSafe, QuicChannel, channel::Live};
+use super::{
+    CallError, ConnectError, EarlyDataSafe, QuicChannel,
+    channel::{Live, Running},
+};
 use crate::{
     body::{IncomingBody, Start, reset_status},
     deadline,
@@ -91,6 +94,7 @@ async fn attempts(channel: &QuicChannel, request: Request<Body>) -> Result<(Star
 
 /// Sends the request on a stream of its own and waits for the beginning of the response.
 async fn attempt(live: &Arc<Live>, outgoing: Outgoing) -> Result<(Start, ResponseBody), Status> {
+    let running = Running::new(live);
     let (send, recv) = live.connection.open_bi().await.map_err(|error| not_sent(live, error))?;
     let mut sender = OutgoingStream::new(send, ErrorCode::Cancelled);
     let task = if outgoing.complete() {
@@ -108,7 +112,7 @@ async fn attempt(live: &Arc<Live>, outgoing: Outgoing) -> Result<(Start, Respons
         incoming.stop(error.code());
         error.into_status()
     })?;
-    Ok((start, ResponseBody { incoming, deadline: None, _sender: task, _live: live.clone() }))
+    Ok((start, ResponseBody { incoming, deadline: None, _sender: task, _running: running }))
 }
 
 fn not_sent(live: &Live, error: ConnectionError) -> Status {
@@ -189,7 +193,7 @@ struct ResponseBody {
     incoming: IncomingBody,
     deadline: Option<Pin<Box<Sleep>>>,
     _sender: Option<AbortOnDrop>,
-    _live: Arc<Live>,
+    _running: Running,
 }
 
 impl HttpBody for ResponseBody {

@@ -12,6 +12,7 @@ use std::{
     task::{Context, Poll},
 };
 
+use bytes::Bytes;
 use futures_util::{
     FutureExt as _,
     future::{BoxFuture, Shared},
@@ -24,7 +25,10 @@ use tonic::{Status, body::Body};
 use tower::Service;
 
 use super::{ConnectError, QuicConnector, call};
-use crate::{limits::HANDSHAKE_TIMEOUT, wire::ErrorCode};
+use crate::{
+    limits::{HANDSHAKE_TIMEOUT, PROBE_INTERVAL},
+    wire::ErrorCode,
+};
 
 /// A gRPC channel over QUIC: `SomeServiceClient::new(channel)`. Cheap to clone; the clones share one connection.
 #[derive(Clone)]
@@ -58,7 +62,12 @@ pub(super) struct Live {
     complete: watch::Receiver<Option<Result<(), ConnectError>>>,
     /// The server refuses new calls: the next one needs another connection.
     draining: AtomicBool,
+    /// Calls that wait for an answer or read one.
+    calls: watch::Sender<usize>,
 }
+
+/// A call that runs on a connection, for as long as this lives.
+pub(super) struct Running(Arc<Live>);
 
 #[derive(Default)]
 struct Counters {
@@ -167,7 +176,8 @@ impl QuicChannel {
         let result = inner.connector.connect(&inner.address, &inner.server_name, last).await;
         let result = result.map(|connected| {
             let (done, complete) = watch::channel(None);
-            let live = Live { connection: connected.connection, complete, draining: AtomicBool::new(false) };
+            let (connection, draining) = (connected.connection, AtomicBool::new(false));
+            let live = Live { connection, complete, draining, calls: watch::Sender::new(0) };
             let (live, addr) = (Arc::new(live), connected.addr);
             match connected.early {
                 None => {
@@ -180,7 +190,8 @@ impl QuicChannel {
                     tokio::spawn(self.clone().watch_early(live.clone(), addr, accepted, done));
                 }
             }
-            tokio::spawn(watch_peer(inner.connector.clone(), live.connection.clone()));
+            let calls = live.calls.subscribe();
+            tokio::spawn(watch_peer(inner.connector.clone(), live.connection.clone(), calls));
             (live, addr)
         });
         let mut state = inner.state.lock();
@@ -259,14 +270,44 @@ impl Live {
     }
 }
 
+impl Running {
+    pub(super) fn new(live: &Arc<Live>) -> Self {
+        live.calls.send_modify(|calls| *calls += 1);
+        Self(live.clone())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.calls.send_modify(|calls| *calls -= 1);
+    }
+}
+
 /// Gives a connection up when its server's port is closed, long before the idle timeout.
-async fn watch_peer(connector: QuicConnector, connection: Connection) {
+async fn watch_peer(connector: QuicConnector, connection: Connection, calls: watch::Receiver<usize>) {
     tokio::select! {
         () = connector.unreachable().watch(&connection) => {
             connection.close(ErrorCode::NoError.code(), b"the server's port is closed");
         }
+        () = probe(&connection, calls) => {}
         _ = connection.closed() => {}
     }
+}
+
+/// PROTOCOL.md §9: whoever only reads sends nothing, and so would not learn that the other end is gone.
+async fn probe(connection: &Connection, mut calls: watch::Receiver<usize>) {
+    let mut heard = 0;
+    // Ends when nobody holds the connection any more.
+    while calls.wait_for(|calls| *calls > 0).await.is_ok() {
+        tokio::time::sleep(PROBE_INTERVAL).await;
+        let now = connection.stats().udp_rx.datagrams;
+        if now == heard {
+            // An error means that the server takes no datagrams, or is gone already.
+            let _ = connection.send_datagram(Bytes::new());
+        }
+        heard = now;
+    }
+    connection.closed().await;
 }
 
 impl Service<Request<Body>> for QuicChannel {
