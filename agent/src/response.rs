@@ -48,7 +48,8 @@ impl ResponseStream {
     ) -> Self {
         note.iter_mut().for_each(Note::started);
         let generation = Generation { tokens, slot, clock: Clock::start(received_at, Instant::now()), note };
-        Self { generation: Some(generation), aborted: Box::pin(abort.cancelled_owned()) }
+        // A token of its own: at every message, a thousand streams would else meet at one lock.
+        Self { generation: Some(generation), aborted: Box::pin(abort.child_token().cancelled_owned()) }
     }
 }
 

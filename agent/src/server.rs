@@ -109,7 +109,7 @@ impl Agent {
         health.set_serving::<AgentServiceServer<Service>>().await;
         let routes = routes(Service::new(Arc::clone(&core)), health.clone()).map_err(io::Error::other)?;
         let close = CancellationToken::new();
-        tracing::info!(agent_id = %core.agent_id, grpc = %grpc_addr, quic = ?quic.as_ref().map(|quic| quic.addr),
+        tracing::info!(agent_id = %core.agent_id, grpc = %grpc_addr, quic = %quic.as_ref().map_or_else(|| "none".to_owned(), |quic| quic.addr.to_string()),
             models = ?core.models, "agent ready");
 
         let tcp_config = TcpConfig {

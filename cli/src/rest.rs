@@ -53,7 +53,10 @@ impl Rest {
         match self.probe(PATIENCE).await {
             Probe::Coordinator => Ok(()),
             Probe::Other(what) => {
-                bail!("{} is no TitanCompute coordinator: {what}. Check --coordinator (COORDINATOR_URL)", self.url)
+                bail!(
+                    "{} is no TitanCompute coordinator that can be used: {what}. Check --coordinator (COORDINATOR_URL)",
+                    self.url
+                )
             }
             Probe::Nobody(why) => bail!(
                 "no coordinator answers at {}: {why}. Check --coordinator (COORDINATOR_URL), or leave it out to run a model on this machine",
@@ -68,10 +71,15 @@ impl Rest {
             Err(error) => return Probe::Nobody(innermost(&error)),
         };
         let status = answer.status();
-        match answer.json::<rest::Health>().await {
+        let body = answer.bytes().await.unwrap_or_default();
+        match serde_json::from_slice::<rest::Health>(&body) {
             Ok(health) if status.is_success() && health.service == COORDINATOR_NAME => Probe::Coordinator,
             Ok(health) => Probe::Other(format!("its health endpoint says {:?}, {:?}", health.service, health.status)),
-            Err(_) => Probe::Other(format!("its health endpoint answered {status}")),
+            // A coordinator that refuses says why.
+            Err(_) => Probe::Other(match serde_json::from_slice::<rest::Error>(&body) {
+                Ok(refusal) => format!("it answered {}, {}", refusal.code, refusal.message),
+                Err(_) => format!("its health endpoint answered {status}"),
+            }),
         }
     }
 
