@@ -9,6 +9,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use titan_proto::MAX_TOKENS_PER_SECOND;
 use tokio::sync::watch;
 use tonic::{Status, metadata::MetadataValue};
 
@@ -136,6 +137,8 @@ pub(crate) struct Slot {
 impl Slot {
     /// Adds a finished generation's speed to the average.
     pub(crate) fn record_speed(&self, tokens_per_second: f64) {
+        // Text that waited for a slow reader and is then read at once looks faster than any machine.
+        let tokens_per_second = tokens_per_second.min(MAX_TOKENS_PER_SECOND);
         let mut state = self.shared.state.lock();
         state.tokens_per_second = Some(match state.tokens_per_second {
             None => tokens_per_second,

@@ -7,6 +7,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use titan_certs::{agent_server_name, validate_name};
 use titan_proto::{
+    MAX_TOKENS_PER_SECOND,
     rest::GrpcTls,
     v1::{AgentRegistration, HealthUpdate},
 };
@@ -25,8 +26,6 @@ pub(crate) const MAX_JOBS: u32 = 10_000;
 pub(crate) const MAX_MEMORY_MB: i64 = 1 << 30;
 /// A round trip above a minute is no measurement.
 pub(crate) const MAX_RTT_MS: f64 = 60_000.0;
-/// Tokens per second of one job. The fastest hardware is below 10,000.
-pub(crate) const MAX_TOKENS_PER_SECOND: f64 = 1e6;
 /// Jobs one update may claim: those of a full agent, turned over a few times between two heartbeats.
 pub(crate) const MAX_CLAIMS: usize = 4 * MAX_JOBS as usize;
 /// Entries of `capabilities`. They are accepted for old agents and not used.

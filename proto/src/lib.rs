@@ -45,3 +45,5 @@ pub const DEFAULT_TEMPERATURE: f32 = 0.7;
 pub const MAX_REST_BODY_BYTES: usize = 1 << 20;
 /// Largest prompt in bytes, on every wire: what fits a REST body with room for the rest of the JSON.
 pub const MAX_PROMPT_BYTES: usize = MAX_REST_BODY_BYTES - 64 * 1024;
+/// Generation speed that an agent may report, in tokens per second: above any machine's, so that a number past it is a mistake.
+pub const MAX_TOKENS_PER_SECOND: f64 = 1e6;

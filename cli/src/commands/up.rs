@@ -133,7 +133,7 @@ fn welcome(cluster: &Cluster, plan: &EnginePlan, dir: &CertDir) -> anyhow::Resul
          curl -s {rest}/api/v1/status?include_agents=true\n  \
          curl -s {rest}/api/v1/inference/request -H 'content-type: application/json' \\\n       \
          -d '{{\"client_id\": \"me\", \"model\": \"{model}\", \"prompt\": \"Hello\"}}'   # which agent, and a token for it\n  \
-         python3 client/examples/rest_client.py --coordinator {rest} \"Hello\"\n\n\
+         python3 client/examples/rest_client.py --coordinator {rest}{named} \"Hello\"\n\n\
          Ctrl-C stops it.\n"
     )?;
     Ok(text)

@@ -225,11 +225,16 @@ impl Up {
         agent.get_status(AgentStatusRequest::default()).await.unwrap().into_inner().active_sessions
     }
 
-    /// Waits until the agent runs nothing.
+    /// Waits until the agent runs nothing, and the coordinator knows.
     pub(crate) async fn idle(&self) {
         let begin = Instant::now();
-        while self.running().await != 0 {
-            assert!(begin.elapsed() < PATIENCE, "{} jobs still run", self.running().await);
+        loop {
+            let running = self.running().await;
+            let reported = self.status().await.agents.unwrap()[0].running_jobs;
+            if (running, reported) == (0, 0) {
+                return;
+            }
+            assert!(begin.elapsed() < PATIENCE, "{running} jobs still run, the coordinator counts {reported}");
             tokio::time::sleep(POLL).await;
         }
     }
