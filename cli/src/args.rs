@@ -37,7 +37,7 @@ Examples:
 
 Directories (each can be moved by its environment variable):
   TITAN_DATA_DIR    certificates and signing keys [default: ~/.local/share/titan]
-  TITAN_CACHE_DIR   models that titan has fetched, in its subdirectory titan [default: ~/.cache]";
+  TITAN_CACHE_DIR   models that titan has fetched [default: ~/.cache/titan]";
 
 /// What to do.
 #[derive(Debug, Subcommand)]

@@ -21,8 +21,6 @@ use clap::Parser as _;
 use crate::{args::Cli, commands::Outcome};
 
 fn main() -> ExitCode {
-    // SAFETY: nothing has started a thread.
-    unsafe { places::adopt_cache_dir() };
     let cli = Cli::parse();
     logs::init(&cli);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {

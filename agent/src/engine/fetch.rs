@@ -27,6 +27,9 @@ const DEFAULT_MODEL: Wanted = Wanted {
     sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 };
 
+/// The environment variable that moves the cache; without it, it is `titan` in the user's cache directory.
+const CACHE_DIR: &str = "TITAN_CACHE_DIR";
+
 /// How far a fetch is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FetchProgress {
@@ -48,7 +51,7 @@ pub enum FetchProgress {
 pub enum FetchError {
     /// The system names no cache directory for this user.
     #[error(
-        "there is no cache directory for this user: set HOME or XDG_CACHE_HOME, or give a model with --model path.gguf"
+        "there is no cache directory for this user: set HOME or TITAN_CACHE_DIR, or give a model with --model path.gguf"
     )]
     NoCacheDirectory,
     /// No `python3`, or one without pip.
@@ -67,7 +70,7 @@ pub enum FetchError {
         reason: String,
     },
     /// No room on the disk.
-    #[error("no space left for the default model ({} MB) in {folder:?}: make room, set XDG_CACHE_HOME to another disk, or give a model with --model path.gguf", bytes_needed / 1_000_000)]
+    #[error("no space left for the default model ({} MB) in {folder:?}: make room, set TITAN_CACHE_DIR to a folder on another disk, or give a model with --model path.gguf", bytes_needed / 1_000_000)]
     DiskFull {
         /// Where it was to go.
         folder: PathBuf,
@@ -111,7 +114,11 @@ pub fn test_model() -> Result<PathBuf, FetchError> {
 }
 
 fn models_folder() -> Result<PathBuf, FetchError> {
-    Ok(dirs::cache_dir().ok_or(FetchError::NoCacheDirectory)?.join("titan").join("models"))
+    let cache = match std::env::var_os(CACHE_DIR).filter(|dir| !dir.is_empty()) {
+        Some(dir) => PathBuf::from(dir),
+        None => dirs::cache_dir().ok_or(FetchError::NoCacheDirectory)?.join("titan"),
+    };
+    Ok(cache.join("models"))
 }
 
 struct Wanted {
