@@ -14,6 +14,8 @@ use std::{
 
 use aws_lc_rs::digest;
 
+use super::requantize;
+
 /// The name under which the default model is served.
 pub const DEFAULT_MODEL_NAME: &str = "smollm2:135m";
 
@@ -97,14 +99,11 @@ pub enum FetchError {
     },
 }
 
-/// Where the default model lies once it is fetched.
-pub fn default_model_path() -> Result<PathBuf, FetchError> {
-    Ok(models_folder()?.join(DEFAULT_MODEL.folder).join(DEFAULT_MODEL.file))
-}
-
-/// The default model's file, fetched if it is not there or damaged. Blocks: call it with `spawn_blocking`.
+/// The default model's file, fetched if it is not there or damaged, in the form that runs fastest here. Blocks: call it with
+/// `spawn_blocking`.
 pub fn default_model(progress: &dyn Fn(FetchProgress)) -> Result<PathBuf, FetchError> {
-    Fetch { wanted: &DEFAULT_MODEL, models: models_folder()?, python: "python3".into() }.run(progress)
+    let fetch = Fetch { wanted: &DEFAULT_MODEL, models: models_folder()?, python: "python3".into() };
+    fetch.run(progress).map(requantize::for_this_device)
 }
 
 /// The model that tests run: `TITAN_TEST_MODEL`, or else the default model, fetched if need be. Blocks.
@@ -137,7 +136,7 @@ struct Fetch<'a> {
 }
 
 /// Temporary directories begin so. They lie beside the file: a rename is atomic within one file system only.
-const TEMPORARY: &str = ".fetch-";
+pub(super) const TEMPORARY: &str = ".fetch-";
 
 impl Fetch<'_> {
     fn run(&self, progress: &dyn Fn(FetchProgress)) -> Result<PathBuf, FetchError> {
@@ -285,7 +284,7 @@ fn bytes_in(folder: &Path) -> u64 {
 }
 
 /// Copies and gives the SHA-256 in hexadecimal.
-fn sha256_of(mut input: impl Read, output: &mut impl Write) -> io::Result<String> {
+pub(super) fn sha256_of(mut input: impl Read, output: &mut impl Write) -> io::Result<String> {
     let mut context = digest::Context::new(&digest::SHA256);
     let mut buffer = vec![0; 1 << 20];
     loop {
@@ -300,7 +299,7 @@ fn sha256_of(mut input: impl Read, output: &mut impl Write) -> io::Result<String
 }
 
 /// Holds a file's lock until it is dropped; the system lets go of it when the process dies.
-fn lock(path: &Path, on_wait: &dyn Fn()) -> io::Result<File> {
+pub(super) fn lock(path: &Path, on_wait: &dyn Fn()) -> io::Result<File> {
     let file = File::options().create(true).truncate(false).write(true).open(path)?;
     if !flock(&file, false)? {
         on_wait();
