@@ -44,6 +44,13 @@ pub enum Plaintext {
     Anywhere,
 }
 
+impl Plaintext {
+    fn allows(self, addr: SocketAddr) -> bool {
+        // A dual-stack socket shows 127.0.0.1 as ::ffff:127.0.0.1.
+        self == Self::Anywhere || addr.ip().to_canonical().is_loopback()
+    }
+}
+
 /// First byte of a TLS record that carries a handshake message.
 const TLS_HANDSHAKE: u8 = 22;
 /// HTTP/2 pings of an otherwise silent connection, so that a peer that vanished is noticed.
@@ -134,7 +141,7 @@ impl Server {
                 stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).map(|c| c.clone().into_owned());
             return self.http(stream, peer, watcher).await;
         }
-        if self.plaintext == Plaintext::LoopbackOnly && !addr.ip().to_canonical().is_loopback() {
+        if !self.plaintext.allows(addr) {
             tracing::warn!(%addr, "plain text refused: it is accepted from this machine only");
             // An HTTP/2 client would not understand it, and need not.
             stream.write_all(PLAINTEXT_REFUSED).await?;
@@ -174,4 +181,29 @@ fn http_builder() -> auto::Builder<TokioExecutor> {
         .keep_alive_interval(HTTP2_PING_INTERVAL)
         .keep_alive_timeout(HTTP2_PING_TIMEOUT);
     builder
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn plain_text_is_for_this_machine_unless_asked_for() {
+        for (addr, here) in [
+            ("127.0.0.1:1", true),
+            ("127.9.9.9:1", true),
+            ("[::1]:1", true),
+            ("[::ffff:127.0.0.1]:1", true),
+            ("10.0.0.1:1", false),
+            ("0.0.0.0:1", false),
+            ("[::]:1", false),
+            ("[::ffff:10.0.0.1]:1", false),
+            ("[fe80::1]:1", false),
+        ] {
+            let addr = addr.parse().unwrap();
+            assert_eq!(Plaintext::LoopbackOnly.allows(addr), here, "{addr}");
+            assert!(Plaintext::Anywhere.allows(addr));
+        }
+    }
 }
