@@ -6,7 +6,7 @@
 //! - `registry` and `agent_input`: which agents there are, a lease for each, and what they may say. Plain data and `now`;
 //!   no socket, no clock.
 //! - `scheduler`: which of them is best; a pure function.
-//! - `rest` and `grpc`: CONTRACT's two interfaces over the same `routing`. An agent's health stream is `grpc::health_stream`.
+//! - `rest` and `grpc`: the two interfaces over the same `routing`. An agent's health stream is `grpc::health_stream`.
 //! - `server`: two ports, each with TLS and, from this machine, plain text (`titan-transport` tells them apart).
 //!
 //! Prompts are checked for their length and forgotten; nothing logs them. Not here: engines, queues, retries, and a shared

@@ -64,7 +64,7 @@ pub enum BindError {
         what: &'static str,
         /// Where.
         addr: SocketAddr,
-        /// The environment variable of CONTRACT.md.
+        /// The environment variable that sets it.
         variable: &'static str,
         /// The reason.
         source: io::Error,
