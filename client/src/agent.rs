@@ -1,6 +1,7 @@
 //! The connections to one agent, and a pool of agents.
 
 use std::{
+    error::Error as _,
     sync::{Arc, Weak},
     time::{Duration, Instant},
 };
@@ -8,7 +9,10 @@ use std::{
 use parking_lot::Mutex;
 use titan_proto::rest::GrpcTls;
 use titan_transport::{ChannelStats, QuicChannel, QuicConnector, Wire, tls::TlsMaterial};
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint},
+};
 
 use crate::{
     ClientError,
@@ -62,6 +66,15 @@ impl Agent {
         tracing::debug!(address = %self.place.grpc, tls = self.place.grpc_tls.as_str(), "connected over gRPC");
         *self.grpc.lock() = Some(channel.clone());
         Ok(channel)
+    }
+
+    /// A call over gRPC ended with `status`. A connection that broke is not used again: it may take a moment more until the channel
+    /// notices, and a request sent into that moment would be lost.
+    pub(crate) fn grpc_ended(&self, status: &Status) {
+        // What the agent itself says has no source.
+        if status.source().is_some() {
+            *self.grpc.lock() = None;
+        }
     }
 
     /// UDP gave no answer in time.

@@ -186,6 +186,9 @@ async fn over_grpc(agent: &Agent, request: StreamRequest) -> Result<Started, Cli
     let channel = agent.grpc().await?;
     match AgentServiceClient::new(channel).stream_inference(request).await {
         Ok(response) => Ok(Started { stream: response.into_inner(), wire: Wire::Http, early: false }),
-        Err(status) => Err(classify(&agent.place.agent_id, &status, Progress::Asked)),
+        Err(status) => {
+            agent.grpc_ended(&status);
+            Err(classify(&agent.place.agent_id, &status, Progress::Asked))
+        }
     }
 }

@@ -125,6 +125,9 @@ impl Stream for Generation {
                 Some(Ok(message)) => message,
                 Some(Err(status)) => {
                     this.stream = None;
+                    if this.wire == Wire::Http {
+                        this.agent.grpc_ended(&status);
+                    }
                     let progress = if this.ttft.is_some() { Progress::Text } else { Progress::Accepted };
                     return Poll::Ready(Some(Err(classify(this.agent_id(), &status, progress))));
                 }

@@ -26,7 +26,7 @@ use tokio::{net::TcpListener, runtime::Runtime};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, service::Routes};
 
-use crate::{certs, coordinator::Place};
+use crate::{PATIENCE, certs, coordinator::Place};
 
 /// An agent that runs until the value is dropped.
 pub(crate) struct TestAgent {
@@ -107,7 +107,8 @@ impl TestAgent {
     /// Ends without a farewell.
     pub(crate) fn kill(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
+            // Dead when this returns, its sockets closed; and not on this thread, where a runtime may not wait for another.
+            std::thread::spawn(move || runtime.shutdown_timeout(PATIENCE)).join().unwrap();
         }
     }
 
