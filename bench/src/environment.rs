@@ -6,10 +6,10 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Machine, system and build.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Environment {
     /// When it began, in seconds since 1970.
     pub(crate) started_at: u64,
@@ -20,11 +20,11 @@ pub(crate) struct Environment {
     pub(crate) tcp_congestion_control: String,
     /// Runnable threads of the last minute, on average, before the measurement: well above 0 means that others used the machine.
     pub(crate) load_average: f64,
-    pub(crate) version: &'static str,
+    pub(crate) version: String,
     /// The commit of the working directory; `+changes` where it has uncommitted ones.
     pub(crate) commit: String,
     /// `release`, or `dev`: Titan's own code and parts of its dependencies less optimised.
-    pub(crate) profile: &'static str,
+    pub(crate) profile: String,
 }
 
 impl Environment {
@@ -40,9 +40,9 @@ impl Environment {
             kernel: known(&text("/proc/sys/kernel/osrelease")),
             tcp_congestion_control: known(&text("/proc/sys/net/ipv4/tcp_congestion_control")),
             load_average: text("/proc/loadavg").split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0),
-            version: env!("CARGO_PKG_VERSION"),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
             commit: commit(),
-            profile: if cfg!(debug_assertions) { "dev" } else { "release" },
+            profile: if cfg!(debug_assertions) { "dev" } else { "release" }.to_owned(),
         }
     }
 

@@ -12,6 +12,7 @@ mod engine;
 mod environment;
 mod lab;
 mod load;
+mod net;
 mod progress;
 mod report;
 mod stats;

@@ -1,7 +1,7 @@
 //! Statistics, pure: histograms of durations, medians and what can be said about them.
 
 use hdrhistogram::Histogram;
-use serde::{Serialize, Serializer, ser::SerializeStruct as _};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, ser::SerializeStruct as _};
 
 /// Durations in nanoseconds, to three digits.
 #[derive(Clone, Debug)]
@@ -55,6 +55,21 @@ impl Serialize for Durations {
         let buckets = self.0.iter_recorded().map(|bucket| (bucket.value_iterated_to(), bucket.count_at_value()));
         out.serialize_field("buckets", &buckets.collect::<Vec<_>>())?;
         out.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for Durations {
+    /// From the buckets; the quantiles follow from them.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Stored {
+            buckets: Vec<(u64, u64)>,
+        }
+        let mut durations = Self::new();
+        for (ns, count) in Stored::deserialize(deserializer)?.buckets {
+            durations.0.saturating_record_n(ns, count);
+        }
+        Ok(durations)
     }
 }
 
@@ -179,5 +194,7 @@ mod tests {
         let buckets = json["buckets"].as_array().unwrap();
         assert_eq!(buckets.iter().map(|bucket| bucket[1].as_u64().unwrap()).sum::<u64>(), 3);
         assert_eq!(json["count"], 3);
+        let read: Durations = serde_json::from_value(json.clone()).unwrap();
+        assert_eq!(serde_json::to_value(&read).unwrap(), json);
     }
 }

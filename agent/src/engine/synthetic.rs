@@ -1,10 +1,11 @@
 //! Tokens at a fixed rate, for transports and benchmarks. Chosen by its own name, never a fallback.
 //!
 //! A token's text begins with its index in eight digits, so that a lost, doubled or reordered one is seen: [`token_index`]. With
-//! [`SyntheticEngine::timestamps`] it holds the moment of its sending too: [`token_sent_ns`].
+//! [`SyntheticEngine::timestamps`] it is a [`Stamp`] instead: index and moment of sending in twelve characters.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep_until},
@@ -76,9 +77,38 @@ pub fn token_index(text: &str) -> Option<u32> {
     text.get(..8)?.parse().ok()
 }
 
-/// When a token was sent, in nanoseconds since 1970, if the engine wrote that.
-pub fn token_sent_ns(text: &str) -> Option<u64> {
-    text.get(9..)?.trim_end().strip_suffix("ns")?.parse().ok()
+/// What a token of an engine with [`SyntheticEngine::timestamps`] says, in as many characters as a longer word has: 24 bits of index
+/// and 48 bits of nanoseconds since 1970, in base64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// The token's index in its stream. The text holds its low 24 bits.
+    pub index: u32,
+    /// When it was sent, in nanoseconds since 1970. The text holds the low 48 bits: enough for three days.
+    pub sent_ns: u64,
+}
+
+const STAMP_INDEX_BYTES: usize = 3;
+const STAMP_TIME_BYTES: usize = 6;
+const STAMP_TIME_MASK: u64 = (1 << (8 * STAMP_TIME_BYTES)) - 1;
+
+impl Stamp {
+    /// As a token's text.
+    pub fn text(self) -> String {
+        let mut bytes = [0; STAMP_INDEX_BYTES + STAMP_TIME_BYTES];
+        bytes[..STAMP_INDEX_BYTES].copy_from_slice(&self.index.to_be_bytes()[4 - STAMP_INDEX_BYTES..]);
+        bytes[STAMP_INDEX_BYTES..].copy_from_slice(&self.sent_ns.to_be_bytes()[8 - STAMP_TIME_BYTES..]);
+        URL_SAFE_NO_PAD.encode(bytes)
+    }
+
+    /// Reads a token's text at `now_ns`, by the clock of the machine that sent it. `None` for a text that is no stamp.
+    pub fn read(text: &str, now_ns: u64) -> Option<Self> {
+        let bytes =
+            URL_SAFE_NO_PAD.decode(text).ok().filter(|bytes| bytes.len() == STAMP_INDEX_BYTES + STAMP_TIME_BYTES)?;
+        let number = |bytes: &[u8]| bytes.iter().fold(0, |number, &byte| number << 8 | u64::from(byte));
+        let (index, sent) = bytes.split_at(STAMP_INDEX_BYTES);
+        let age = now_ns.wrapping_sub(number(sent)) & STAMP_TIME_MASK;
+        Some(Self { index: u32::try_from(number(index)).ok()?, sent_ns: now_ns.saturating_sub(age) })
+    }
 }
 
 async fn tick(interval: Duration, timestamps: bool, usage: Usage, events: mpsc::Sender<Result<Event, EngineError>>) {
@@ -93,7 +123,7 @@ async fn tick(interval: Duration, timestamps: bool, usage: Usage, events: mpsc::
                 () = sleep_until(due) => {}
             }
         }
-        let text = if timestamps { format!("{index:08} {}ns ", now_ns()) } else { format!("{index:08} tok ") };
+        let text = if timestamps { Stamp { index, sent_ns: now_ns() }.text() } else { format!("{index:08} tok ") };
         if events.send(Ok(Event::Text(text))).await.is_err() {
             return;
         }
@@ -156,8 +186,20 @@ mod tests {
         let before = now_ns();
         for index in 0..10_000 {
             let Some(Ok(Event::Text(text))) = stream.recv().await else { panic!("no text") };
-            assert_eq!(token_index(&text), Some(index));
-            assert!(token_sent_ns(&text).unwrap() + 1_000_000_000 > before);
+            let stamp = Stamp::read(&text, now_ns()).unwrap();
+            assert_eq!((stamp.index, text.len()), (index, 12));
+            assert!(stamp.sent_ns + 1_000_000_000 > before);
+        }
+    }
+
+    #[test]
+    fn a_stamp_is_read_as_it_was_written() {
+        for (index, sent_ns) in [(0, 0), (1, 1 << 48), ((1 << 24) - 1, u64::MAX >> 1), (7, now_ns())] {
+            let stamp = Stamp { index, sent_ns };
+            assert_eq!(Stamp::read(&stamp.text(), sent_ns + 5_000_000_000), Some(stamp));
+        }
+        for wrong in ["", "00000001 tok ", "AAAA", "AAAAAAAAAAAAAAAA", "AAAAAAAAAA=="] {
+            assert_eq!(Stamp::read(wrong, now_ns()), None, "{wrong:?}");
         }
     }
 

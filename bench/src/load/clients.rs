@@ -6,7 +6,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use titan_agent::engine::synthetic::{SYNTHETIC_MODEL, token_index, token_sent_ns};
+use titan_agent::engine::synthetic::{SYNTHETIC_MODEL, Stamp};
 use titan_proto::v1::StreamRequest;
 use tokio::{
     task::JoinSet,
@@ -162,12 +162,11 @@ async fn read(
             sequence.end(plan.tokens_per_stream());
             return Ok(());
         }
-        let numbered = token_index(&message.content).zip(token_sent_ns(&message.content));
-        let Some((index, sent)) = numbered else {
+        let now = now_ns();
+        let Some(Stamp { index, sent_ns: sent }) = Stamp::read(&message.content, now) else {
             return Err(Status::internal(format!("a token without number and time: {:?}", message.content)));
         };
         sequence.push(index);
-        let now = now_ns();
         // The schedule is that of the first token; should that one be late, all others seem early and count as in time.
         let due = *first_sent.get_or_insert(sent) + plan.due_ns(index);
         tally.token(now.saturating_sub(due), now.saturating_sub(sent));

@@ -1,0 +1,4 @@
+//! `titan-bench net`: every subject over emulated networks.
+
+pub(crate) mod record;
+pub(crate) mod subject;

@@ -1,0 +1,253 @@
+//! What `net` stores, and `report` reads: a directory with `run.json` ([`Run`]) and `samples.jsonl` (one [`Record`] a line, written
+//! as soon as it is measured, so that an interrupted run keeps what it had).
+
+use std::{
+    fmt,
+    fs::{self, File},
+    io::{BufRead as _, BufReader, Write as _},
+    path::Path,
+};
+
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+
+use super::subject::Subject;
+use crate::{environment::Environment, stats::Durations};
+
+/// Changes when a reader of older files would misread a newer one.
+pub(crate) const SCHEMA: u32 = 1;
+const RUN_FILE: &str = "run.json";
+const SAMPLES_FILE: &str = "samples.jsonl";
+
+/// One call of `titan-bench net`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Run {
+    pub(crate) schema: u32,
+    pub(crate) environment: Environment,
+    /// The command line, as given.
+    pub(crate) command: String,
+    /// Ctrl-C came before the end.
+    pub(crate) interrupted: bool,
+    /// Subjects that could not be measured, and why.
+    pub(crate) skipped: Vec<(Subject, String)>,
+}
+
+/// The network, and what is asked of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Conditions {
+    pub(crate) rtt_ms: f64,
+    pub(crate) loss: Loss,
+    /// Of the link, in each direction; `None`: unlimited.
+    pub(crate) rate_mbit: Option<f64>,
+    /// Tokens per second of each stream.
+    pub(crate) token_rate: f64,
+    /// Streams of one client at once.
+    pub(crate) streams: u32,
+    pub(crate) event: Event,
+    /// Of TCP, on both hosts.
+    pub(crate) congestion_control: String,
+}
+
+/// Packets that never arrive, in each direction.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "model", rename_all = "snake_case")]
+pub(crate) enum Loss {
+    None,
+    /// Each packet with the same probability.
+    Iid {
+        percent: f64,
+    },
+    /// Gilbert-Elliott: as many in all, but in bursts of so many packets on average.
+    Burst {
+        percent: f64,
+        mean_packets: f64,
+    },
+}
+
+/// What happens in the middle of the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Event {
+    None,
+    /// The client's address changes half-way, as from Wi-Fi to cellular.
+    AddressChange,
+    /// From the start, UDP gets no answer.
+    UdpBlocked,
+}
+
+/// One line of the samples.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub(crate) enum Record {
+    Start(StartRecord),
+    Stream(StreamRecord),
+    Check(CheckRecord),
+    Cpu(CpuRecord),
+    Memory(MemoryRecord),
+}
+
+/// What the client still has of an earlier connection when it starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum StartState {
+    /// Nothing.
+    Cold,
+    /// A TLS session (and with Titan the route), but no connection.
+    Resumed,
+    /// The connection.
+    Warm,
+}
+
+/// One request, until its first token.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct StartRecord {
+    pub(crate) conditions: Conditions,
+    pub(crate) subject: Subject,
+    pub(crate) repetition: u32,
+    pub(crate) state: StartState,
+    /// A connection of its own, beside the request, until it can be used: cold only.
+    pub(crate) connect_ms: Option<f64>,
+    /// From asking for the answer, connecting included, to its first token read. `None` where it failed.
+    pub(crate) ttft_ms: Option<f64>,
+    /// The same with the call that finds the agent, for subjects that have one (Titan, cold).
+    pub(crate) routed_ttft_ms: Option<f64>,
+    pub(crate) failed: Option<String>,
+}
+
+/// One client's streams, read to their end.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct StreamRecord {
+    pub(crate) conditions: Conditions,
+    pub(crate) subject: Subject,
+    pub(crate) repetition: u32,
+    pub(crate) seed: u64,
+    pub(crate) delivery: Delivery,
+    /// Why a stream broke off, the first of them.
+    pub(crate) failed: Option<String>,
+    /// From the change of address to the next token read. `None`: there was no change, or no token came any more.
+    pub(crate) recovery_ms: Option<f64>,
+    /// IP packets that entered the path from the first request on, starts not included.
+    pub(crate) to_client: Traffic,
+    pub(crate) to_server: Traffic,
+}
+
+/// How tokens reached their reader.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Delivery {
+    /// Between two tokens read.
+    pub(crate) gaps: Durations,
+    /// After the ideal: sent on schedule, and half the path's round trip later read.
+    pub(crate) lateness: Durations,
+    /// Share of the time that a reader at the pace of the tokens waits for an overdue one.
+    pub(crate) stall_ratio: f64,
+    pub(crate) expected: u64,
+    pub(crate) received: u64,
+    pub(crate) lost: u64,
+    pub(crate) duplicated: u64,
+}
+
+/// IP packets, those that the path lost included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Traffic {
+    pub(crate) packets: u64,
+    /// IP headers included.
+    pub(crate) bytes: u64,
+    pub(crate) lost_packets: u64,
+}
+
+/// What the emulated path really does, measured by ping and a UDP flow beside the subjects.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct CheckRecord {
+    pub(crate) conditions: Conditions,
+    /// Median.
+    pub(crate) ping_rtt_ms: f64,
+    /// Of the UDP flow, in each direction.
+    pub(crate) sent_packets: u64,
+    pub(crate) lost_to_server_percent: f64,
+    pub(crate) lost_to_client_percent: f64,
+    /// What is off by more than it may be. `None`: nothing.
+    pub(crate) marked: Option<String>,
+}
+
+/// What tokens cost on a clean path, one subject at a time.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct CpuRecord {
+    pub(crate) subject: Subject,
+    pub(crate) repetition: u32,
+    pub(crate) streams: u32,
+    pub(crate) token_rate: f64,
+    pub(crate) seconds: f64,
+    pub(crate) tokens: u64,
+    /// All processes of that side, relays included.
+    pub(crate) server_cpu_s: f64,
+    pub(crate) client_cpu_s: f64,
+}
+
+/// Resident memory with so many connections open.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct MemoryRecord {
+    pub(crate) subject: Subject,
+    pub(crate) connections: u32,
+    /// Running on each connection: 0 (idle) or 1.
+    pub(crate) streams: u32,
+    pub(crate) server_bytes: u64,
+    pub(crate) client_bytes: u64,
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => out.write_str("no loss"),
+            Self::Iid { percent } => write!(out, "{percent} %"),
+            Self::Burst { percent, mean_packets } => write!(out, "{percent} % in bursts of {mean_packets}"),
+        }
+    }
+}
+
+/// Where records go while they are measured.
+pub(crate) struct Recorder {
+    samples: File,
+}
+
+impl Recorder {
+    /// Starts a new set in `dir`, which it makes where there is none.
+    pub(crate) fn create(dir: &Path, run: &Run) -> anyhow::Result<Self> {
+        fs::create_dir_all(dir).with_context(|| format!("cannot make the directory {}", dir.display()))?;
+        write_run(dir, run)?;
+        let path = dir.join(SAMPLES_FILE);
+        let samples = File::create(&path).with_context(|| format!("cannot write to {}", path.display()))?;
+        Ok(Self { samples })
+    }
+
+    /// Keeps `record`, whatever happens next.
+    pub(crate) fn put(&mut self, record: &Record) -> anyhow::Result<()> {
+        let mut line = serde_json::to_vec(record)?;
+        line.push(b'\n');
+        self.samples.write_all(&line).context("cannot write the samples")
+    }
+}
+
+/// Writes `run` again, when it has ended.
+pub(crate) fn write_run(dir: &Path, run: &Run) -> anyhow::Result<()> {
+    let path = dir.join(RUN_FILE);
+    fs::write(&path, serde_json::to_vec_pretty(run)?).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Reads what a run stored.
+pub(crate) fn read(dir: &Path) -> anyhow::Result<(Run, Vec<Record>)> {
+    let path = dir.join(RUN_FILE);
+    let text = fs::read(&path).with_context(|| format!("no run of `titan-bench net` in {}", dir.display()))?;
+    let run: Run = serde_json::from_slice(&text).with_context(|| format!("{} is not understood", path.display()))?;
+    anyhow::ensure!(run.schema == SCHEMA, "{} has schema {}, this program reads {SCHEMA}", path.display(), run.schema);
+    let path = dir.join(SAMPLES_FILE);
+    let file = File::open(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut records = Vec::new();
+    for (at, line) in BufReader::new(file).lines().enumerate() {
+        let line = line.with_context(|| format!("cannot read {}", path.display()))?;
+        match serde_json::from_str(&line) {
+            Ok(record) => records.push(record),
+            Err(error) => anyhow::bail!("{}:{}: {error}", path.display(), at + 1),
+        }
+    }
+    Ok((run, records))
+}
