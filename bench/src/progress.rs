@@ -35,6 +35,11 @@ impl Progress {
         self.0.inc(1);
     }
 
+    /// So much of the time reckoned with, in milliseconds, has gone by.
+    pub(crate) fn advance(&self, time: Duration) {
+        self.0.inc(u64::try_from(time.as_millis()).unwrap_or(0));
+    }
+
     /// Waits, counting milliseconds as steps.
     pub(crate) async fn sleep_until(&self, deadline: Instant) {
         let mut counted = Instant::now();

@@ -39,6 +39,30 @@ impl Usage {
         })
     }
 
+    /// Of these processes and all that descend from them, now. A process that has ended counts nothing. Switches are not counted.
+    pub(crate) fn of_processes(processes: &[u32]) -> io::Result<Self> {
+        let mut sum = Self::default();
+        for process in with_descendants(processes)? {
+            let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+            let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+            let (user_s, system_s) = Stat::parse(&stat).map_or((0.0, 0.0), |stat| (stat.user_s, stat.system_s));
+            let resident_bytes = resident_bytes(&status).unwrap_or(0);
+            sum = sum.and(&Self { user_s, system_s, resident_bytes, ..Self::default() });
+        }
+        Ok(sum)
+    }
+
+    /// Both together.
+    pub(crate) fn and(&self, other: &Self) -> Self {
+        Self {
+            user_s: self.user_s + other.user_s,
+            system_s: self.system_s + other.system_s,
+            voluntary_switches: self.voluntary_switches + other.voluntary_switches,
+            involuntary_switches: self.involuntary_switches + other.involuntary_switches,
+            resident_bytes: self.resident_bytes + other.resident_bytes,
+        }
+    }
+
     /// CPU time in all.
     pub(crate) fn cpu_s(&self) -> f64 {
         self.user_s + self.system_s
@@ -52,6 +76,63 @@ impl Usage {
             voluntary_switches: self.voluntary_switches - earlier.voluntary_switches,
             involuntary_switches: self.involuntary_switches - earlier.involuntary_switches,
             resident_bytes: self.resident_bytes,
+        }
+    }
+}
+
+/// What is used of proc_pid_stat(5).
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Stat {
+    parent: u32,
+    user_s: f64,
+    system_s: f64,
+}
+
+impl Stat {
+    fn parse(line: &str) -> Option<Self> {
+        // The name, in parentheses, may hold anything, parentheses too. After it: state (3), parent (4), … user (14), system (15).
+        let (_, after) = line.rsplit_once(')')?;
+        let fields: Vec<&str> = after.split_whitespace().collect();
+        let seconds = |at: usize| Some(fields.get(at)?.parse::<u64>().ok()? as f64 / ticks_per_second());
+        Some(Self { parent: fields.get(1)?.parse().ok()?, user_s: seconds(11)?, system_s: seconds(12)? })
+    }
+}
+
+fn ticks_per_second() -> f64 {
+    // SAFETY: it takes a number and gives one.
+    let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    // What Linux has on every platform.
+    if ticks > 0 { ticks as f64 } else { 100.0 }
+}
+
+fn with_descendants(processes: &[u32]) -> io::Result<Vec<u32>> {
+    let mut found = processes.to_vec();
+    if found.is_empty() {
+        return Ok(found);
+    }
+    let mut parents = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let Some(process) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+        parents.extend(Stat::parse(&stat).map(|stat| (process, stat.parent)));
+    }
+    let mut at = 0;
+    while let Some(&parent) = found.get(at) {
+        found.extend(parents.iter().filter(|&&(_, of)| of == parent).map(|&(process, _)| process));
+        at += 1;
+    }
+    Ok(found)
+}
+
+/// Lets this process open as many files as the system allows it: thousands of connections need it. Where it cannot, the first
+/// connection too many says so.
+pub(crate) fn raise_file_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is valid for both calls.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
         }
     }
 }
@@ -104,6 +185,31 @@ mod tests {
         let before = Usage::now().unwrap();
         while Usage::now().unwrap().since(&before).cpu_s() < 0.01 {}
         assert!(Usage::now().unwrap().resident_bytes > 0);
+    }
+
+    #[test]
+    fn the_usage_of_children_is_found() {
+        // A shell and a child of its own.
+        let mut shell = std::process::Command::new("sh").args(["-c", "sleep 60 & wait"]).spawn().unwrap();
+        let all = loop {
+            let all = with_descendants(&[shell.id()]).unwrap();
+            if all.len() == 2 {
+                break all;
+            }
+        };
+        assert!(Usage::of_processes(&[shell.id()]).unwrap().resident_bytes > 0);
+        for process in all {
+            let _ = std::process::Command::new("kill").arg(process.to_string()).status();
+        }
+        shell.wait().unwrap();
+        assert_eq!(Usage::of_processes(&[shell.id()]).unwrap(), Usage::default(), "it has ended");
+    }
+
+    #[test]
+    fn a_process_may_have_any_name() {
+        let line = "42 (a ) b) S 7 1 1 0 -1 4 0 0 0 0 150 50 0 0 20 0 1 0 9 0 0";
+        assert_eq!(Stat::parse(line).map(|stat| (stat.parent, stat.user_s > stat.system_s)), Some((7, true)));
+        assert_eq!(Stat::parse("42 x"), None);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::subject::Subject;
@@ -30,6 +31,8 @@ pub(crate) struct Run {
     pub(crate) interrupted: bool,
     /// Subjects that could not be measured, and why.
     pub(crate) skipped: Vec<(Subject, String)>,
+    /// Settings and versions of the others.
+    pub(crate) notes: Vec<(Subject, String)>,
 }
 
 /// The network, and what is asked of it.
@@ -65,13 +68,14 @@ pub(crate) enum Loss {
 }
 
 /// What happens in the middle of the stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Event {
+    /// Nothing
     None,
-    /// The client's address changes half-way, as from Wi-Fi to cellular.
+    /// The client's address changes half-way, as from Wi-Fi to cellular
     AddressChange,
-    /// From the start, UDP gets no answer.
+    /// From the start, UDP gets no answer
     UdpBlocked,
 }
 
@@ -124,9 +128,10 @@ pub(crate) struct StreamRecord {
     pub(crate) delivery: Delivery,
     /// Why a stream broke off, the first of them.
     pub(crate) failed: Option<String>,
-    /// From the change of address to the next token read. `None`: there was no change, or no token came any more.
+    /// From the change of address to the reading of the first token that was sent after it, the slowest stream's. `None`: there was no
+    /// change, or no such token came.
     pub(crate) recovery_ms: Option<f64>,
-    /// IP packets that entered the path from the first request on, starts not included.
+    /// IP packets that entered the path during the streams, connecting not included.
     pub(crate) to_client: Traffic,
     pub(crate) to_server: Traffic,
 }
@@ -183,21 +188,51 @@ pub(crate) struct CpuRecord {
     pub(crate) client_cpu_s: f64,
 }
 
-/// Resident memory with so many connections open.
+/// Resident memory of processes that do nothing else.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct MemoryRecord {
     pub(crate) subject: Subject,
+    /// Open and idle.
     pub(crate) connections: u32,
-    /// Running on each connection: 0 (idle) or 1.
+    /// Begun and waiting for their next token, up to a hundred on a connection where the protocol has that.
     pub(crate) streams: u32,
     pub(crate) server_bytes: u64,
     pub(crate) client_bytes: u64,
 }
 
+impl Delivery {
+    /// Of a stream that never began.
+    pub(crate) fn none() -> Self {
+        let (gaps, lateness) = (Durations::new(), Durations::new());
+        Self { gaps, lateness, stall_ratio: 0.0, expected: 0, received: 0, lost: 0, duplicated: 0 }
+    }
+}
+
+impl fmt::Display for Conditions {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "RTT {} ms, loss {}, {} tokens/s", self.rtt_ms, self.loss, self.token_rate)?;
+        if let Some(mbit) = self.rate_mbit {
+            write!(out, ", {mbit} Mbit/s")?;
+        }
+        if self.streams > 1 {
+            write!(out, ", {} streams", self.streams)?;
+        }
+        match self.event {
+            Event::None => {}
+            Event::AddressChange => write!(out, ", the address changes")?,
+            Event::UdpBlocked => write!(out, ", UDP blocked")?,
+        }
+        if !self.congestion_control.is_empty() {
+            write!(out, ", {}", self.congestion_control)?;
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Display for Loss {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::None => out.write_str("no loss"),
+            Self::None => out.write_str("0 %"),
             Self::Iid { percent } => write!(out, "{percent} %"),
             Self::Burst { percent, mean_packets } => write!(out, "{percent} % in bursts of {mean_packets}"),
         }

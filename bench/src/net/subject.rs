@@ -1,6 +1,6 @@
 //! What is measured: Titan, and what users would pick instead.
 
-use std::{future::Future, pin::Pin, time::Duration};
+use std::{any::Any, future::Future, pin::Pin, time::Duration};
 
 use clap::ValueEnum;
 use futures_util::Stream;
@@ -14,6 +14,8 @@ pub(crate) enum Subject {
     TitanQuic,
     /// The same again: the self-test, which must find no difference
     TitanQuicAgain,
+    /// Titan's client library as it is by default: QUIC, or gRPC where UDP is blocked
+    TitanAuto,
     /// Titan's client library over gRPC with TLS
     TitanGrpc,
     /// tonic's gRPC with TLS, as a user would write it
@@ -38,6 +40,7 @@ impl Subject {
         match self {
             Self::TitanQuic => "Titan QUIC",
             Self::TitanQuicAgain => "Titan QUIC (again)",
+            Self::TitanAuto => "Titan (QUIC, else gRPC)",
             Self::TitanGrpc => "Titan gRPC",
             Self::Tonic => "tonic gRPC",
             Self::TonicH3 => "gRPC over HTTP/3",
@@ -49,7 +52,18 @@ impl Subject {
         }
     }
 
-    /// Whether it runs over UDP, so that TCP's congestion control is nothing to it.
+    /// As the command line names it.
+    pub(crate) fn name(self) -> String {
+        // Every variant has a name: none is skipped.
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+
+    /// Whether it is another one under conditions of its own.
+    pub(crate) fn is_variant(self) -> bool {
+        matches!(self, Self::TitanQuicAgain | Self::TitanAuto)
+    }
+
+    /// Whether it needs UDP, so that TCP's congestion control is nothing to it.
     pub(crate) fn is_udp(self) -> bool {
         matches!(self, Self::TitanQuic | Self::TitanQuicAgain | Self::TonicH3)
     }
@@ -62,6 +76,9 @@ pub(crate) type Tokens = Pin<Box<dyn Stream<Item = anyhow::Result<String>> + Sen
 /// A future of a [`Client`].
 pub(crate) type Pending<'a, T> = Pin<Box<dyn Future<Output = anyhow::Result<T>> + Send + 'a>>;
 
+/// An open connection, whatever its type.
+pub(crate) type Held = Box<dyn Any + Send>;
+
 /// An answer that has been asked for.
 pub(crate) struct Answer {
     pub(crate) tokens: Tokens,
@@ -71,8 +88,9 @@ pub(crate) struct Answer {
 
 /// One client of a subject, as a program of a user has it. A new one knows nothing of earlier ones: no connection, no TLS session.
 pub(crate) trait Client: Send + Sync {
-    /// Makes a connection, without what earlier ones left, until a request could go out on it; and closes it.
-    fn connect(&self) -> Pending<'_, ()>;
+    /// Makes one more connection, without what earlier ones left, and gives it when a request could go out on it. It lives as long as
+    /// what is given.
+    fn connect(&self) -> Pending<'_, Held>;
     /// Asks for an answer of so many tokens, over the connection that there is, or a new one.
     fn ask(&self, tokens: u32) -> Pending<'_, Answer>;
     /// Closes the connection and keeps what helps to make the next one.

@@ -1,0 +1,110 @@
+//! Where the hosts stand: on an emulated network, or on loopback.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    process::Command,
+    time::Duration,
+};
+
+use super::record::{CheckRecord, Conditions, Event, Loss, Traffic};
+use crate::path::{LaneCounters, Network, PathSettings};
+
+/// One of the two hosts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    Client,
+    Server,
+}
+
+/// A network of two hosts with a lane (a path of its own) for each client, or none.
+pub(crate) enum Ground {
+    Emulated(Network),
+    Loopback,
+}
+
+impl Ground {
+    /// A process started by `command` will be on that host.
+    pub(crate) fn enter(&self, side: Side, command: &mut Command) {
+        if let Self::Emulated(network) = self {
+            match side {
+                Side::Client => network.client().enter(command),
+                Side::Server => network.server().enter(command),
+            }
+        }
+    }
+
+    /// Where a client on `lane` finds the server.
+    pub(crate) fn server_address(&self, lane: u8) -> IpAddr {
+        match self {
+            Self::Emulated(_) => Network::server_address(lane).into(),
+            Self::Loopback => Ipv4Addr::LOCALHOST.into(),
+        }
+    }
+
+    /// Sets what `lane` does to packets from now on, and its counters to zero.
+    pub(crate) fn set(&self, lane: u8, settings: PathSettings, seed: u64) {
+        if let Self::Emulated(network) = self {
+            network.set(lane, settings, seed);
+        }
+    }
+
+    /// What has entered `lane`, to the client and to the server.
+    pub(crate) fn traffic(&self, lane: u8) -> (Traffic, Traffic) {
+        match self {
+            Self::Emulated(network) => {
+                let LaneCounters { to_client, to_server } = network.counters(lane);
+                (to_client, to_server)
+            }
+            Self::Loopback => Default::default(),
+        }
+    }
+
+    /// Of TCP connections made from now on.
+    pub(crate) fn set_congestion_control(&self, name: &str) -> anyhow::Result<()> {
+        match self {
+            Self::Emulated(network) => network.set_congestion_control(name),
+            Self::Loopback => Ok(()),
+        }
+    }
+
+    /// The client host gets another address.
+    pub(crate) fn move_client(&self) -> anyhow::Result<()> {
+        match self {
+            Self::Emulated(network) => network.move_client(),
+            Self::Loopback => Ok(()),
+        }
+    }
+
+    /// Measures what `lane` does. `None` on loopback.
+    pub(crate) async fn check(
+        &self,
+        lane: u8,
+        conditions: &Conditions,
+        time: Duration,
+    ) -> anyhow::Result<Option<CheckRecord>> {
+        match self {
+            Self::Emulated(network) => crate::path::check(network, lane, conditions, time).await.map(Some),
+            Self::Loopback => Ok(None),
+        }
+    }
+}
+
+/// A path under `conditions`.
+pub(crate) fn settings(conditions: &Conditions) -> PathSettings {
+    PathSettings {
+        one_way_delay: one_way(conditions),
+        loss: conditions.loss,
+        rate_bits_per_s: conditions.rate_mbit.map(|mbit| mbit * 1e6),
+        udp_blocked: conditions.event == Event::UdpBlocked,
+    }
+}
+
+/// The same path, but that it loses nothing.
+pub(crate) fn lossless(conditions: &Conditions) -> PathSettings {
+    PathSettings { loss: Loss::None, ..settings(conditions) }
+}
+
+/// Half a round trip.
+pub(crate) fn one_way(conditions: &Conditions) -> Duration {
+    Duration::from_secs_f64(conditions.rtt_ms / 2e3)
+}

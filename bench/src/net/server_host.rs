@@ -1,0 +1,37 @@
+//! A process on the server host: the server of one subject, and the relays before it.
+
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    args::HostArgs,
+    protocol::{Answer, Numbered, Order},
+    stdio::{say, serve_orders},
+    subjects,
+};
+use crate::usage::Usage;
+
+/// The number of what no order asked for: that it serves.
+pub(crate) const READY_ID: u64 = 0;
+
+/// Serves until standard input ends.
+pub(crate) async fn run(args: HostArgs) -> anyhow::Result<()> {
+    crate::usage::raise_file_limit();
+    let shutdown = CancellationToken::new();
+    let serving = subjects::serve(args.subject, &args.lab, args.token_rate, shutdown.clone()).await?;
+    say(&Numbered { id: READY_ID, body: Answer::Ready { note: serving.note.clone() } })?;
+    let processes = serving.processes.clone();
+    serve_orders(move |Numbered { body, .. }| {
+        let answer = match body {
+            Order::Usage => Usage::now()
+                .and_then(|own| Ok(own.and(&Usage::of_processes(&processes)?)))
+                .map_or_else(|error| Answer::Failed { error: error.to_string() }, Answer::Used),
+            _ => Answer::Failed { error: "a server takes no such order".to_owned() },
+        };
+        std::future::ready(answer)
+    })
+    .await?;
+    // Relays are child processes: they must not outlive this one.
+    shutdown.cancel();
+    serving.stop().await;
+    Ok(())
+}

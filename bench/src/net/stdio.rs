@@ -1,0 +1,53 @@
+//! The hosts' side of the protocol: lines in, lines out.
+
+use std::{
+    future::Future,
+    io::{BufRead as _, Write as _},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use tokio::sync::mpsc;
+
+use super::protocol::{Answer, Numbered, Order};
+
+/// Answers orders, several at a time, until standard input ends.
+pub(crate) async fn serve_orders<F>(obey: impl Fn(Numbered<Order>) -> F) -> anyhow::Result<()>
+where
+    F: Future<Output = Answer> + Send + 'static,
+{
+    let (sender, mut orders) = mpsc::unbounded_channel();
+    // A thread: reading standard input blocks. It is never joined: the process ends when the orders do.
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines() {
+            let Ok(line) = line else { return };
+            let Ok(order) = serde_json::from_str(&line) else { return };
+            if sender.send(order).is_err() {
+                return;
+            }
+        }
+    });
+    while let Some(order) = orders.recv().await {
+        let id = order.id;
+        let work = obey(order);
+        tokio::spawn(async move {
+            // A runner that does not read any more has ended, and this process will.
+            let _ = say(&Numbered { id, body: work.await });
+        });
+    }
+    Ok(())
+}
+
+/// Writes one line.
+pub(crate) fn say(what: &Numbered<Answer>) -> anyhow::Result<()> {
+    let mut line = serde_json::to_vec(what)?;
+    line.push(b'\n');
+    let mut out = std::io::stdout().lock();
+    out.write_all(&line)?;
+    Ok(out.flush()?)
+}
+
+/// Nanoseconds since 1970, by the clock that all processes of the machine share.
+pub(crate) fn now_ns() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
