@@ -4,8 +4,8 @@
 //! - `load`: a thousand paced token streams from one agent, over each wire.
 //!
 //! Reading order: `args`, then `engine` or `load`. Beside them `stats` (pure), `usage` (what a process used), `environment` (the
-//! machine), `report` (JSON and Markdown), `lab` (a private CA and tokens), `wire` (one client for both wires), `progress`.
-//! Whatever measures puts its results into a [`report::Report`].
+//! machine), `path` (an emulated network), `report` (JSON and Markdown), `lab` (a private CA and tokens), `wire` (one client for
+//! both wires), `progress`. Whatever measures puts its results into a [`report::Report`].
 
 mod args;
 mod engine;
@@ -13,6 +13,8 @@ mod environment;
 mod lab;
 mod load;
 mod net;
+#[allow(dead_code, reason = "`net` runs over it")]
+mod path;
 mod progress;
 mod report;
 mod stats;
