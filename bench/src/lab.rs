@@ -1,6 +1,10 @@
-//! What agents and clients need to trust each other, made for one measurement: a private CA, two leaves, a token issuer.
+//! What coordinator, agents and clients need to trust each other, made for one measurement: a private CA, three leaves, a token issuer.
 
-use std::{fs, path::Path, time::SystemTime};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
 
 use anyhow::Context as _;
 use tempfile::TempDir;
@@ -15,6 +19,7 @@ use titan_transport::{
 /// The agent that is measured.
 pub(crate) const AGENT_ID: &str = "bench-agent";
 const CLIENT_NAME: &str = "bench-client";
+const COORDINATOR: &str = "coordinator";
 const KEYS_FILE: &str = "jwks.json";
 /// How long tokens are good for: longer than any measurement takes to start its streams.
 const TOKEN_SECONDS: i64 = 3600;
@@ -34,7 +39,8 @@ impl Lab {
         certs.init()?;
         certs.issue(&LeafRequest::new(Role::Agent, AGENT_ID).hosts(["localhost", "127.0.0.1"]))?;
         certs.issue(&LeafRequest::new(Role::Client, CLIENT_NAME))?;
-        let client = material(dir.path(), Role::Client, CLIENT_NAME)?;
+        certs.issue(&LeafRequest::new(Role::Coordinator, COORDINATOR))?;
+        let client = client_material(dir.path())?;
         let issuer = TokenIssuer::open(dir.path(), Algorithm::RS256)?;
         fs::write(dir.path().join(KEYS_FILE), serde_json::to_string(&issuer.jwks())?)?;
         Ok(Self { dir, issuer, client })
@@ -69,9 +75,30 @@ pub(crate) fn agent_config(dir: &Path, max_jobs: usize) -> anyhow::Result<Config
     let mut config = Config::new(AGENT_ID);
     config.grpc_addr.set_port(0);
     config.keys = Some(fs::read_to_string(dir.join(KEYS_FILE)).context("reading the token keys")?);
-    config.tls = Some(material(dir, Role::Agent, AGENT_ID)?);
+    config.tls = Some(agent_material(dir)?);
     config.max_jobs = max_jobs;
     Ok(config)
+}
+
+/// The agent's identity. Servers of other protocols show the same: its name is `agent_server_name(AGENT_ID)`.
+pub(crate) fn agent_material(dir: &Path) -> anyhow::Result<TlsMaterial> {
+    material(dir, Role::Agent, AGENT_ID)
+}
+
+/// The coordinator's identity.
+pub(crate) fn coordinator_material(dir: &Path) -> anyhow::Result<TlsMaterial> {
+    material(dir, Role::Coordinator, COORDINATOR)
+}
+
+/// The client's identity.
+pub(crate) fn client_material(dir: &Path) -> anyhow::Result<TlsMaterial> {
+    material(dir, Role::Client, CLIENT_NAME)
+}
+
+/// Where the CA's certificate, and the agent's certificate and key, are, for servers that read files.
+pub(crate) fn agent_files(dir: &Path) -> [PathBuf; 3] {
+    let certs = CertDir::new(dir);
+    [certs.ca_pem(), certs.leaf_pem(Role::Agent, AGENT_ID), certs.leaf_key(Role::Agent, AGENT_ID)]
 }
 
 fn material(dir: &Path, role: Role, name: &str) -> anyhow::Result<TlsMaterial> {

@@ -1,12 +1,12 @@
 //! How a client is told what it needs.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use reqwest::Url;
 use titan_transport::{QuicConnector, tls::TlsError, tls::TlsMaterial};
 use uuid::Uuid;
 
-use crate::{TitanClient, agent::Agents, coordinator::Coordinator, dial::Dialer};
+use crate::{TitanClient, agent::Agents, coordinator::Coordinator, dial::Dialer, names::Names};
 
 /// How long UDP has for an answer before gRPC is tried beside it. Twice the round trip across an ocean, and still hardly felt.
 const QUIC_TIMEOUT: Duration = Duration::from_millis(200);
@@ -32,6 +32,7 @@ pub struct Builder {
     wire: WirePreference,
     client_id: String,
     quic_timeout: Duration,
+    names: Names,
 }
 
 /// Why there is no client.
@@ -74,6 +75,7 @@ impl Builder {
             wire: WirePreference::Auto,
             client_id: format!("titan-{}", Uuid::new_v4()),
             quic_timeout: QUIC_TIMEOUT,
+            names: Names::default(),
         }
     }
 
@@ -102,6 +104,13 @@ impl Builder {
         self
     }
 
+    /// Sets the address of a host, for the coordinator's URL and for the endpoints of agents, as `curl --resolve` does. Certificates
+    /// are checked for the name all the same. Can be called for several hosts. Defaults to what DNS says.
+    pub fn resolve(mut self, host: &str, address: IpAddr) -> Self {
+        self.names.put(host, address);
+        self
+    }
+
     /// Makes the client. Connects nowhere. Must run inside a Tokio runtime.
     ///
     /// # Errors
@@ -111,7 +120,7 @@ impl Builder {
             return Err(BuildError::NoRuntime);
         }
         let url = self.url()?;
-        let coordinator = Coordinator::new(url, self.tls.as_ref()).map_err(BuildError::Http)?;
+        let coordinator = Coordinator::new(url, self.tls.as_ref(), self.names.clone()).map_err(BuildError::Http)?;
         let connector = self.connector()?;
         let dialer = Dialer::new(self.wire, self.quic_timeout);
         Ok(TitanClient::new(self.client_id, coordinator, Agents::new(connector, self.tls), dialer))

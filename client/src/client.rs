@@ -117,15 +117,16 @@ impl TitanClient {
         asked_at: Instant,
     ) -> Result<Generation, ClientError> {
         let inner = &*self.0;
-        let (route, routed) = match kept {
+        let (route, routing) = match kept {
             Some(route) => {
                 tracing::debug!(agent = %route.place.agent_id, "route kept from an earlier request");
-                (route, false)
+                (route, None)
             }
             None => {
+                let asked_at = Instant::now();
                 let route = inner.coordinator.ask(&inner.client_id, prompt).await?;
                 inner.routes.lock().put(route.clone(), unix_now());
-                (route, true)
+                (route, Some(asked_at.elapsed()))
             }
         };
         let agent = inner.agents.at(&route.place);
@@ -137,7 +138,7 @@ impl TitanClient {
                     early_data = started.early,
                     "the answer begins",
                 );
-                Ok(Generation::new(started, agent, route, routed, asked_at))
+                Ok(Generation::new(started, agent, route, routing, asked_at))
             }
             Err(error) => {
                 if retry::route_may_be_wrong(&error) {

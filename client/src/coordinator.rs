@@ -23,6 +23,7 @@ use titan_transport::tls::{self, TlsMaterial};
 use crate::{
     Prompt,
     error::{chain, is_tls},
+    names::Names,
     route::Route,
 };
 
@@ -40,6 +41,7 @@ const PATH: &str = "/api/v1/inference/request";
 pub(crate) struct Coordinator {
     http: reqwest::Client,
     url: Url,
+    names: Names,
     calls: AtomicU64,
 }
 
@@ -107,9 +109,13 @@ impl CoordinatorError {
 
 impl Coordinator {
     /// `tls` holds the CA that an https coordinator's certificate must be of, and perhaps an identity.
-    pub(crate) fn new(mut url: Url, tls: Option<&TlsMaterial>) -> Result<Self, String> {
+    pub(crate) fn new(mut url: Url, tls: Option<&TlsMaterial>, names: Names) -> Result<Self, String> {
         url.set_path(&format!("{}{PATH}", url.path().trim_end_matches('/')));
-        let http = reqwest::Client::builder()
+        // The port stands in the URL, and 0 leaves it as it is.
+        let http = names
+            .iter()
+            .fold(reqwest::Client::builder(), |http, (host, address)| http.resolve(host, (address, 0).into()));
+        let http = http
             .tls_backend_preconfigured(tls_config(tls).map_err(|error| error.to_string())?)
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(TIMEOUT)
@@ -119,7 +125,7 @@ impl Coordinator {
             .no_proxy()
             .build()
             .map_err(|error| chain(&error))?;
-        Ok(Self { http, url, calls: AtomicU64::new(0) })
+        Ok(Self { http, url, names, calls: AtomicU64::new(0) })
     }
 
     /// How often it was asked.
@@ -147,7 +153,7 @@ impl Coordinator {
         }
         let answer: InferenceResponse =
             serde_json::from_slice(&body).map_err(|error| self.not_a_coordinator(error.to_string()))?;
-        let route = Route::new(&prompt.model, answer).map_err(|reason| self.not_a_coordinator(reason))?;
+        let route = Route::new(&prompt.model, answer, &self.names).map_err(|reason| self.not_a_coordinator(reason))?;
         let place = &route.place;
         tracing::debug!(agent = %place.agent_id, grpc = %place.grpc, quic = ?place.quic, job = %route.job_id, "route asked");
         Ok(Arc::new(route))

@@ -31,7 +31,7 @@ pub struct Generation {
     route: Arc<Route>,
     wire: Wire,
     early: bool,
-    routed: bool,
+    routing: Option<Duration>,
     asked_at: Instant,
     ttft: Option<Duration>,
     usage: Option<Usage>,
@@ -56,9 +56,15 @@ pub struct Usage {
 }
 
 impl Generation {
-    pub(crate) fn new(started: Started, agent: Arc<Agent>, route: Arc<Route>, routed: bool, asked_at: Instant) -> Self {
+    pub(crate) fn new(
+        started: Started,
+        agent: Arc<Agent>,
+        route: Arc<Route>,
+        routing: Option<Duration>,
+        asked_at: Instant,
+    ) -> Self {
         let Started { stream, wire, early } = started;
-        Self { stream: Some(stream), agent, route, wire, early, routed, asked_at, ttft: None, usage: None }
+        Self { stream: Some(stream), agent, route, wire, early, routing, asked_at, ttft: None, usage: None }
     }
 
     /// The agent that runs it.
@@ -83,7 +89,12 @@ impl Generation {
 
     /// Whether the coordinator was asked for this request.
     pub fn routed(&self) -> bool {
-        self.routed
+        self.routing.is_some()
+    }
+
+    /// How long the coordinator took to name the agent, connecting to the coordinator included; None where the route was kept.
+    pub fn routing(&self) -> Option<Duration> {
+        self.routing
     }
 
     /// Whether the request went out before the handshake was complete (0-RTT).

@@ -26,7 +26,7 @@
 //!
 //! `client`: what a request does, from top to bottom. `coordinator`: the REST call. `route`: answers kept, without a clock.
 //! `agent`: one agent's connections, and the pool of them. `dial`: the race between the wires. `retry`: what is tried again, without a
-//! clock. `generation`: the stream of text. `error`: what can go wrong, and what a status means.
+//! clock. `generation`: the stream of text. `error`: what can go wrong, and what a status means. `names`: hosts with addresses of their own.
 
 mod agent;
 mod builder;
@@ -35,6 +35,7 @@ mod coordinator;
 mod dial;
 mod error;
 mod generation;
+mod names;
 mod prompt;
 mod retry;
 mod route;

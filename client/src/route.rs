@@ -8,6 +8,8 @@ use titan_proto::{
     rest::{GrpcEndpoint, GrpcTls, InferenceResponse, QuicEndpoint},
 };
 
+use crate::names::Names;
+
 /// A token is not used in its last seconds: the request has to reach the agent first, and clocks differ.
 const EXPIRY_MARGIN_S: i64 = 5;
 /// Models whose routes are kept; a program uses a handful. One more throws out the route that expires first.
@@ -38,11 +40,11 @@ pub(crate) struct Place {
 }
 
 impl Route {
-    /// What the coordinator answered for `model`.
+    /// What the coordinator answered for `model`, with the addresses that `names` gives.
     ///
     /// # Errors
     /// Says what is missing in the answer.
-    pub(crate) fn new(model: &str, answer: InferenceResponse) -> Result<Self, String> {
+    pub(crate) fn new(model: &str, answer: InferenceResponse, names: &Names) -> Result<Self, String> {
         let GrpcEndpoint { address: grpc, tls: grpc_tls } = answer
             .endpoints
             .grpc
@@ -61,7 +63,13 @@ impl Route {
             job_id: answer.job_id,
             token: answer.session_token,
             expires_at: answer.expires_at,
-            place: Place { agent_id: answer.agent_id, grpc, grpc_tls, quic, server_name },
+            place: Place {
+                agent_id: answer.agent_id,
+                grpc: names.resolve(grpc),
+                grpc_tls,
+                quic: quic.map(|quic| names.resolve(quic)),
+                server_name,
+            },
         })
     }
 
@@ -121,7 +129,7 @@ mod tests {
             "agent_endpoint": "localhost:50052", "session_token": "t", "expires_at": expires_at, "job_id": "job_1",
             "estimated_rtt_ms": 0.0, "agent_id": "agent-1",
         });
-        Arc::new(Route::new(model, serde_json::from_value(answer).unwrap()).unwrap())
+        Arc::new(Route::new(model, serde_json::from_value(answer).unwrap(), &Names::default()).unwrap())
     }
 
     #[test]
@@ -140,8 +148,8 @@ mod tests {
             }))
             .unwrap()
         };
-        assert_eq!(Route::new("m", answer("titan/9")).unwrap().place.quic, None);
-        let place = Route::new("m", answer(ALPN)).unwrap().place;
+        assert_eq!(Route::new("m", answer("titan/9"), &Names::default()).unwrap().place.quic, None);
+        let place = Route::new("m", answer(ALPN), &Names::default()).unwrap().place;
         assert_eq!((place.quic.as_deref(), place.server_name.as_str()), (Some("h:1"), "a.test"));
     }
 

@@ -1,6 +1,6 @@
 //! When the coordinator is asked, and what an answer is good for.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use axum::{
     http::{StatusCode, header::RETRY_AFTER},
@@ -8,7 +8,9 @@ use axum::{
 };
 use futures_util::future::join_all;
 use serde_json::json;
+use titan_certs::COORDINATOR_SERVER_NAME;
 use titan_client::{BuildError, ClientError, CoordinatorError, Processed, Prompt, TitanClient, WirePreference};
+use titan_proto::rest::GrpcTls;
 use tonic::{Code, Status};
 
 use crate::{MODEL, TestAgent, TestCoordinator, World, certs, coordinator::error, refused, say, soon};
@@ -18,9 +20,9 @@ async fn the_second_request_goes_straight_to_the_agent() {
     let world = World::new().await;
     let (text, first) = world.say("one two three").await;
     assert_eq!(text, "one two three");
-    assert!(first.routed());
+    assert!(first.routed() && first.routing() <= first.ttft());
     let (_, second) = world.say("four").await;
-    assert!(!second.routed());
+    assert!(!second.routed() && second.routing().is_none());
     assert_eq!((second.agent_id(), second.job_id()), ("agent-1", first.job_id()));
     let stats = world.client.stats();
     assert_eq!((stats.rest_calls, stats.quic.full_handshakes, stats.quic.calls), (1, 1, 2));
@@ -195,6 +197,24 @@ async fn a_coordinator_over_tls_is_checked_against_the_ca() {
     let error = refused(&stranger, "one").await;
     assert!(matches!(error, ClientError::Coordinator(CoordinatorError::Untrusted { .. })), "{error:?}");
     assert!(!error.retryable());
+}
+
+#[tokio::test]
+async fn a_host_is_reached_at_the_address_that_the_program_gave() {
+    let agent = TestAgent::start("agent-1").await;
+    let (grpc, quic) = (agent.grpc.port(), agent.quic.port());
+    let mut place = agent.place_with(GrpcTls::Server, Some(agent.quic));
+    place.endpoints.grpc.as_mut().unwrap().address = format!("gpu.test:{grpc}");
+    place.endpoints.quic.as_mut().unwrap().address = format!("gpu.test:{quic}");
+    let coordinator = TestCoordinator::start([place]).await;
+    let url = coordinator.https_url().replace("localhost", COORDINATOR_SERVER_NAME);
+    for (wire, port) in [(WirePreference::Quic, quic), (WirePreference::Grpc, grpc)] {
+        let here = IpAddr::from([127, 0, 0, 1]);
+        let builder = TitanClient::builder(&url).tls(certs::client()).wire(wire);
+        let client = builder.resolve(COORDINATOR_SERVER_NAME, here).resolve("gpu.test", here).build().unwrap();
+        let (text, generation) = say(&client, "one two").await;
+        assert_eq!((text.as_str(), generation.endpoint()), ("one two", format!("127.0.0.1:{port}").as_str()));
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,163 @@
+//! Titan itself: a coordinator and an agent as `titan up` has them, and the client library.
+//!
+//! The agent advertises a name, and each client is told the address of that name, as by a DNS of its own: so one agent serves every
+//! address of its host.
+
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use futures_util::StreamExt as _;
+use titan_agent::{
+    Agent,
+    engine::{Engine, synthetic::SYNTHETIC_MODEL},
+};
+use titan_certs::COORDINATOR_SERVER_NAME;
+use titan_client::{Prompt, TitanClient, WirePreference};
+use titan_coord::Coordinator;
+use titan_transport::{QuicConnector, tls::TlsMaterial};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Endpoint;
+
+use super::{EVERYWHERE, LOCALHOST, Serving, tokens::PROMPT, trust::server_name};
+use crate::{
+    lab::{self, AGENT_ID},
+    net::subject::{Answer, Client, Pending, Tokens},
+};
+
+/// The coordinator's REST is at the first port of the subject, its gRPC and the agent follow.
+const COORDINATOR_GRPC: u16 = 1;
+const AGENT: u16 = 2;
+/// What the agent advertises. Nobody resolves it but the clients here.
+const AGENT_HOST: &str = "agent.bench.invalid";
+/// As many as a coordinator accepts: admission is not what is measured.
+const MAX_JOBS: usize = 10_000;
+/// Longest wait for the agent to register. It fetches keys and reports once.
+const READY_WITHIN: Duration = Duration::from_secs(30);
+/// Between two looks at whether it has.
+const READY_POLL: Duration = Duration::from_millis(20);
+
+/// One of Titan's two wires.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wire {
+    Quic,
+    Grpc,
+}
+
+/// Starts a coordinator, and an agent that registers with it.
+pub(super) async fn serve(port: u16, lab: &Path, engine: Arc<dyn Engine>) -> anyhow::Result<Serving> {
+    let coordinator = Coordinator::bind(titan_coord::Config {
+        http_addr: SocketAddr::new(EVERYWHERE, port),
+        grpc_addr: SocketAddr::new(LOCALHOST, port + COORDINATOR_GRPC),
+        tls: Some(lab::coordinator_material(lab)?),
+        key_dir: lab.join(format!("keys-{port}")),
+        ..titan_coord::Config::default()
+    })
+    .await?;
+    let mut config = titan_agent::Config::new(AGENT_ID);
+    config.grpc_addr = SocketAddr::new(EVERYWHERE, port + AGENT);
+    config.public_host = Some(AGENT_HOST.to_owned());
+    config.coordinator = Some(coordinator.grpc_addr().to_string());
+    config.tls = Some(lab::agent_material(lab)?);
+    config.max_jobs = MAX_JOBS;
+    let agent = Agent::bind(config, engine).await?;
+
+    let mut serving = Serving::new(format!(
+        "titan {}: coordinator and agent in one process, defaults; REST over TLS 1.3, QUIC with mutual TLS, gRPC with TLS",
+        env!("CARGO_PKG_VERSION")
+    ));
+    // Neither is told to stop: dropping the tasks is a kill, which clients and agents must bear anyway.
+    serving.tasks.spawn(async move { Ok(coordinator.run(CancellationToken::new()).await?) });
+    serving.tasks.spawn(async move { Ok(agent.run(CancellationToken::new()).await?) });
+    tokio::select! {
+        ready = registered(port, lab) => ready?,
+        error = serving.failed() => return Err(error),
+    }
+    Ok(serving)
+}
+
+/// Waits until requests are routed to the agent.
+async fn registered(port: u16, lab: &Path) -> anyhow::Result<()> {
+    let client = Titan::new(SocketAddr::new(LOCALHOST, port), lab, Wire::Quic)?;
+    let started = Instant::now();
+    loop {
+        match client.ask(1).await {
+            Ok(_) => return Ok(()),
+            Err(error) if started.elapsed() > READY_WITHIN => return Err(error.context("the agent did not register")),
+            Err(_) => tokio::time::sleep(READY_POLL).await,
+        }
+    }
+}
+
+/// A program that uses the client library.
+pub(super) struct Titan {
+    client: TitanClient,
+    tls: TlsMaterial,
+    agent: SocketAddr,
+    wire: Wire,
+}
+
+impl Titan {
+    /// `server`: where the coordinator's REST is.
+    pub(super) fn new(server: SocketAddr, lab: &Path, wire: Wire) -> anyhow::Result<Self> {
+        let tls = lab::client_material(lab)?;
+        let client = TitanClient::builder(format!("https://{COORDINATOR_SERVER_NAME}:{}", server.port()))
+            .tls(tls.clone())
+            .wire(match wire {
+                Wire::Quic => WirePreference::Quic,
+                Wire::Grpc => WirePreference::Grpc,
+            })
+            .resolve(COORDINATOR_SERVER_NAME, server.ip())
+            .resolve(AGENT_HOST, server.ip())
+            .build()?;
+        Ok(Self { client, tls, agent: SocketAddr::new(server.ip(), server.port() + AGENT), wire })
+    }
+
+    async fn generate(&self, tokens: u32) -> anyhow::Result<Answer> {
+        let prompt = Prompt { max_tokens: tokens, ..Prompt::new(SYNTHETIC_MODEL, PROMPT) };
+        let generation = self.client.generate(prompt).await?;
+        let (wire, wanted) = (generation.wire(), self.wire);
+        let as_asked = (wire == titan_client::Wire::Quic) == (wanted == Wire::Quic);
+        ensure!(as_asked, "the answer came over {wire:?}, not over {wanted:?}");
+        let routing = generation.routing();
+        let tokens: Tokens = Box::pin(generation.map(|text| Ok(text?)));
+        Ok(Answer { tokens, routing })
+    }
+
+    /// Straight to the agent: the coordinator is no part of a connection.
+    async fn connect_once(&self) -> anyhow::Result<()> {
+        match self.wire {
+            Wire::Quic => {
+                let channel = QuicConnector::new(&self.tls)?.channel(self.agent.to_string(), server_name());
+                channel.connect().await?;
+                channel.disconnect();
+            }
+            Wire::Grpc => {
+                Endpoint::from_shared(format!("https://{}", self.agent))?
+                    .tls_config(self.tls.tonic_client_tls(&server_name()))?
+                    .connect()
+                    .await
+                    .with_context(|| format!("connecting to {}", self.agent))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Client for Titan {
+    fn connect(&self) -> Pending<'_, ()> {
+        Box::pin(self.connect_once())
+    }
+
+    fn ask(&self, tokens: u32) -> Pending<'_, Answer> {
+        Box::pin(self.generate(tokens))
+    }
+
+    fn disconnect(&self) {
+        self.client.disconnect();
+    }
+}
