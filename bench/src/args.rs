@@ -6,7 +6,10 @@ use clap::{Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 use titan_transport::limits::MAX_CALLS_PER_CONNECTION;
 
-use crate::wire::Wire;
+use crate::{
+    net::args::{HostArgs, NetArgs},
+    wire::Wire,
+};
 
 /// Measures what TitanCompute's wires cost. Results go to the screen as a Markdown table, and with --out to a file as JSON.
 #[derive(Debug, Parser)]
@@ -22,6 +25,14 @@ pub(crate) enum Command {
     Engine(EngineArgs),
     /// Many paced token streams from one agent, over gRPC and QUIC on loopback: does the rate hold, and what does a token cost
     Load(LoadArgs),
+    /// Both wires and what users would pick instead, over emulated networks: round trips, losses, rates, an address that changes
+    Net(Box<NetArgs>),
+    /// A server that `net` starts; it ends when its standard input does
+    #[command(hide = true)]
+    NetServer(HostArgs),
+    /// The clients that `net` starts
+    #[command(hide = true)]
+    NetClient(HostArgs),
     /// The agent that `load` starts; it ends when its standard input does
     #[command(hide = true)]
     SyntheticAgent(SyntheticAgentArgs),

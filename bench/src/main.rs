@@ -2,8 +2,9 @@
 //!
 //! - `engine`: a real model by mistral.rs alone, and through an agent over each wire.
 //! - `load`: a thousand paced token streams from one agent, over each wire.
+//! - `net`: both wires and what users would pick instead, over emulated networks.
 //!
-//! Reading order: `args`, then `engine` or `load`. Beside them `stats` (pure), `usage` (what a process used), `environment` (the
+//! Reading order: `args`, then `engine`, `load` or `net`. Beside them `stats` (pure), `usage` (what a process used), `environment` (the
 //! machine), `path` (an emulated network), `report` (JSON and Markdown), `lab` (a private CA and tokens), `wire` (one client for
 //! both wires), `progress`. Whatever measures puts its results into a [`report::Report`].
 
@@ -13,7 +14,6 @@ mod environment;
 mod lab;
 mod load;
 mod net;
-#[allow(dead_code, reason = "`net` runs over it")]
 mod path;
 mod progress;
 mod report;
@@ -44,6 +44,9 @@ async fn main() -> ExitCode {
     let result = match args.command {
         Command::Engine(args) => engine::run(args, on_ctrl_c(&interrupt)).await,
         Command::Load(args) => load::run(args, on_ctrl_c(&interrupt)).await,
+        Command::Net(args) => net::run(*args, on_ctrl_c(&interrupt)).await,
+        Command::NetServer(args) => net::run_server(args).await,
+        Command::NetClient(args) => net::run_client(args).await,
         Command::SyntheticAgent(args) => load::serve(args).await,
     };
     match result {

@@ -19,13 +19,12 @@ mod stdio;
 pub(crate) mod subject;
 mod subjects;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use anyhow::Context as _;
 use clap::ValueEnum as _;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::{client_host::run as run_client, server_host::run as run_server};
 use self::{
     args::NetArgs,
     ground::Ground,
@@ -33,7 +32,8 @@ use self::{
     record::{Recorder, Run, SCHEMA, write_run},
     subject::Subject,
 };
-use crate::{environment::Environment, lab::Lab, path::Network, report};
+pub(crate) use self::{client_host::run as run_client, server_host::run as run_server};
+use crate::{environment::Environment, lab::Lab, path::Network};
 
 /// Measures, stores, and writes the report.
 pub(crate) async fn run(args: NetArgs, interrupt: CancellationToken) -> anyhow::Result<()> {
@@ -43,16 +43,21 @@ pub(crate) async fn run(args: NetArgs, interrupt: CancellationToken) -> anyhow::
     let lanes = runner::lanes_needed(&plan)?;
     let ground = match args.loopback {
         true => Ground::Loopback,
-        false => Ground::Emulated(Network::new(lanes).context(
+        false => Ground::Emulated(Arc::new(Network::new(lanes).context(
             "there can be no emulated network here. `titan-bench net --loopback` measures what needs none: starts, CPU and memory",
-        )?),
+        )?)),
     };
     let lab = Lab::new()?;
     let dir = args.out.clone().unwrap_or_else(|| PathBuf::from(format!("bench-results/{}", environment.started_at)));
     let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
     let mut run = Run { schema: SCHEMA, environment, command, interrupted: true, skipped, notes: Vec::new() };
     let mut recorder = Recorder::create(&dir, &run)?;
-    eprintln!("{} conditions, about {} minutes; results: {}", plan.cells.len(), plan.estimate().as_secs() / 60 + 1, dir.display());
+    eprintln!(
+        "{} conditions, about {} minutes; results: {}",
+        plan.cells.len(),
+        plan.estimate().as_secs() / 60 + 1,
+        dir.display()
+    );
     let measured = runner::measure(&plan, &ground, &lab, &mut recorder, &interrupt).await;
     // Namespaces and processes are gone before anything else can fail.
     drop(ground);
@@ -60,17 +65,7 @@ pub(crate) async fn run(args: NetArgs, interrupt: CancellationToken) -> anyhow::
     run.interrupted = interrupt.is_cancelled() || measured.is_err();
     run.notes = measured.as_ref().map(|notes| notes.clone().into_iter().collect()).unwrap_or_default();
     write_run(&dir, &run)?;
-    let summary = report::net::write(&[dir.clone()], &dir)?;
-    println!("{}", summary.text());
-    eprintln!("report: {}", dir.join("report.html").display());
-    if args.publish {
-        report::net::publish(&[dir])?;
-    }
-    measured?;
-    if args.self_test {
-        summary.check_self_test()?;
-    }
-    Ok(())
+    measured.map(drop)
 }
 
 /// The subjects that can be measured, and those that cannot.

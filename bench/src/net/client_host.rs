@@ -1,7 +1,6 @@
 //! A process on the client host: the clients of one subject.
 
 use std::{
-    any::Any,
     collections::HashMap,
     net::IpAddr,
     path::PathBuf,
@@ -23,7 +22,7 @@ use super::{
     protocol::{Answer, Numbered, Order, Start, Starts, Streamed},
     reading::{Reading, delivery},
     stdio::{now_ns, serve_orders},
-    subject::{Client, Subject, Tokens},
+    subject::{Client, Held, Subject, Tokens},
     subjects,
 };
 use crate::usage::Usage;
@@ -50,7 +49,7 @@ struct ClientHost {
     lab: PathBuf,
     opened: Mutex<HashMap<u64, Arc<dyn Client>>>,
     /// Connections and streams whose memory is measured.
-    held: Mutex<Vec<Box<dyn Any + Send>>>,
+    held: Mutex<Vec<Held>>,
     /// 0: it has not moved since the last stream began.
     moved_at_ns: AtomicU64,
 }
@@ -94,8 +93,12 @@ impl ClientHost {
             Order::Hold { server, connections } => {
                 self.hold(connections, |_| async move {
                     let client = self.client(server)?;
-                    let connection = client.connect().await?;
-                    Ok(Box::new((client, connection)) as Box<dyn Any + Send>)
+                    // An answer of Titan's would leave a connection to the coordinator, too.
+                    if self.subject.is_titan() {
+                        return client.connect().await;
+                    }
+                    read_all(client.ask(1).await?.tokens).await?;
+                    Ok(Box::new(client) as Held)
                 })
                 .await
             }
@@ -109,7 +112,7 @@ impl ClientHost {
                         let client = client.context("no client for a stream")?;
                         let mut tokens = client.ask(ENDLESS_TOKENS).await?.tokens;
                         tokens.next().await.context("a stream ended at its start")??;
-                        Ok(Box::new((client, tokens)) as Box<dyn Any + Send>)
+                        Ok(Box::new((client, tokens)) as Held)
                     }
                 })
                 .await
@@ -186,7 +189,7 @@ impl ClientHost {
 
     async fn hold<F>(&self, count: u32, make: impl Fn(u32) -> F) -> anyhow::Result<Answer>
     where
-        F: Future<Output = anyhow::Result<Box<dyn Any + Send>>>,
+        F: Future<Output = anyhow::Result<Held>>,
     {
         let held: Vec<_> = stream::iter((0..count).map(make)).buffer_unordered(AT_ONCE).try_collect().await?;
         self.held.lock().extend(held);

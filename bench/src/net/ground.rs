@@ -3,10 +3,13 @@
 use std::{
     net::{IpAddr, Ipv4Addr},
     process::Command,
+    sync::Arc,
     time::Duration,
 };
 
-use super::record::{CheckRecord, Conditions, Event, Loss, Traffic};
+use anyhow::Context as _;
+
+use super::record::{CheckRecord, Conditions, Loss, Traffic};
 use crate::path::{LaneCounters, Network, PathSettings};
 
 /// One of the two hosts.
@@ -18,7 +21,7 @@ pub(crate) enum Side {
 
 /// A network of two hosts with a lane (a path of its own) for each client, or none.
 pub(crate) enum Ground {
-    Emulated(Network),
+    Emulated(Arc<Network>),
     Loopback,
 }
 
@@ -44,7 +47,7 @@ impl Ground {
     /// Sets what `lane` does to packets from now on, and its counters to zero.
     pub(crate) fn set(&self, lane: u8, settings: PathSettings, seed: u64) {
         if let Self::Emulated(network) = self {
-            network.set(lane, settings, seed);
+            network.set(lane, &settings, seed);
         }
     }
 
@@ -83,25 +86,19 @@ impl Ground {
         time: Duration,
     ) -> anyhow::Result<Option<CheckRecord>> {
         match self {
-            Self::Emulated(network) => crate::path::check(network, lane, conditions, time).await.map(Some),
+            Self::Emulated(network) => {
+                let (network, conditions) = (network.clone(), conditions.clone());
+                let check = tokio::task::spawn_blocking(move || network.check(lane, &conditions, time));
+                check.await.context("the check broke down")?.map(Some)
+            }
             Self::Loopback => Ok(None),
         }
     }
 }
 
-/// A path under `conditions`.
-pub(crate) fn settings(conditions: &Conditions) -> PathSettings {
-    PathSettings {
-        one_way_delay: one_way(conditions),
-        loss: conditions.loss,
-        rate_bits_per_s: conditions.rate_mbit.map(|mbit| mbit * 1e6),
-        udp_blocked: conditions.event == Event::UdpBlocked,
-    }
-}
-
-/// The same path, but that it loses nothing.
+/// A path under `conditions`, but that it loses nothing.
 pub(crate) fn lossless(conditions: &Conditions) -> PathSettings {
-    PathSettings { loss: Loss::None, ..settings(conditions) }
+    PathSettings { loss: Loss::None, ..PathSettings::from(conditions) }
 }
 
 /// Half a round trip.

@@ -31,10 +31,6 @@ impl Reading {
         self.broken = true;
     }
 
-    pub(crate) fn received(&self) -> usize {
-        self.tokens.len()
-    }
-
     /// From `moment_ns` to the reading of the first token that was sent after it.
     pub(crate) fn recovery_after(&self, moment_ns: u64) -> Option<Duration> {
         let token = self.tokens.iter().find(|token| token.sent_ns > moment_ns)?;

@@ -84,7 +84,7 @@ pub(crate) enum Event {
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub(crate) enum Record {
     Start(StartRecord),
-    Stream(StreamRecord),
+    Stream(Box<StreamRecord>),
     Check(CheckRecord),
     Cpu(CpuRecord),
     Memory(MemoryRecord),
@@ -170,6 +170,9 @@ pub(crate) struct CheckRecord {
     pub(crate) sent_packets: u64,
     pub(crate) lost_to_server_percent: f64,
     pub(crate) lost_to_client_percent: f64,
+    /// How late the emulator itself gave packets out, of all paths: beyond the delay asked for.
+    #[serde(default)]
+    pub(crate) emulator_late_p99_ms: f64,
     /// What is off by more than it may be. `None`: nothing.
     pub(crate) marked: Option<String>,
 }

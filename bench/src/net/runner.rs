@@ -97,7 +97,13 @@ struct Pair {
 }
 
 impl Hosts {
-    async fn start(plan: &Plan, ground: &Ground, lab: &Path, token_rate: f64, notes: &mut Notes) -> anyhow::Result<Self> {
+    async fn start(
+        plan: &Plan,
+        ground: &Ground,
+        lab: &Path,
+        token_rate: f64,
+        notes: &mut Notes,
+    ) -> anyhow::Result<Self> {
         let mut hosts = BTreeMap::new();
         for &subject in &plan.subjects {
             let (pair, note) = Pair::start(ground, subject, lab, token_rate).await?;
@@ -177,7 +183,11 @@ const CHECK_LANE: u8 = 0;
 pub(crate) fn lanes_needed(plan: &Plan) -> anyhow::Result<u8> {
     let clients = plan.subjects.len() * plan.repetitions as usize;
     u8::try_from(clients + 1).ok().filter(|&lanes| lanes < u8::MAX).with_context(|| {
-        format!("{} subjects with {} repetitions are too many side by side: at most 253 together", plan.subjects.len(), plan.repetitions)
+        format!(
+            "{} subjects with {} repetitions are too many side by side: at most 253 together",
+            plan.subjects.len(),
+            plan.repetitions
+        )
     })
 }
 

@@ -1,7 +1,5 @@
 //! A process on the server host: the server of one subject, and the relays before it.
 
-use tokio_util::sync::CancellationToken;
-
 use super::{
     args::HostArgs,
     protocol::{Answer, Numbered, Order},
@@ -16,11 +14,10 @@ pub(crate) const READY_ID: u64 = 0;
 /// Serves until standard input ends.
 pub(crate) async fn run(args: HostArgs) -> anyhow::Result<()> {
     crate::usage::raise_file_limit();
-    let shutdown = CancellationToken::new();
-    let serving = subjects::serve(args.subject, &args.lab, args.token_rate, shutdown.clone()).await?;
+    let mut serving = subjects::serve(args.subject, &args.lab, args.token_rate).await?;
     say(&Numbered { id: READY_ID, body: Answer::Ready { note: serving.note.clone() } })?;
     let processes = serving.processes.clone();
-    serve_orders(move |Numbered { body, .. }| {
+    let orders = serve_orders(move |Numbered { body, .. }| {
         let answer = match body {
             Order::Usage => Usage::now()
                 .and_then(|own| Ok(own.and(&Usage::of_processes(&processes)?)))
@@ -28,10 +25,9 @@ pub(crate) async fn run(args: HostArgs) -> anyhow::Result<()> {
             _ => Answer::Failed { error: "a server takes no such order".to_owned() },
         };
         std::future::ready(answer)
-    })
-    .await?;
-    // Relays are child processes: they must not outlive this one.
-    shutdown.cancel();
-    serving.stop().await;
-    Ok(())
+    });
+    tokio::select! {
+        result = orders => result,
+        error = serving.failed() => Err(error),
+    }
 }

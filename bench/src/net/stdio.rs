@@ -15,7 +15,7 @@ pub(crate) async fn serve_orders<F>(obey: impl Fn(Numbered<Order>) -> F) -> anyh
 where
     F: Future<Output = Answer> + Send + 'static,
 {
-    let (sender, mut orders) = mpsc::unbounded_channel();
+    let (sender, mut orders) = mpsc::unbounded_channel::<Numbered<Order>>();
     // A thread: reading standard input blocks. It is never joined: the process ends when the orders do.
     std::thread::spawn(move || {
         for line in std::io::stdin().lock().lines() {

@@ -63,6 +63,11 @@ impl Subject {
         matches!(self, Self::TitanQuicAgain | Self::TitanAuto)
     }
 
+    /// Whether it is Titan, in any way.
+    pub(crate) fn is_titan(self) -> bool {
+        matches!(self, Self::TitanQuic | Self::TitanQuicAgain | Self::TitanAuto | Self::TitanGrpc)
+    }
+
     /// Whether it needs UDP, so that TCP's congestion control is nothing to it.
     pub(crate) fn is_udp(self) -> bool {
         matches!(self, Self::TitanQuic | Self::TitanQuicAgain | Self::TonicH3)

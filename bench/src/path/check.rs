@@ -68,6 +68,7 @@ impl Network {
             sent_packets: flow.sent,
             lost_to_server_percent: lost_percent(flow.sent, flow.at_server),
             lost_to_client_percent: lost_percent(flow.at_server, flow.at_client),
+            emulator_late_p99_ms: 0.0,
             marked: judge(conditions, rtt_ms, &flow),
         })
     }

@@ -11,7 +11,7 @@ use crate::{
         ground::Ground,
         plan::{CpuPlan, Plan},
         protocol::{Answer, Order, Streamed},
-        record::{CpuRecord, Loss, Record, Recorder},
+        record::{CpuRecord, Record, Recorder},
         subject::Subject,
     },
     path::PathSettings,
@@ -37,9 +37,7 @@ pub(super) async fn measure(
     recorder: &mut Recorder,
     progress: &Progress,
 ) -> anyhow::Result<()> {
-    let clean =
-        PathSettings { one_way_delay: Duration::ZERO, loss: Loss::None, rate_bits_per_s: None, udp_blocked: false };
-    ground.set(LANE, clean, 0);
+    ground.set(LANE, PathSettings::NOTHING, 0);
     for repetition in 0..cpu.repetitions {
         for &subject in plan.subjects.iter().filter(|&&subject| subject != Subject::TitanAuto) {
             progress.stage(format!("CPU time of {}, {} of {}", subject.label(), repetition + 1, cpu.repetitions));

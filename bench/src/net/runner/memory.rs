@@ -8,7 +8,7 @@ use crate::{
         ground::Ground,
         plan::{Plan, SECONDS_PER_CONNECTION},
         protocol::Order,
-        record::{Loss, MemoryRecord, Record, Recorder},
+        record::{MemoryRecord, Record, Recorder},
         subject::Subject,
     },
     path::PathSettings,
@@ -29,9 +29,7 @@ pub(super) async fn measure(
     recorder: &mut Recorder,
     progress: &Progress,
 ) -> anyhow::Result<()> {
-    let clean =
-        PathSettings { one_way_delay: Duration::ZERO, loss: Loss::None, rate_bits_per_s: None, udp_blocked: false };
-    ground.set(LANE, clean, 0);
+    ground.set(LANE, PathSettings::NOTHING, 0);
     for &subject in plan.subjects.iter().filter(|subject| !subject.is_variant()) {
         for kind in [Kind::Idle, Kind::Streams] {
             progress.stage(format!("memory of {}: {}", subject.label(), kind.label()));

@@ -5,10 +5,12 @@ use std::time::Duration;
 use futures_util::future::join_all;
 
 use super::{CellRun, Lane, put_all};
-use crate::net::{
-    ground::settings,
-    protocol::{Answer, Order, Start, Starts},
-    record::{Record, Recorder, StartRecord, StartState},
+use crate::{
+    net::{
+        protocol::{Answer, Order, Start, Starts},
+        record::{Record, Recorder, StartRecord, StartState},
+    },
+    path::PathSettings,
 };
 
 /// For one start. Handshakes whose packets are lost again and again back off to several seconds.
@@ -22,7 +24,7 @@ impl CellRun<'_> {
         let lanes = self.lanes();
         for lane in &lanes {
             // Another stream of luck than that of the tokens.
-            self.ground.set(lane.lane, settings(&self.cell.conditions), !lane.seed);
+            self.ground.set(lane.lane, PathSettings::from(&self.cell.conditions), !lane.seed);
         }
         let results = join_all(lanes.iter().map(async |lane| {
             let mut records = Vec::new();

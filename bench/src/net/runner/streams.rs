@@ -6,11 +6,14 @@ use anyhow::Context as _;
 use futures_util::future::{join_all, try_join_all};
 
 use super::{CHECK_LANE, CellRun, Lane, put_all};
-use crate::net::{
-    ground::{lossless, one_way, settings},
-    protocol::{Answer, Order, Streamed},
-    record::{Delivery, Event, Record, Recorder, StreamRecord, Traffic},
-    stdio::now_ns,
+use crate::{
+    net::{
+        ground::{lossless, one_way},
+        protocol::{Answer, Order, Streamed},
+        record::{Delivery, Event, Record, Recorder, StreamRecord, Traffic},
+        stdio::now_ns,
+    },
+    path::PathSettings,
 };
 
 /// For connecting over a path that loses nothing, with all others at the same time.
@@ -37,15 +40,15 @@ impl CellRun<'_> {
         let opened = join_all(lanes.iter().map(|lane| self.open(lane))).await;
         tokio::time::sleep(SETTLE + 2 * one_way(conditions)).await;
         for lane in &lanes {
-            self.ground.set(lane.lane, settings(conditions), lane.seed);
+            self.ground.set(lane.lane, PathSettings::from(conditions), lane.seed);
         }
-        self.ground.set(CHECK_LANE, settings(conditions), self.seed);
+        self.ground.set(CHECK_LANE, PathSettings::from(conditions), self.seed);
         let length = Duration::from_secs_f64(f64::from(self.cell.tokens) / conditions.token_rate);
         let check = self.ground.check(CHECK_LANE, conditions, MOST_OF_CHECK.min(length));
         let streams = join_all(lanes.iter().zip(&opened).map(|(lane, opened)| self.stream(lane, opened, length)));
         let (records, check, moved) = tokio::join!(streams, check, self.moves(length / 2));
         moved?;
-        put_all(recorder, records.into_iter().map(Record::Stream))?;
+        put_all(recorder, records.into_iter().map(|record| Record::Stream(Box::new(record))))?;
         put_all(recorder, check?.map(Record::Check))?;
         let close = lanes.iter().zip(&opened).filter_map(|(lane, opened)| Some((lane, *opened.as_ref().ok()?)));
         try_join_all(close.map(|(lane, opened)| lane.pair.client.obey(Order::Close { opened }))).await?;

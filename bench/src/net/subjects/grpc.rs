@@ -23,7 +23,7 @@ use super::{
     tokens::{self, PROMPT},
     trust::{Trust, server_name},
 };
-use crate::net::subject::{Answer, Client, Pending, Tokens};
+use crate::net::subject::{Answer, Client, Held, Pending, Tokens};
 
 /// A ping when nothing came for so long while an answer runs, and how long it may take: what Titan's gRPC has.
 pub(super) const PING_INTERVAL: Duration = Duration::from_secs(10);
@@ -87,10 +87,9 @@ impl Tonic {
         Ok(Self { endpoint: endpoint(server, &ca_pem)?, server, ca_pem, channel: Mutex::default() })
     }
 
-    async fn connect_once(&self) -> anyhow::Result<()> {
+    async fn connect_once(&self) -> anyhow::Result<Held> {
         let endpoint = endpoint(self.server, &self.ca_pem)?;
-        endpoint.connect().await.with_context(|| format!("connecting to {}", self.server))?;
-        Ok(())
+        Ok(Box::new(endpoint.connect().await.with_context(|| format!("connecting to {}", self.server))?))
     }
 
     async fn stream(&self, tokens: u32) -> anyhow::Result<Answer> {
@@ -102,7 +101,7 @@ impl Tonic {
 }
 
 impl Client for Tonic {
-    fn connect(&self) -> Pending<'_, ()> {
+    fn connect(&self) -> Pending<'_, Held> {
         Box::pin(self.connect_once())
     }
 

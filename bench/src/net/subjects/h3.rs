@@ -22,7 +22,7 @@ use super::{
     grpc::{PING_INTERVAL, Service, request, texts},
     trust::{Trust, server_name, without_sessions},
 };
-use crate::net::subject::{Answer, Client, Pending};
+use crate::net::subject::{Answer, Client, Held, Pending};
 
 /// RFC 9114 §3.1.
 const ALPN: &[u8] = b"h3";
@@ -63,13 +63,13 @@ impl TonicH3 {
         Ok(Self { endpoint: endpoint(config.clone())?, config, server, channel: Mutex::default() })
     }
 
-    async fn connect_once(&self) -> anyhow::Result<()> {
+    async fn connect_once(&self) -> anyhow::Result<Held> {
         let at = || format!("connecting to {}", self.server);
         let endpoint = endpoint(without_sessions(&self.config))?;
         let connection = endpoint.connect(self.server, &server_name())?.await.with_context(at)?;
         // A request can go out when this has opened its streams; it waits for no answer.
-        let (_driver, _sender) = h3::client::new(h3_quinn::Connection::new(connection)).await.with_context(at)?;
-        Ok(())
+        let parts = h3::client::new(h3_quinn::Connection::new(connection)).await.with_context(at)?;
+        Ok(Box::new((parts, endpoint)))
     }
 
     async fn stream(&self, tokens: u32) -> anyhow::Result<Answer> {
@@ -90,7 +90,7 @@ impl TonicH3 {
 }
 
 impl Client for TonicH3 {
-    fn connect(&self) -> Pending<'_, ()> {
+    fn connect(&self) -> Pending<'_, Held> {
         Box::pin(self.connect_once())
     }
 

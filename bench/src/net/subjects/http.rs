@@ -37,7 +37,7 @@ use super::{
     tokens::PROMPT,
     trust::{Dialer, Trust},
 };
-use crate::net::subject::{Answer, Client, Pending, Tokens};
+use crate::net::subject::{Answer, Client, Held, Pending, Tokens};
 
 /// Which HTTP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,11 +81,9 @@ impl Sse {
         Ok(Self { dialer, version, pool })
     }
 
-    async fn connect_once(&self) -> anyhow::Result<()> {
-        let stream = self.dialer.fresh().dial().await?;
+    async fn connect_once(&self) -> anyhow::Result<Held> {
         // A request goes out right after the handshake in both versions: HTTP/2's preface does not wait for the server's.
-        drop(stream);
-        Ok(())
+        Ok(Box::new(self.dialer.fresh().dial().await?))
     }
 
     async fn stream(&self, tokens: u32) -> anyhow::Result<Answer> {
@@ -105,7 +103,7 @@ impl Sse {
 }
 
 impl Client for Sse {
-    fn connect(&self) -> Pending<'_, ()> {
+    fn connect(&self) -> Pending<'_, Held> {
         Box::pin(self.connect_once())
     }
 

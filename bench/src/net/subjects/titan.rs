@@ -26,7 +26,7 @@ use tonic::transport::Endpoint;
 use super::{EVERYWHERE, LOCALHOST, Serving, tokens::PROMPT, trust::server_name};
 use crate::{
     lab::{self, AGENT_ID},
-    net::subject::{Answer, Client, Pending, Tokens},
+    net::subject::{Answer, Client, Held, Pending, Tokens},
 };
 
 /// The coordinator's REST is at the first port of the subject, its gRPC and the agent follow.
@@ -41,11 +41,13 @@ const READY_WITHIN: Duration = Duration::from_secs(30);
 /// Between two looks at whether it has.
 const READY_POLL: Duration = Duration::from_millis(20);
 
-/// One of Titan's two wires.
+/// Which of Titan's two wires a client uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wire {
     Quic,
     Grpc,
+    /// As the client library decides by default.
+    Auto,
 }
 
 /// Starts a coordinator, and an agent that registers with it.
@@ -110,6 +112,7 @@ impl Titan {
             .wire(match wire {
                 Wire::Quic => WirePreference::Quic,
                 Wire::Grpc => WirePreference::Grpc,
+                Wire::Auto => WirePreference::Auto,
             })
             .resolve(COORDINATOR_SERVER_NAME, server.ip())
             .resolve(AGENT_HOST, server.ip())
@@ -121,7 +124,7 @@ impl Titan {
         let prompt = Prompt { max_tokens: tokens, ..Prompt::new(SYNTHETIC_MODEL, PROMPT) };
         let generation = self.client.generate(prompt).await?;
         let (wire, wanted) = (generation.wire(), self.wire);
-        let as_asked = (wire == titan_client::Wire::Quic) == (wanted == Wire::Quic);
+        let as_asked = wanted == Wire::Auto || (wire == titan_client::Wire::Quic) == (wanted == Wire::Quic);
         ensure!(as_asked, "the answer came over {wire:?}, not over {wanted:?}");
         let routing = generation.routing();
         let tokens: Tokens = Box::pin(generation.map(|text| Ok(text?)));
@@ -129,27 +132,27 @@ impl Titan {
     }
 
     /// Straight to the agent: the coordinator is no part of a connection.
-    async fn connect_once(&self) -> anyhow::Result<()> {
+    async fn connect_once(&self) -> anyhow::Result<Held> {
         match self.wire {
-            Wire::Quic => {
+            Wire::Quic | Wire::Auto => {
                 let channel = QuicConnector::new(&self.tls)?.channel(self.agent.to_string(), server_name());
                 channel.connect().await?;
-                channel.disconnect();
+                Ok(Box::new(channel))
             }
             Wire::Grpc => {
-                Endpoint::from_shared(format!("https://{}", self.agent))?
+                let channel = Endpoint::from_shared(format!("https://{}", self.agent))?
                     .tls_config(self.tls.tonic_client_tls(&server_name()))?
                     .connect()
                     .await
                     .with_context(|| format!("connecting to {}", self.agent))?;
+                Ok(Box::new(channel))
             }
         }
-        Ok(())
     }
 }
 
 impl Client for Titan {
-    fn connect(&self) -> Pending<'_, ()> {
+    fn connect(&self) -> Pending<'_, Held> {
         Box::pin(self.connect_once())
     }
 

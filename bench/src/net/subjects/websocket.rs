@@ -23,7 +23,7 @@ use super::{
     tokens::{self, PROMPT},
     trust::{Dialer, Trust},
 };
-use crate::net::subject::{Answer, Client, Pending, Tokens};
+use crate::net::subject::{Answer, Client, Held, Pending, Tokens};
 
 /// A WebSocket begins as HTTP/1.1 (RFC 6455 §4.1).
 const ALPN: &[u8] = b"http/1.1";
@@ -121,8 +121,8 @@ impl WebSocket {
 }
 
 impl Client for WebSocket {
-    fn connect(&self) -> Pending<'_, ()> {
-        Box::pin(async { open(&self.dialer.fresh()).await.map(drop) })
+    fn connect(&self) -> Pending<'_, Held> {
+        Box::pin(async { Ok(Box::new(open(&self.dialer.fresh()).await?) as Held) })
     }
 
     fn ask(&self, tokens: u32) -> Pending<'_, Answer> {
