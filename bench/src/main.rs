@@ -4,7 +4,8 @@
 //! - `load`: a thousand paced token streams from one agent, over each wire.
 //!
 //! Reading order: `args`, then `engine` or `load`. Beside them `stats` (pure), `usage` (what a process used), `environment` (the
-//! machine), `report` (JSON and Markdown), `lab` (a private CA and tokens), `wire` (one client for both wires), `progress`.
+//! machine), `report` (JSON and Markdown), `lab` (a private CA and tokens), `wire` (one client for both wires), `process`
+//! (what is measured runs in a process of its own), `open_files` (room for sockets), `progress`.
 //! Whatever measures puts its results into a [`report::Report`].
 
 mod args;
@@ -13,6 +14,8 @@ mod environment;
 mod lab;
 mod load;
 mod net;
+mod open_files;
+mod process;
 mod progress;
 mod report;
 mod stats;
