@@ -2,8 +2,9 @@
 //!
 //! - `engine`: a real model by mistral.rs alone, and through an agent over each wire.
 //! - `load`: a thousand paced token streams from one agent, over each wire.
+//! - `route`: the coordinator's REST call, by number of agents and signing algorithm.
 //!
-//! Reading order: `args`, then `engine` or `load`. Beside them `stats` (pure), `usage` (what a process used), `environment` (the
+//! Reading order: `args`, then `engine`, `load` or `route`. Beside them `stats` (pure), `usage` (what a process used), `environment` (the
 //! machine), `report` (JSON and Markdown), `lab` (a private CA and tokens), `wire` (one client for both wires), `process`
 //! (what is measured runs in a process of its own), `open_files` (room for sockets), `progress`.
 //! Whatever measures puts its results into a [`report::Report`].
@@ -18,6 +19,7 @@ mod open_files;
 mod process;
 mod progress;
 mod report;
+mod route;
 mod stats;
 mod usage;
 mod wire;
@@ -45,7 +47,9 @@ async fn main() -> ExitCode {
     let result = match args.command {
         Command::Engine(args) => engine::run(args, on_ctrl_c(&interrupt)).await,
         Command::Load(args) => load::run(args, on_ctrl_c(&interrupt)).await,
+        Command::Route(args) => route::run(args, on_ctrl_c(&interrupt)).await,
         Command::SyntheticAgent(args) => load::serve(args).await,
+        Command::BenchCoordinator(args) => route::serve(args).await,
     };
     match result {
         Ok(()) if interrupt.is_cancelled() => ExitCode::from(INTERRUPTED),
