@@ -36,8 +36,7 @@ fn every_case_is_measured_as_fast_as_it_goes_and_at_half_of_that() {
     let report = results(&out);
     assert_eq!((&report["bench"], &report["interrupted"]), (&"route".into(), &false.into()));
     let cases = report["results"].as_array().unwrap();
-    let named: Vec<_> =
-        cases.iter().map(|case| (case["algorithm"].as_str().unwrap(), case["agents"].as_u64().unwrap()));
+    let named = cases.iter().map(|case| (case["algorithm"].as_str().unwrap(), case["agents"].as_u64().unwrap()));
     assert_eq!(named.collect::<Vec<_>>(), [("EdDSA", 1), ("EdDSA", 3), ("ES256", 1), ("ES256", 3)]);
     for case in cases {
         assert!(case["requests_per_core"]["median"].as_f64().unwrap() > 0.0);
