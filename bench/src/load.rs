@@ -37,7 +37,7 @@ use crate::{
 pub(crate) async fn run(args: LoadArgs, interrupt: CancellationToken) -> anyhow::Result<()> {
     args.validate()?;
     // The agent has one for each connection too, and inherits the limit.
-    open_files::allow(u64::from(args.connections.min(args.streams)))?;
+    open_files::allow(u64::from(args.connections.min(args.streams)) * SOCKETS_PER_CONNECTION)?;
     let environment = Environment::read();
     let results = measure(&args, &interrupt).await?;
     if results.is_empty() {
@@ -57,6 +57,9 @@ pub(crate) async fn run(args: LoadArgs, interrupt: CancellationToken) -> anyhow:
     }
     Ok(())
 }
+
+/// A QUIC client has its socket and another handle to it, for ICMP errors; those of the wire before may still be closing.
+const SOCKETS_PER_CONNECTION: u64 = 3;
 
 /// One result for each wire, as far as `interrupt` lets it come.
 async fn measure(args: &LoadArgs, interrupt: &CancellationToken) -> anyhow::Result<Vec<WireResult>> {
