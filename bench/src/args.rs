@@ -8,6 +8,7 @@ use titan_transport::limits::MAX_CALLS_PER_CONNECTION;
 
 use crate::{
     net::args::{HostArgs, NetArgs},
+    route::{BenchCoordinatorArgs, RouteArgs},
     wire::Wire,
 };
 
@@ -33,9 +34,14 @@ pub(crate) enum Command {
     /// The clients that `net` starts
     #[command(hide = true)]
     NetClient(HostArgs),
+    /// The coordinator's REST call on loopback: requests/s per core, latency, by number of agents and signing algorithm
+    Route(RouteArgs),
     /// The agent that `load` starts; it ends when its standard input does
     #[command(hide = true)]
     SyntheticAgent(SyntheticAgentArgs),
+    /// The coordinator that `route` starts; it ends when its standard input does
+    #[command(hide = true)]
+    BenchCoordinator(BenchCoordinatorArgs),
 }
 
 /// Settings of `titan-bench engine`.
@@ -151,7 +157,7 @@ impl LoadArgs {
 /// Longest time and highest rate that make sense; they keep sums of them far from overflowing.
 const MAX_NUMBER: f64 = 1e6;
 
-fn positive(text: &str) -> Result<f64, String> {
+pub(crate) fn positive(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(number) if number > 0.0 && number <= MAX_NUMBER => Ok(number),
         _ => Err(format!("{text:?} is not a number above 0 and up to {MAX_NUMBER}")),
@@ -204,8 +210,9 @@ mod tests {
     }
 
     #[test]
-    fn the_agent_of_load_is_not_in_the_help() {
+    fn the_processes_that_are_started_are_not_in_the_help() {
         use clap::CommandFactory as _;
-        assert!(!Args::command().render_long_help().to_string().contains("synthetic-agent"));
+        let help = Args::command().render_long_help().to_string();
+        assert!(!help.contains("synthetic-agent") && !help.contains("bench-coordinator"));
     }
 }

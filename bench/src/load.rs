@@ -1,12 +1,11 @@
 //! `titan-bench load`: paced token streams from one agent on loopback, over each wire.
 //!
-//! The agent is a process of its own ([`process`], [`synthetic_agent`]), so that each side's CPU time is its own. Every token
+//! The agent is a process of its own ([`synthetic_agent`]), so that each side's CPU time is its own. Every token
 //! carries its number and the moment it was sent, so that none is lost or doubled unseen ([`sequence`]).
 //! The streams start one after another; once all run, a window of time is measured; then they run to their end.
 
 mod clients;
 mod plan;
-mod process;
 mod results;
 mod sequence;
 mod synthetic_agent;
@@ -20,22 +19,25 @@ pub(crate) use self::synthetic_agent::serve;
 use self::{
     clients::Clients,
     plan::Plan,
-    process::AgentProcess,
     results::{Window, WireResult, table},
 };
 use crate::{
     args::LoadArgs,
     environment::Environment,
     lab::Lab,
+    open_files,
+    process::Process,
     progress::Progress,
     report::Report,
     usage::{Loopback, Usage},
-    wire::Wire,
+    wire::{Ports, Wire},
 };
 
 /// Measures each wire that `args` names, prints the table and writes the file.
 pub(crate) async fn run(args: LoadArgs, interrupt: CancellationToken) -> anyhow::Result<()> {
     args.validate()?;
+    // The agent has one for each connection too, and inherits the limit.
+    open_files::allow(u64::from(args.connections.min(args.streams)) * SOCKETS_PER_CONNECTION)?;
     let environment = Environment::read();
     let results = measure(&args, &interrupt).await?;
     if results.is_empty() {
@@ -55,6 +57,9 @@ pub(crate) async fn run(args: LoadArgs, interrupt: CancellationToken) -> anyhow:
     }
     Ok(())
 }
+
+/// A QUIC client has its socket and another handle to it, for ICMP errors; those of the wire before may still be closing.
+const SOCKETS_PER_CONNECTION: u64 = 3;
 
 /// One result for each wire, as far as `interrupt` lets it come.
 async fn measure(args: &LoadArgs, interrupt: &CancellationToken) -> anyhow::Result<Vec<WireResult>> {
@@ -83,8 +88,8 @@ async fn measure_wire(
     progress: &Progress,
 ) -> anyhow::Result<WireResult> {
     progress.stage(format!("{wire}: connecting"));
-    let mut agent = AgentProcess::start(lab, args.rate, args.streams).await?;
-    let mut clients = Clients::connect(wire, agent.ports(), lab, args).await?;
+    let (mut agent, ports) = start_agent(lab, args).await?;
+    let mut clients = Clients::connect(wire, ports, lab, args).await?;
 
     progress.stage(format!("{wire}: starting {} streams", args.streams));
     let start = Instant::now();
@@ -105,6 +110,13 @@ async fn measure_wire(
     Ok(WireResult::new(wire, window(&before, &after), clients.lags(), ends))
 }
 
+async fn start_agent(lab: &Lab, args: &LoadArgs) -> anyhow::Result<(Process, Ports)> {
+    let (rate, streams) = (args.rate.to_string(), args.streams.to_string());
+    let settings = ["--rate", &rate, "--streams", &streams].map(AsRef::as_ref);
+    let lab = ["synthetic-agent".as_ref(), "--lab".as_ref(), lab.path().as_os_str()];
+    Process::start("the agent", lab.into_iter().chain(settings)).await
+}
+
 /// Everything that is counted, at one moment.
 struct Moment {
     at: Instant,
@@ -114,7 +126,7 @@ struct Moment {
     loopback: Option<Loopback>,
 }
 
-async fn moment(agent: &mut AgentProcess, clients: &Clients) -> anyhow::Result<Moment> {
+async fn moment(agent: &mut Process, clients: &Clients) -> anyhow::Result<Moment> {
     // The agent's answer takes a moment under load: first, so that the rest belongs together.
     let agent = agent.usage().await?;
     Ok(Moment { at: Instant::now(), tokens: clients.tokens(), client: Usage::now()?, agent, loopback: Loopback::now() })

@@ -3,10 +3,12 @@
 //! - `engine`: a real model by mistral.rs alone, and through an agent over each wire.
 //! - `load`: a thousand paced token streams from one agent, over each wire.
 //! - `net`: both wires and what users would pick instead, over emulated networks.
+//! - `route`: the coordinator's REST call, by number of agents and signing algorithm.
 //!
-//! Reading order: `args`, then `engine`, `load` or `net`. Beside them `stats` (pure), `usage` (what a process used), `environment` (the
-//! machine), `path` (an emulated network), `report` (JSON and Markdown), `lab` (a private CA and tokens), `wire` (one client for
-//! both wires), `progress`. Whatever measures puts its results into a [`report::Report`].
+//! Reading order: `args`, then `engine`, `load`, `net` or `route`. Beside them `stats` (pure), `usage` (what a process used),
+//! `environment` (the machine), `path` (an emulated network), `report` (JSON and Markdown), `lab` (a private CA and tokens), `wire`
+//! (one client for both wires), `process` (what is measured runs in a process of its own), `open_files` (room for sockets),
+//! `progress`. Whatever measures puts its results into a [`report::Report`].
 
 mod args;
 mod engine;
@@ -14,9 +16,12 @@ mod environment;
 mod lab;
 mod load;
 mod net;
+mod open_files;
 mod path;
+mod process;
 mod progress;
 mod report;
+mod route;
 mod stats;
 mod usage;
 mod wire;
@@ -47,7 +52,9 @@ async fn main() -> ExitCode {
         Command::Net(args) => net::run(*args, on_ctrl_c(&interrupt)).await,
         Command::NetServer(args) => net::run_server(args).await,
         Command::NetClient(args) => net::run_client(args).await,
+        Command::Route(args) => route::run(args, on_ctrl_c(&interrupt)).await,
         Command::SyntheticAgent(args) => load::serve(args).await,
+        Command::BenchCoordinator(args) => route::serve(args).await,
     };
     match result {
         Ok(()) if interrupt.is_cancelled() => ExitCode::from(INTERRUPTED),

@@ -32,7 +32,12 @@ impl Progress {
 
     /// One step is done.
     pub(crate) fn step(&self) {
-        self.0.inc(1);
+        self.steps(1);
+    }
+
+    /// So many steps are done.
+    pub(crate) fn steps(&self, steps: u64) {
+        self.0.inc(steps);
     }
 
     /// So much of the time reckoned with, in milliseconds, has gone by.

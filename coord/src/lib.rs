@@ -5,7 +5,7 @@
 //!
 //! - `registry` and `agent_input`: which agents there are, a lease for each, and what they may say. Plain data and `now`;
 //!   no socket, no clock.
-//! - `scheduler`: which of them is best; a pure function.
+//! - `scheduler`: which of them is best; a pure function, [`choose`].
 //! - `rest` and `grpc`: the two interfaces over the same `routing`. An agent's health stream is `grpc::health_stream`.
 //! - `server`: two ports, each with TLS and, from this machine, plain text (`titan-transport` tells them apart).
 //!
@@ -23,5 +23,5 @@ mod server;
 
 pub use config::{Config, ConfigError, MAX_BOOKING_TIMEOUT, MAX_HEARTBEAT_TIMEOUT, MAX_TOKEN_TTL};
 pub use routing::PROMPT_DIGEST;
-pub use scheduler::{Weights, WeightsError};
+pub use scheduler::{Candidate, Weights, WeightsError, choose};
 pub use server::{BindError, Coordinator};

@@ -69,22 +69,22 @@ impl Weights {
 
 /// One agent that serves the model and has room.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Candidate {
+pub struct Candidate {
     /// What the caller knows the agent by; returned by [`choose`].
-    pub(crate) key: usize,
+    pub key: usize,
     /// Free memory over total memory: of the GPU where there is one, else RAM. A share, because what counts is how near an
     /// agent is to its own limit, and because a gigabyte of VRAM and one of RAM do not compare.
-    pub(crate) free_memory: f64,
+    pub free_memory: f64,
     /// Jobs running, queued or booked over the most it runs. The CPU's own load is left out: a busy CPU is what a running job
     /// looks like, and it would count every job twice.
-    pub(crate) load: f64,
+    pub load: f64,
     /// Measured round-trip time; `None` counts as infinitely far, because the measurement comes with the next heartbeat and
     /// waiting for it is cheaper than a bad guess.
-    pub(crate) rtt_ms: Option<f64>,
+    pub rtt_ms: Option<f64>,
     /// Measured generation speed per job; `None` counts as 0, and a single job ends that.
-    pub(crate) tokens_per_second: Option<f64>,
+    pub tokens_per_second: Option<f64>,
     /// When it was last chosen: any number that grows from one choice to the next. The smallest wins a tie.
-    pub(crate) last_chosen: u64,
+    pub last_chosen: u64,
 }
 
 /// The round trip that is worth half of its part of the score: above it, people notice the distance.
@@ -98,7 +98,7 @@ const SCORE_STEPS: f64 = 100.0;
 /// The [`Candidate::key`] of the best candidate; among equals the one chosen least recently, then the lowest key.
 ///
 /// `weights` must be [normalized](Weights::normalized). One pass, no allocation.
-pub(crate) fn choose(weights: &Weights, candidates: impl Iterator<Item = Candidate>) -> Option<usize> {
+pub fn choose(weights: &Weights, candidates: impl Iterator<Item = Candidate>) -> Option<usize> {
     candidates
         .min_by_key(|candidate| (Reverse(steps(score(weights, candidate))), candidate.last_chosen, candidate.key))
         .map(|candidate| candidate.key)

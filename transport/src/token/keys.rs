@@ -11,8 +11,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::encoding::{AsDer as _, Pkcs8V1Der, PublicKeyX509Der};
 use aws_lc_rs::error::Unspecified;
+use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::KeySize;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _, RsaKeyPair};
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _, RSA_PKCS1_SHA256, RsaKeyPair,
+};
 use jsonwebtoken::EncodingKey;
 use jsonwebtoken::jwk::{Jwk, JwkSet, PublicKeyUse, ThumbprintHash};
 use pem::{EncodeConfig, LineEnding, Pem};
@@ -47,7 +50,7 @@ pub enum KeyError {
 #[derive(Debug)]
 pub(super) struct SigningKey {
     pub(super) alg: Algorithm,
-    pub(super) key: EncodingKey,
+    private: PrivateKey,
     pub(super) kid: String,
     pub(super) public_pem: String,
     jwk: Jwk,
@@ -66,22 +69,58 @@ impl SigningKey {
         let kid = jwk.thumbprint(ThumbprintHash::SHA256).ok()?;
         jwk.common.key_id = Some(kid.clone());
         jwk.common.public_key_use = Some(PublicKeyUse::Signature);
-        let public_pem = to_pem("PUBLIC KEY", public_der(alg, key.as_bytes())?.as_ref());
-        Some(Self { alg, key, kid, public_pem, jwk })
+        let private = PrivateKey::from_der(alg, key.as_bytes())?;
+        let public_pem = to_pem("PUBLIC KEY", private.public_der()?.as_ref());
+        Some(Self { alg, private, kid, public_pem, jwk })
+    }
+
+    /// The signature of a JWS (RFC 7515 §5.1).
+    pub(super) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Unspecified> {
+        self.private.sign(message)
     }
 }
 
-/// SubjectPublicKeyInfo of a private key in the form that [`EncodingKey`] keeps it: PKCS#1 for RSA, else PKCS#8.
-fn public_der(alg: Algorithm, private_der: &[u8]) -> Option<PublicKeyX509Der<'static>> {
-    let der = match alg {
-        Algorithm::RS256 => RsaKeyPair::from_der(private_der).ok()?.public_key().as_der(),
-        Algorithm::ES256 => {
-            let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, private_der).ok()?;
-            pair.public_key().as_der()
+/// A private key ready for use. The jsonwebtoken crate would read it anew for every signature, which for RSA (it checks the key's
+/// parts) takes longer than signing.
+#[derive(Debug)]
+enum PrivateKey {
+    Rsa(RsaKeyPair),
+    P256(EcdsaKeyPair),
+    Ed25519(Ed25519KeyPair),
+}
+
+impl PrivateKey {
+    /// From the form that [`EncodingKey`] keeps: PKCS#1 for RSA, else PKCS#8.
+    fn from_der(alg: Algorithm, der: &[u8]) -> Option<Self> {
+        Some(match alg {
+            Algorithm::RS256 => Self::Rsa(RsaKeyPair::from_der(der).ok()?),
+            Algorithm::ES256 => Self::P256(EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der).ok()?),
+            Algorithm::EdDSA => Self::Ed25519(Ed25519KeyPair::from_pkcs8(der).ok()?),
+        })
+    }
+
+    /// SubjectPublicKeyInfo.
+    fn public_der(&self) -> Option<PublicKeyX509Der<'static>> {
+        match self {
+            Self::Rsa(pair) => pair.public_key().as_der(),
+            Self::P256(pair) => pair.public_key().as_der(),
+            Self::Ed25519(pair) => pair.public_key().as_der(),
         }
-        Algorithm::EdDSA => Ed25519KeyPair::from_pkcs8(private_der).ok()?.public_key().as_der(),
-    };
-    der.ok()
+        .ok()
+    }
+
+    /// RFC 7518 §3.3 and §3.4, RFC 8037 §3.1.
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Unspecified> {
+        match self {
+            Self::Rsa(pair) => {
+                let mut signature = vec![0; pair.public_modulus_len()];
+                pair.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), message, &mut signature)?;
+                Ok(signature)
+            }
+            Self::P256(pair) => Ok(pair.sign(&SystemRandom::new(), message)?.as_ref().to_vec()),
+            Self::Ed25519(pair) => Ok(pair.sign(message).as_ref().to_vec()),
+        }
+    }
 }
 
 /// PKCS#8 version 1 (RFC 5208): what every other tool reads.

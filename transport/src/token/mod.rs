@@ -7,8 +7,9 @@
 //! A token is a JWS in compact form (RFC 7515 §7.1) whose header is `{"alg","kid","typ":"JWT"}`. The algorithm is a property
 //! of the key that `kid` names; what the header says must agree with it and decides nothing (RFC 8725 §3.1).
 //!
-//! The jsonwebtoken crate encodes, signs, decodes and verifies, over aws-lc-rs; the types of keys as JSON are its own. What is
-//! here is what it leaves open: which keys there are and where they live, which a verifier takes, what the claims must say.
+//! The jsonwebtoken crate decodes and verifies, over aws-lc-rs; the types of headers and of keys as JSON are its own. What is here
+//! is what it leaves open: which keys there are and where they live, which a verifier takes, what the claims must say; and the
+//! signing, with a key that is read once.
 
 mod algorithm;
 mod claims;

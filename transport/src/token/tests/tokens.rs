@@ -14,6 +14,39 @@ fn every_algorithm_carries_the_claims_to_the_agent() {
 }
 
 #[test]
+fn the_jsonwebtoken_crate_makes_the_same_tokens() {
+    // Those of ES256 differ each time: its signatures hold a random number.
+    for (algorithm, read) in [
+        (Algorithm::RS256, jwt::EncodingKey::from_rsa_pem as fn(&[u8]) -> _),
+        (Algorithm::EdDSA, jwt::EncodingKey::from_ed_pem),
+    ] {
+        let setup = setup(algorithm);
+        let claims = claims();
+        let header = jwt::Header { kid: Some(setup.issuer.kid().into()), ..jwt::Header::new(algorithm.into()) };
+        let expected = jwt::encode(&header, &claims, &read(&setup.pkcs8_pem()).unwrap()).unwrap();
+        assert_eq!(setup.token(&claims), expected, "{algorithm}");
+    }
+}
+
+#[test]
+fn one_issuer_signs_in_many_threads_at_once() {
+    for algorithm in Algorithm::ALL {
+        let setup = setup(algorithm);
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let setup = &setup;
+                scope.spawn(move || {
+                    let claims = Claims { job_id: format!("job_{thread}"), ..claims() };
+                    for _ in 0..10 {
+                        assert_eq!(setup.verify(&setup.token(&claims)).as_ref(), Ok(&claims), "{algorithm}");
+                    }
+                });
+            }
+        });
+    }
+}
+
+#[test]
 fn an_absent_token_is_said_to_be_absent() {
     assert_eq!(setup(Algorithm::EdDSA).verify(""), Err(TokenError::Absent));
 }

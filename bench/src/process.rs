@@ -1,0 +1,102 @@
+//! A process that a measurement starts: this program again, under a hidden command, so that its CPU time is its own.
+//!
+//! It says in one line of JSON where it listens, answers each line on standard input with one line of what it has used, and ends when
+//! standard input does. That end comes also when the parent is killed, so nothing is left behind.
+
+use std::{ffi::OsStr, io::BufRead as _, process::Stdio, time::Duration};
+
+use anyhow::Context as _;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines},
+    process::{Child, ChildStdin, ChildStdout, Command},
+    time::timeout,
+};
+
+use crate::usage::Usage;
+
+/// The process, as its parent sees it. It ends when this is dropped, or when this process ends, however that happens.
+pub(crate) struct Process {
+    /// For messages: "the agent".
+    name: &'static str,
+    child: Child,
+    // Its end is the process' end.
+    stdin: ChildStdin,
+    stdout: Lines<BufReader<ChildStdout>>,
+}
+
+/// For one line of an answer. A process that has no CPU to spare may take seconds.
+const ANSWER_TIME: Duration = Duration::from_secs(30);
+/// For the end, once standard input is closed.
+const STOP_TIME: Duration = Duration::from_secs(5);
+
+impl Process {
+    /// Runs this program with `arguments` and waits for its first line: where it listens.
+    pub(crate) async fn start<A: AsRef<OsStr>, T: DeserializeOwned>(
+        name: &'static str,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> anyhow::Result<(Self, T)> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            // A group of its own: Ctrl-C on the terminal is for the parent, which still asks what was used.
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("starting {name} as a process"))?;
+        let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
+            anyhow::bail!("the process of {name} has no standard input or output");
+        };
+        let mut process = Self { name, child, stdin, stdout: BufReader::new(stdout).lines() };
+        let first = process.line().await.with_context(|| format!("{name} did not start"))?;
+        Ok((process, first))
+    }
+
+    /// What it has used so far.
+    pub(crate) async fn usage(&mut self) -> anyhow::Result<Usage> {
+        let name = self.name;
+        self.stdin.write_all(b"\n").await.with_context(|| format!("asking {name} what it has used"))?;
+        self.line().await.with_context(|| format!("{name} does not say what it has used"))
+    }
+
+    /// Ends it.
+    pub(crate) async fn stop(self) {
+        let Self { mut child, stdin, .. } = self;
+        drop(stdin);
+        // What does not end by itself is killed when `child` is dropped.
+        let _ = timeout(STOP_TIME, child.wait()).await;
+    }
+
+    async fn line<T: DeserializeOwned>(&mut self) -> anyhow::Result<T> {
+        let line = timeout(ANSWER_TIME, self.stdout.next_line()).await.context("no answer")??;
+        Ok(serde_json::from_str(&line.context("it ended")?)?)
+    }
+}
+
+/// The other side: tells the parent where this process listens, then answers it, and ends the process when standard input ends.
+pub(crate) fn report_to_parent(listens: &impl Serialize) -> anyhow::Result<()> {
+    say(listens)?;
+    // A thread: it must not wait for a busy runtime. It is never joined: it ends the process.
+    std::thread::spawn(|| {
+        let ended = answer();
+        std::process::exit(i32::from(ended.is_err()));
+    });
+    Ok(())
+}
+
+fn answer() -> anyhow::Result<()> {
+    for line in std::io::stdin().lock().lines() {
+        line?;
+        say(&Usage::now()?)?;
+    }
+    Ok(())
+}
+
+fn say(what: &impl Serialize) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    let mut out = std::io::stdout().lock();
+    serde_json::to_writer(&mut out, what)?;
+    out.write_all(b"\n")?;
+    Ok(out.flush()?)
+}
