@@ -22,6 +22,8 @@ pub(crate) enum Command {
     Engine(EngineArgs),
     /// Many paced token streams from one agent, over gRPC and QUIC on loopback: does the rate hold, and what does a token cost
     Load(LoadArgs),
+    /// A page, a table and a CSV of what `net` stored
+    Report(ReportArgs),
     /// The agent that `load` starts; it ends when its standard input does
     #[command(hide = true)]
     SyntheticAgent(SyntheticAgentArgs),
@@ -85,6 +87,20 @@ pub(crate) struct LoadArgs {
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub(crate) out: Option<PathBuf>,
+}
+
+/// Settings of `titan-bench report`.
+#[derive(Clone, Debug, Parser)]
+pub(crate) struct ReportArgs {
+    /// Directories that `net` wrote; the measurements of all are put together
+    #[arg(required = true, value_name = "DIR")]
+    pub(crate) directories: Vec<PathBuf>,
+    /// Where report.html, summary.md and summary.csv go. Defaults to the first directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Also writes docs/BENCHMARKS.md with its plots, and the figures of README.md, in this repository
+    #[arg(long)]
+    pub(crate) publish: bool,
 }
 
 /// What `load` tells the agent that it starts.

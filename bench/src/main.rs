@@ -2,9 +2,10 @@
 //!
 //! - `engine`: a real model by mistral.rs alone, and through an agent over each wire.
 //! - `load`: a thousand paced token streams from one agent, over each wire.
+//! - `report`: a page, tables and plots of what `net` stored.
 //!
 //! Reading order: `args`, then `engine` or `load`. Beside them `stats` (pure), `usage` (what a process used), `environment` (the
-//! machine), `report` (JSON and Markdown), `lab` (a private CA and tokens), `wire` (one client for both wires), `progress`.
+//! machine), `report` (JSON, Markdown, pages), `lab` (a private CA and tokens), `wire` (one client for both wires), `progress`.
 //! Whatever measures puts its results into a [`report::Report`].
 
 mod args;
@@ -42,6 +43,7 @@ async fn main() -> ExitCode {
     let result = match args.command {
         Command::Engine(args) => engine::run(args, on_ctrl_c(&interrupt)).await,
         Command::Load(args) => load::run(args, on_ctrl_c(&interrupt)).await,
+        Command::Report(args) => report::run(&args),
         Command::SyntheticAgent(args) => load::serve(args).await,
     };
     match result {
