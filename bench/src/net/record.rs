@@ -76,6 +76,8 @@ pub(crate) enum Event {
 }
 
 /// One line of the samples.
+// They are written and read one at a time: a box would save nothing.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub(crate) enum Record {

@@ -279,7 +279,9 @@ impl Data {
                 *known == Conditions { congestion_control, ..wanted.clone() }
             };
             let mut known = self.settings.iter().enumerate().filter(|_| subject.is_udp());
-            known.find(|(at, known)| matches!(known, Setting::Network(known) if alike(known)) && has(*at)).map(|(at, _)| at)
+            known
+                .find(|(at, known)| matches!(known, Setting::Network(known) if alike(known)) && has(*at))
+                .map(|(at, _)| at)
         })
     }
 
@@ -304,7 +306,8 @@ impl Data {
             rate_mbit: usual(networks.iter().map(|network| network.rate_mbit), Some(None)).flatten(),
             token_rate: usual(networks.iter().map(|network| network.token_rate), Some(USUAL_TOKEN_RATE))
                 .unwrap_or(USUAL_TOKEN_RATE),
-            streams: usual(networks.iter().map(|network| network.streams), Some(USUAL_STREAMS)).unwrap_or(USUAL_STREAMS),
+            streams: usual(networks.iter().map(|network| network.streams), Some(USUAL_STREAMS))
+                .unwrap_or(USUAL_STREAMS),
             event: Event::None,
             congestion_control: usual(
                 networks.iter().map(|network| network.congestion_control.clone()),
@@ -320,12 +323,12 @@ impl Data {
     }
 
     /// The setting of the memory measurements: that with most connections, where one is told from noise best.
-    pub(super) fn memory_setting(&self) -> Option<&Setting> {
+    pub(super) fn memory_setting(&self, measure: Measure) -> Option<&Setting> {
         let connections = |setting: &Setting| match setting {
             Setting::Memory { connections } => *connections,
             _ => 0,
         };
-        let used = self.values.keys().filter(|key| key.2 == Measure::MemoryIdleServer).filter_map(|key| self.settings.get(key.1));
+        let used = self.values.keys().filter(|key| key.2 == measure).filter_map(|key| self.settings.get(key.1));
         used.max_by_key(|setting| connections(setting))
     }
 
@@ -385,7 +388,10 @@ impl Setting {
             Self::Network(network) => format::network(network),
             Self::Cpu { streams, token_rate } => {
                 let streams = format::plain(f64::from(*streams));
-                format!("{streams} streams of {} tokens/s, clean path, one subject at a time", format::plain(*token_rate))
+                format!(
+                    "{streams} streams of {} tokens/s, clean path, one subject at a time",
+                    format::plain(*token_rate)
+                )
             }
             Self::Memory { connections } => format!("{} connections", format::plain(f64::from(*connections))),
         }

@@ -5,8 +5,8 @@ use crate::{
     environment::Environment,
     net::{
         record::{
-            CheckRecord, Conditions, CpuRecord, Delivery, Event, Loss, MemoryRecord, Record, Run, StartRecord, StartState,
-            StreamRecord, Traffic,
+            CheckRecord, Conditions, CpuRecord, Delivery, Event, Loss, MemoryRecord, Record, Run, StartRecord,
+            StartState, StreamRecord, Traffic,
         },
         subject::Subject,
     },
@@ -62,7 +62,8 @@ fn networks() -> Vec<Conditions> {
     for rtt_ms in [0.0, 20.0, 50.0, 100.0, 200.0, 300.0] {
         networks.extend([0.0, 0.1, 1.0, 2.0, 5.0].map(|percent| Conditions { rtt_ms, ..iid(percent) }));
     }
-    networks.extend([1.0, 5.0].map(|percent| Conditions { loss: Loss::Burst { percent, mean_packets: 3.0 }, ..base() }));
+    networks
+        .extend([1.0, 5.0].map(|percent| Conditions { loss: Loss::Burst { percent, mean_packets: 3.0 }, ..base() }));
     networks.extend([1.0, 10.0, 100.0].map(|rate| Conditions { rate_mbit: Some(rate), ..iid(1.0) }));
     networks.extend([20.0, 100.0].map(|token_rate| Conditions { token_rate, ..iid(1.0) }));
     networks.push(Conditions { streams: 8, ..iid(1.0) });
@@ -189,7 +190,7 @@ fn stream(subject: Subject, conditions: &Conditions, repetition: u32, noise: &mu
         delivery: Delivery {
             gaps,
             lateness,
-            stall_ratio: stalled / (TOKENS as f64 * interval_ms),
+            stall_ratio: stalled / (stalled + TOKENS as f64 * interval_ms),
             expected: TOKENS,
             received,
             lost: TOKENS - received,

@@ -16,8 +16,10 @@ use crate::net::{
 pub(super) struct Glance {
     pub(super) subjects: Vec<Subject>,
     pub(super) columns: Vec<Column>,
-    /// The settings of the columns, in words.
-    pub(super) settings: Vec<String>,
+    /// What the columns were measured over, in words.
+    pub(super) networks: String,
+    /// The same of CPU and memory.
+    pub(super) costs: String,
 }
 
 /// One of its figures, for every subject.
@@ -27,6 +29,8 @@ pub(super) struct Column {
     pub(super) title: &'static str,
     /// The group, the title and the unit, for where a column stands alone.
     pub(super) name: &'static str,
+    /// The same in few letters, for a terminal.
+    pub(super) short: &'static str,
     /// In the order of the subjects.
     pub(super) cells: Vec<Option<Estimate>>,
     /// The same where a subject that has no such figure is to be compared by another one: who has no routing to wait for is as
@@ -35,7 +39,25 @@ pub(super) struct Column {
 }
 
 const FIRST_TOKEN: &str = "RTTs to first token";
+const WITH_ROUTING: &str = "cold, with routing";
 const GAP: &str = "p99 gap, token intervals";
+const CPU: &str = "CPU s per million tokens";
+
+/// Group, title, name and short name of each column.
+const COLUMNS: [[&str; 4]; 12] = [
+    [FIRST_TOKEN, "cold", "RTTs to first token, cold", "cold RTTs"],
+    [FIRST_TOKEN, WITH_ROUTING, "RTTs to first token, cold, with routing", "routed RTTs"],
+    [FIRST_TOKEN, "resumed", "RTTs to first token, resumed", "resumed RTTs"],
+    [FIRST_TOKEN, "warm", "RTTs to first token, warm", "warm RTTs"],
+    [GAP, "1 % loss", "p99 gap at 1 % loss, token intervals", "p99 gap at 1 %"],
+    [GAP, "5 % loss", "p99 gap at 5 % loss, token intervals", "p99 gap at 5 %"],
+    ["stalled, %", "5 % loss", "stalled at 5 % loss, % of time", "% stalled at 5 %"],
+    [CPU, "server", "server CPU, s per million tokens", "server CPU s/M"],
+    [CPU, "client", "client CPU, s per million tokens", "client CPU s/M"],
+    ["KiB per idle connection", "server", "server memory, KiB per idle connection", "server KiB/idle"],
+    ["per token", "bytes", "bytes per token", "bytes/token"],
+    ["per token", "packets", "packets per token", "packets/token"],
+];
 
 pub(super) fn glance(data: &Data) -> Glance {
     let subjects = data.subjects();
@@ -51,50 +73,42 @@ pub(super) fn glance(data: &Data) -> Glance {
         subjects.iter().map(|subject| data.estimate(*subject, setting?, measure)).collect()
     };
     let (rtt, interval) = (per(starts.rtt_ms), per(1000.0 / streams.token_rate));
-    let (cpu, memory) = (data.cpu_setting(), data.memory_setting());
-    let column = |group, title, name, cells: Vec<_>| Column { group, title, name, compared: cells.clone(), cells };
-
+    let (cpu, memory) = (data.cpu_setting(), data.memory_setting(Measure::MemoryIdleServer));
     let cold = over(&starts, Measure::TtftCold, rtt);
-    let mut routed = column(
-        FIRST_TOKEN,
-        "cold, with routing",
-        "RTTs to first token, cold, with routing",
+    let cells = [
+        cold.clone(),
         over(&starts, Measure::TtftRouted, rtt),
-    );
-    routed.compared = routed.cells.iter().zip(&cold).map(|(routed, cold)| routed.or(*cold)).collect();
-    let columns = vec![
-        column(FIRST_TOKEN, "cold", "RTTs to first token, cold", cold),
-        routed,
-        column(FIRST_TOKEN, "resumed", "RTTs to first token, resumed", over(&starts, Measure::TtftResumed, rtt)),
-        column(FIRST_TOKEN, "warm", "RTTs to first token, warm", over(&starts, Measure::TtftWarm, rtt)),
-        column(GAP, "1 % loss", "p99 gap at 1 % loss, token intervals", over(&lossy(1.0), Measure::GapP99, interval)),
-        column(GAP, "5 % loss", "p99 gap at 5 % loss, token intervals", over(&lossy(5.0), Measure::GapP99, interval)),
-        column("stalled, %", "5 % loss", "stalled at 5 % loss, % of time", over(&lossy(5.0), Measure::Stall, Some(1.0))),
-        column("CPU s per million tokens", "server", Measure::CpuServer.title(), in_setting(cpu, Measure::CpuServer)),
-        column("CPU s per million tokens", "client", Measure::CpuClient.title(), in_setting(cpu, Measure::CpuClient)),
-        column(
-            "KiB per idle connection",
-            "server",
-            Measure::MemoryIdleServer.title(),
-            in_setting(memory, Measure::MemoryIdleServer),
-        ),
-        column("per token", "bytes", Measure::BytesPerToken.title(), over(&streams, Measure::BytesPerToken, Some(1.0))),
-        column(
-            "per token",
-            "packets",
-            Measure::PacketsPerToken.title(),
-            over(&streams, Measure::PacketsPerToken, Some(1.0)),
-        ),
+        over(&starts, Measure::TtftResumed, rtt),
+        over(&starts, Measure::TtftWarm, rtt),
+        over(&lossy(1.0), Measure::GapP99, interval),
+        over(&lossy(5.0), Measure::GapP99, interval),
+        over(&lossy(5.0), Measure::Stall, Some(1.0)),
+        in_setting(cpu, Measure::CpuServer),
+        in_setting(cpu, Measure::CpuClient),
+        in_setting(memory, Measure::MemoryIdleServer),
+        over(&streams, Measure::BytesPerToken, Some(1.0)),
+        over(&streams, Measure::PacketsPerToken, Some(1.0)),
     ];
-    let mut settings = vec![format!("First token: {}.", format::network(&starts))];
-    settings.push(format!(
-        "Gaps, stalls, bytes and packets: {} (the figures with loss at that loss in each direction). One token interval is {} ms.",
-        format::network(&streams),
-        format::number(1000.0 / streams.token_rate)
-    ));
-    settings.extend(cpu.map(|cpu| format!("CPU: {}.", cpu.describe())));
-    settings.extend(memory.map(|memory| format!("Memory: {}.", memory.describe())));
-    Glance { subjects, columns, settings }
+    let column = |([group, title, name, short], cells): ([&'static str; 4], Vec<Option<Estimate>>)| {
+        let compared = match title {
+            WITH_ROUTING => cells.iter().zip(&cold).map(|(routed, cold)| routed.or(*cold)).collect(),
+            _ => cells.clone(),
+        };
+        Column { group, title, name, short, cells, compared }
+    };
+    let columns = COLUMNS.into_iter().zip(cells).map(column).collect();
+    let interval_ms = format::number(1000.0 / streams.token_rate);
+    let with_loss =
+        format!("the figures with loss at that loss in each direction; one token interval is {interval_ms} ms");
+    let (starts, streams) = (format::network(&starts), format::network(&streams));
+    let networks = if starts == streams {
+        format!("Network: {streams} ({with_loss}).")
+    } else {
+        format!("First token: {starts}. Gaps, stalls, bytes and packets: {streams} ({with_loss}).")
+    };
+    let mut costs: Vec<String> = cpu.map(|cpu| format!("CPU: {}.", cpu.describe())).into_iter().collect();
+    costs.extend(memory.map(|memory| format!("Memory: {}.", memory.describe())));
+    Glance { subjects, columns, networks, costs: costs.join(" ") }
 }
 
 /// One figure in which another subject is better than Titan over QUIC.
@@ -109,8 +123,7 @@ pub(super) struct Behind {
 impl Behind {
     /// At least six repetitions on both sides: the 95 % intervals are apart, not only what few measurements spanned.
     pub(super) fn is_sure(&self) -> bool {
-        self.ours.spread == Spread::Interval
-            && self.better.iter().any(|(_, theirs)| theirs.spread == Spread::Interval)
+        self.ours.spread == Spread::Interval && self.better.iter().any(|(_, theirs)| theirs.spread == Spread::Interval)
     }
 
     /// How many times as much Titan needs as the best.
@@ -127,9 +140,11 @@ pub(super) fn behind(glance: &Glance) -> Vec<Behind> {
     let mut all: Vec<Behind> = Vec::new();
     for column in &glance.columns {
         let Some(ours) = column.cells.get(titan).copied().flatten() else { continue };
-        let theirs = glance.subjects.iter().zip(&column.compared).filter(|(subject, _)| **subject != Subject::TitanQuic);
-        let mut better: Vec<(Subject, Estimate)> =
-            theirs.filter_map(|(subject, theirs)| theirs.filter(|theirs| theirs.is_below(&ours)).map(|it| (*subject, it))).collect();
+        let theirs =
+            glance.subjects.iter().zip(&column.compared).filter(|(subject, _)| **subject != Subject::TitanQuic);
+        let mut better: Vec<(Subject, Estimate)> = theirs
+            .filter_map(|(subject, theirs)| theirs.filter(|theirs| theirs.is_below(&ours)).map(|it| (*subject, it)))
+            .collect();
         better.sort_by(|left, right| left.1.median.total_cmp(&right.1.median));
         if !better.is_empty() {
             all.push(Behind { figure: column.name, ours, better });

@@ -9,7 +9,10 @@ use super::{
     tables::Grid,
     twins::Twin,
 };
-use crate::net::{record::Loss, subject::Subject};
+use crate::net::{
+    record::{CheckRecord, Loss},
+    subject::Subject,
+};
 
 const STYLE: &str = include_str!("page.css");
 
@@ -36,7 +39,11 @@ pub(super) fn page(contents: &Contents) -> String {
         section("At a glance", "", &glance(&contents.glance)),
         section("Where Titan loses", "", &behind(contents)),
         tag("div", "class=\"figures\"", &figures),
-        if grids.is_empty() { String::new() } else { section("One dimension at a time", "", &grids) },
+        if grids.is_empty() {
+            String::new()
+        } else {
+            section("One dimension at a time", "", &tag("div", "class=\"grids\"", &grids))
+        },
         section("The self-test", notes::self_test(&contents.twins), &self_test(&contents.twins)),
         section("The emulated path, checked", checks_said(data), &checks(data)),
         section("Tokens", "Lost and duplicated must be 0.", &tokens(data)),
@@ -82,7 +89,14 @@ fn table(head: &str, rows: impl IntoIterator<Item = (Option<Subject>, Vec<String
 }
 
 fn head(names: &[&str]) -> String {
-    tag("tr", "", &names.iter().map(|name| tag("th", "", &escape(name))).collect::<String>())
+    head_with(names, &[])
+}
+
+/// `words`: the columns that hold text.
+fn head_with(names: &[&str], words: &[usize]) -> String {
+    let name =
+        |(at, name): (usize, &&str)| tag("th", if words.contains(&at) { "class=\"text\"" } else { "" }, &escape(name));
+    tag("tr", "", &names.iter().enumerate().map(name).collect::<String>())
 }
 
 fn cell(text: &str) -> String {
@@ -111,7 +125,8 @@ fn glance(glance: &Glance) -> String {
             _ => groups.push((column.group, 1)),
         }
     }
-    let group = |(name, columns): &(&str, usize)| tag("th", &format!("class=\"group\" colspan=\"{columns}\""), &escape(name));
+    let group =
+        |(name, columns): &(&str, usize)| tag("th", &format!("class=\"group\" colspan=\"{columns}\""), &escape(name));
     let titles: Vec<&str> = std::iter::once("").chain(glance.columns.iter().map(|column| column.title)).collect();
     let first = format!("<tr><th></th>{}</tr>", groups.iter().map(group).collect::<String>());
     let rows = glance.subjects.iter().enumerate().map(|(at, subject)| {
@@ -126,7 +141,7 @@ fn glance(glance: &Glance) -> String {
     });
     let note = "Less is better everywhere; the best of each column is bold. Below each median is its 95 % interval; where there are fewer than \
                 six repetitions, the smallest and the largest value, marked min–max. A dash: not measured.";
-    let settings = tag("p", "class=\"faint\"", &escape(&glance.settings.join(" ")));
+    let settings = tag("p", "class=\"faint\"", &escape(&format!("{} {}", glance.networks, glance.costs)));
     format!("{}{}{settings}", tag("p", "class=\"faint\"", note), table(&format!("{first}{}", head(&titles)), rows))
 }
 
@@ -136,23 +151,32 @@ fn behind(contents: &Contents) -> String {
         return tag("p", "", notes::behind_nowhere(has_titan));
     }
     let rows = contents.behind.iter().map(|row| {
-        let (best, theirs) = row.better.first().map_or((String::new(), None), |(subject, theirs)| {
-            (subject.label().to_owned(), Some(theirs))
-        });
-        let others: Vec<String> =
-            row.better.iter().skip(1).map(|(subject, theirs)| format!("{} {}", subject.label(), number(theirs.median))).collect();
+        let (best, theirs) = row
+            .better
+            .first()
+            .map_or((String::new(), None), |(subject, theirs)| (subject.label().to_owned(), Some(theirs)));
+        let others: Vec<String> = row
+            .better
+            .iter()
+            .skip(1)
+            .map(|(subject, theirs)| format!("{} {}", subject.label(), number(theirs.median)))
+            .collect();
         let cells = vec![
             words(row.figure),
+            tag(
+                "td",
+                "class=\"mark\"",
+                &escape(&theirs.map(|theirs| more(row.ours.median, theirs.median)).unwrap_or_default()),
+            ),
             with_small("", &number(row.ours.median), &spread_of(&row.ours)),
             with_small("", &median_of(theirs), &theirs.map(spread_of).unwrap_or_default()),
-            cell(&best),
-            tag("td", "class=\"mark\"", &escape(&theirs.map(|theirs| more(row.ours.median, theirs.median)).unwrap_or_default())),
-            with_small("class=\"text\"", &others.join(", "), notes::doubt(row)),
+            words(&best),
+            with_small("class=\"text long\"", &others.join(" · "), if row.is_sure() { "" } else { notes::DOUBT }),
         ];
         (None, cells)
     });
-    let names = ["figure", "Titan QUIC", "best", "which is", "Titan needs", "also better"];
-    format!("{}{}", tag("p", "class=\"faint\"", notes::BEHIND), table(&head(&names), rows))
+    let names = ["figure", "Titan needs", "Titan QUIC", "best", "which is", "also better"];
+    format!("{}{}", tag("p", "class=\"faint\"", notes::BEHIND), table(&head_with(&names, &[4, 5]), rows))
 }
 
 fn figure(figure: &Figure) -> String {
@@ -161,8 +185,12 @@ fn figure(figure: &Figure) -> String {
         "<figure><figcaption>{}</figcaption><div class=\"panels\">{panels}</div></figure>",
         escape(&figure.caption)
     );
-    // Those of several panels take the whole width, the others stand beside each other.
-    let class = if figure.panels.len() > 1 { "class=\"wide\"" } else { "" };
+    // Beside each other as far as they fit.
+    let class = match figure.panels.len() {
+        1 => "",
+        2 => "class=\"two\"",
+        _ => "class=\"wide\"",
+    };
     tag("section", class, &format!("<h2>{}</h2>{inside}", escape(figure.title)))
 }
 
@@ -173,7 +201,7 @@ fn grid(grid: &Grid) -> String {
         (Some(*subject), std::iter::once(name(*subject)).chain(cells).collect())
     });
     format!(
-        "<h3>{}</h3><p class=\"faint\">{}</p>{}",
+        "<div><h3>{}</h3><p class=\"faint\">{}</p>{}</div>",
         escape(&grid.title),
         escape(&grid.caption),
         table(&head(&names), rows)
@@ -197,7 +225,8 @@ fn self_test(twins: &[Twin]) -> String {
         ];
         (None, cells)
     });
-    let table = if twins.is_empty() { String::new() } else { table(&head(&["", "second by first", "pairs", ""]), rows) };
+    let table =
+        if twins.is_empty() { String::new() } else { table(&head(&["", "second by first", "pairs", ""]), rows) };
     format!("{}{table}", tag("p", "class=\"faint\"", notes::SELF_TEST_METHOD))
 }
 
@@ -214,23 +243,30 @@ fn checks_said(data: &Data) -> &'static str {
     }
 }
 
+/// Those that were off, and all to unfold.
 fn checks(data: &Data) -> String {
-    if data.checks.is_empty() {
-        return String::new();
-    }
-    let rows = data.checks.iter().map(|check| {
-        let set = match check.conditions.loss {
-            Loss::None => 0.0,
-            Loss::Iid { percent } | Loss::Burst { percent, .. } => percent,
-        };
-        let rate = check.conditions.rate_mbit.map_or_else(|| "unlimited".to_owned(), |rate| format!("{} Mbit/s", plain(rate)));
+    let loss = |check: &CheckRecord| match check.conditions.loss {
+        Loss::None => 0.0,
+        Loss::Iid { percent } | Loss::Burst { percent, .. } => percent,
+    };
+    let mut sorted: Vec<&CheckRecord> = data.checks.iter().collect();
+    sorted.sort_by(|left, right| {
+        let by_rtt = left.conditions.rtt_ms.total_cmp(&right.conditions.rtt_ms);
+        by_rtt.then(loss(left).total_cmp(&loss(right)))
+    });
+    let row = |check: &&CheckRecord| {
+        let rate = check.conditions.rate_mbit;
+        let rate = rate.map_or_else(|| "unlimited".to_owned(), |rate| format!("{} Mbit/s", plain(rate)));
         let percent = |value: f64| format!("{} %", number(value));
-        let mark = check.marked.as_deref().map_or_else(|| cell("as set"), |marked| tag("td", "class=\"text mark\"", &escape(marked)));
         let model = if matches!(check.conditions.loss, Loss::Burst { .. }) { " in bursts" } else { "" };
+        let mark = match check.marked.as_deref() {
+            None => words("as set"),
+            Some(marked) => tag("td", "class=\"text mark\"", &escape(marked)),
+        };
         let cells = vec![
             cell(&format!("{} ms", plain(check.conditions.rtt_ms))),
             cell(&format!("{} ms", number(check.ping_rtt_ms))),
-            cell(&format!("{} %{model}", plain(set))),
+            cell(&format!("{} %{model}", plain(loss(check)))),
             cell(&percent(check.lost_to_server_percent)),
             cell(&percent(check.lost_to_client_percent)),
             cell(&grouped(&check.sent_packets.to_string())),
@@ -238,9 +274,15 @@ fn checks(data: &Data) -> String {
             mark,
         ];
         (None, cells)
-    });
+    };
     let names = ["RTT set", "RTT by ping", "loss set", "to server", "to client", "packets sent", "rate", ""];
-    table(&head(&names), rows)
+    let some = |checks: &[&CheckRecord]| table(&head(&names), checks.iter().map(row));
+    let marked: Vec<&CheckRecord> = sorted.iter().copied().filter(|check| check.marked.is_some()).collect();
+    let off = if marked.is_empty() { String::new() } else { some(&marked) };
+    match sorted.len() {
+        0 => String::new(),
+        all => format!("{off}<details><summary>All {all} checks</summary>{}</details>", some(&sorted)),
+    }
 }
 
 fn tokens(data: &Data) -> String {
@@ -280,7 +322,11 @@ fn failures(data: &Data) -> String {
             (Some(*subject), cells)
         })
         .collect();
-    if rows.is_empty() { String::new() } else { table(&head(&["", "what", "failed", "where", "the first reason"]), rows) }
+    if rows.is_empty() {
+        String::new()
+    } else {
+        table(&head_with(&["", "what", "failed", "where", "the first reason"], &[1, 3, 4]), rows)
+    }
 }
 
 fn skipped(data: &Data) -> String {
@@ -289,7 +335,7 @@ fn skipped(data: &Data) -> String {
         return String::new();
     }
     let rows = skipped.iter().map(|(subject, why)| (None, vec![name(*subject), words(why)]));
-    section("Not measured", "", &table(&head(&["", "why"]), rows))
+    section("Not measured", "", &table(&head_with(&["", "why"], &[1]), rows))
 }
 
 fn method() -> String {

@@ -11,12 +11,20 @@ use super::{
 };
 use crate::net::subject::Subject;
 
+/// Of figures, beside the names.
+const TABLE_COLUMNS: usize = 7;
+
 /// For the screen and `summary.md`.
 pub(super) fn summary(contents: &Contents) -> String {
     let mut parts = warnings(contents);
-    parts.push(figures(&contents.glance, &contents.glance.columns.iter().collect::<Vec<_>>()).markdown());
-    parts.push(contents.glance.settings.join("\n"));
-    parts.push(behind(contents));
+    // Two tables: one of all figures is wider than a terminal, and than a page.
+    let all: Vec<&Column> = contents.glance.columns.iter().collect();
+    for part in all.chunks(TABLE_COLUMNS) {
+        parts.push(figures(&contents.glance, part, |column| column.short).markdown());
+    }
+    parts.push(format!("{}\n{}", contents.glance.networks, contents.glance.costs));
+    parts.push("Where Titan loses:".to_owned());
+    parts.push(behind(contents, false));
     parts.push(format!("Self-test: {}", notes::self_test(&contents.twins)));
     parts.extend(skipped(contents));
     parts.extend(contents.data.runs.iter().map(|run| run.environment.summary()));
@@ -38,13 +46,12 @@ pub(super) fn document(contents: &Contents, plots: &str) -> String {
         "Medians; less is better everywhere. Intervals are in the [CSV](benchmarks/summary.csv) and in the plots. A dash: not measured."
             .to_owned(),
     );
-    // Two tables: one of all figures is wider than a page.
-    let (first, second) = all.split_at(all.len().min(7));
-    parts.push(figures(&contents.glance, first).markdown());
-    parts.push(figures(&contents.glance, second).markdown());
-    parts.push(contents.glance.settings.join("\n"));
+    for part in all.chunks(TABLE_COLUMNS) {
+        parts.push(figures(&contents.glance, part, |column| column.name).markdown());
+    }
+    parts.push(format!("{}\n{}", contents.glance.networks, contents.glance.costs));
     parts.push("## Where Titan loses".to_owned());
-    parts.push(behind(contents));
+    parts.push(behind(contents, true));
     for figure in &contents.figures {
         parts.push(format!("## {}", figure.title));
         parts.push(escape(&figure.caption));
@@ -71,9 +78,14 @@ pub(super) fn document(contents: &Contents, plots: &str) -> String {
         }
         parts.push(table.markdown());
     }
-    let marked: Vec<String> = contents.data.checks.iter().filter_map(|check| {
-        Some(format!("- {}: {}", super::format::network(&check.conditions), escape(check.marked.as_deref()?)))
-    }).collect();
+    let marked: Vec<String> = contents
+        .data
+        .checks
+        .iter()
+        .filter_map(|check| {
+            Some(format!("- {}: {}", super::format::network(&check.conditions), escape(check.marked.as_deref()?)))
+        })
+        .collect();
     parts.push(format!(
         "The emulated path was checked {} times by ping and a UDP flow; {} checks were off.",
         contents.data.checks.len(),
@@ -87,7 +99,13 @@ pub(super) fn document(contents: &Contents, plots: &str) -> String {
     parts.push("## How and where it was measured".to_owned());
     parts.push(notes::METHOD.map(|(term, text)| format!("- **{term}**: {text}")).join("\n"));
     for run in &contents.data.runs {
-        parts.push(notes::facts(run).iter().map(|(name, value)| format!("- {name}: {}", escape(value))).collect::<Vec<_>>().join("\n"));
+        parts.push(
+            notes::facts(run)
+                .iter()
+                .map(|(name, value)| format!("- {name}: {}", escape(value)))
+                .collect::<Vec<_>>()
+                .join("\n"),
+        );
     }
     parts.join("\n\n") + "\n"
 }
@@ -104,7 +122,7 @@ pub(super) fn headline(contents: &Contents) -> String {
     ];
     let columns: Vec<&Column> =
         contents.glance.columns.iter().filter(|column| COLUMNS.contains(&column.name)).collect();
-    figures(&contents.glance, &columns).markdown()
+    figures(&contents.glance, &columns, |column| column.name).markdown()
 }
 
 fn warnings(contents: &Contents) -> Vec<String> {
@@ -116,8 +134,8 @@ fn escape(text: &str) -> String {
     text.replace('|', "\\|").replace('<', "&lt;").replace(['\n', '\r'], " ")
 }
 
-fn figures(glance: &Glance, columns: &[&Column]) -> Table {
-    let mut table = Table::new(std::iter::once("").chain(columns.iter().map(|column| column.name)));
+fn figures(glance: &Glance, columns: &[&Column], name: impl Fn(&Column) -> &'static str) -> Table {
+    let mut table = Table::new(std::iter::once("").chain(columns.iter().map(|column| name(column))));
     for (at, subject) in glance.subjects.iter().enumerate() {
         let figures = columns.iter().map(|column| median_of(column.cells.get(at).and_then(Option::as_ref)));
         table.row(std::iter::once(subject.label().to_owned()).chain(figures));
@@ -125,26 +143,37 @@ fn figures(glance: &Glance, columns: &[&Column]) -> Table {
     table
 }
 
-fn behind(contents: &Contents) -> String {
+/// `everyone`: with all that are better, beside the best.
+fn behind(contents: &Contents, everyone: bool) -> String {
     if contents.behind.is_empty() {
         return notes::behind_nowhere(contents.glance.subjects.contains(&Subject::TitanQuic)).to_owned();
     }
-    let mut table = Table::new(["where Titan loses", "Titan QUIC", "the best", "", "Titan needs", "also better", ""]);
+    let mut head = vec!["figure", "Titan needs", "Titan QUIC", "the best", "which is"];
+    if everyone {
+        head.push("also better");
+    }
+    let mut table = Table::new(head);
+    let mut doubts = false;
     for row in &contents.behind {
         let Some((best, theirs)) = row.better.first() else { continue };
-        let others: Vec<&str> = row.better.iter().skip(1).map(|(subject, _)| subject.label()).collect();
+        doubts |= !row.is_sure();
         let value = |estimate: &Estimate| format!("{} ({})", number(estimate.median), spread_of(estimate));
-        table.row([
+        let doubt = if row.is_sure() { "" } else { "\\*" };
+        let mut cells = vec![
             row.figure.to_owned(),
+            format!("{}{doubt}", more(row.ours.median, theirs.median)),
             value(&row.ours),
-            best.label().to_owned(),
             value(theirs),
-            more(row.ours.median, theirs.median),
-            if others.is_empty() { DASH.to_owned() } else { others.join(", ") },
-            notes::doubt(row).to_owned(),
-        ]);
+            best.label().to_owned(),
+        ];
+        if everyone {
+            let others: Vec<&str> = row.better.iter().skip(1).map(|(subject, _)| subject.label()).collect();
+            cells.push(if others.is_empty() { DASH.to_owned() } else { others.join(" · ") });
+        }
+        table.row(cells);
     }
-    format!("{}\n\n{}", notes::BEHIND, table.markdown())
+    let doubt = if doubts { format!("\n\n\\* {}.", notes::DOUBT) } else { String::new() };
+    format!("{}\n\n{}{doubt}", notes::BEHIND, table.markdown())
 }
 
 fn grid(grid: &Grid) -> Vec<String> {

@@ -3,7 +3,6 @@
 use super::{
     aggregate::Data,
     format::{grouped, number},
-    glance::Behind,
     twins::{self, Twin, Verdict},
 };
 use crate::net::{record::Run, subject::Subject};
@@ -24,9 +23,10 @@ pub(super) fn warnings(data: &Data, twins: &[Twin]) -> Vec<String> {
         }
     }
     if twins::verdict(twins) == Verdict::Differ {
-        let differing = twins.iter().filter(|twin| twin.differs()).map(|twin| {
-            format!("{} by {}", twin.measure.title(), number(twin.ratio.median))
-        });
+        let differing = twins
+            .iter()
+            .filter(|twin| twin.differs())
+            .map(|twin| format!("{} by {}", twin.measure.title(), number(twin.ratio.median)));
         warnings.push(format!(
             "THE SELF-TEST FAILED: the same subject measured twice differs ({}). Differences between subjects of that size mean \
              nothing in this run.",
@@ -79,10 +79,8 @@ pub(super) fn behind_nowhere(has_titan: bool) -> &'static str {
 pub(super) const BEHIND: &str = "Every figure above in which another subject's median is better than that of Titan over QUIC and the \
     two intervals are apart, the worst first. Titan with routing is compared with the cold starts of those that need none.";
 
-/// For a row whose intervals are only ranges.
-pub(super) fn doubt(behind: &Behind) -> &'static str {
-    if behind.is_sure() { "" } else { "fewer than six repetitions: ranges, not intervals" }
-}
+/// For a row that is not sure.
+pub(super) const DOUBT: &str = "fewer than six repetitions: ranges, not intervals";
 
 /// Terms and what they mean.
 pub(super) const METHOD: [(&str, &str); 13] = [
@@ -103,14 +101,20 @@ pub(super) const METHOD: [(&str, &str); 13] = [
          Titan alone has to make.",
     ),
     ("Gap", "Between two tokens read. A token interval is the time between two tokens at their source."),
-    ("Lateness", "How long after the ideal a token is read: sent on schedule, and half the path's round trip later read."),
+    (
+        "Lateness",
+        "How long after the ideal a token is read: sent on schedule, and half the path's round trip later read.",
+    ),
     ("Stalled", "Share of the time that a reader at the pace of the tokens waits for an overdue one."),
     ("Lost, duplicated", "Tokens that a complete stream lacks or has twice. Both must be 0."),
     (
         "Bytes, packets per token",
         "IP packets that entered the path in both directions, headers and those that the path lost included, connecting not.",
     ),
-    ("CPU", "User and system time of all processes of a side, relays included, one subject at a time over a clean path."),
+    (
+        "CPU",
+        "User and system time of all processes of a side, relays included, one subject at a time over a clean path.",
+    ),
     (
         "Memory",
         "Resident memory with so many idle connections, less that with none, by their number; and with a stream running on each, less \
@@ -123,7 +127,10 @@ pub(super) const METHOD: [(&str, &str); 13] = [
          (sign test), which assume nothing about the distribution; below six repetitions there is none, and the smallest and the largest \
          value are shown as min–max. The 99 % gap is taken in each repetition; plots of all gaps put the repetitions together.",
     ),
-    ("Failed", "A stream that breaks off and says so is counted as failed and is in no figure of gaps, stalls or traffic."),
+    (
+        "Failed",
+        "A stream that breaks off and says so is counted as failed and is in no figure of gaps, stalls or traffic.",
+    ),
 ];
 
 /// Machine and settings of one run: name, value.

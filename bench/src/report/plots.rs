@@ -135,8 +135,8 @@ fn gap_distribution(data: &Data) -> Figure {
         title: "Gaps between tokens",
         caption: format!(
             "Share of all gaps that are at most so long, over all repetitions; the upper axis widens the tail, where text stutters. \
-             The names are in the order of the 99 % gap, which stands beside them. {}, {} tokens/s.",
-            format!("RTT {} ms", plain(base.rtt_ms)),
+             The names are in the order of the 99 % gap, which stands beside them. RTT {} ms, {} tokens/s.",
+            plain(base.rtt_ms),
             plain(base.token_rate)
         ),
         panels: panels.collect(),
@@ -167,6 +167,7 @@ fn gap_panel(data: &Data, network: &Conditions) -> Option<Panel> {
         low: 0.0,
         high: MOST_NINES,
         logarithmic: false,
+        named: false,
         ticks: nines.into_iter().map(|(at, label)| (at, label.to_owned())).collect(),
     };
     Some(svg::lines(&capitalised(&format::loss(&network.loss)), &x, &y, &series, Names::Listed))
@@ -201,7 +202,8 @@ fn distribution(gaps: &BTreeMap<u64, u64>) -> Vec<Point> {
         let after = nines(until, count);
         // Upright where many gaps are equally long.
         for y in [before, after] {
-            let far = points.last().is_none_or(|last| (last.y - y).abs() > APART || (last.x - x).abs() > last.x * APART);
+            let far =
+                points.last().is_none_or(|last| (last.y - y).abs() > APART || (last.x - x).abs() > last.x * APART);
             if far {
                 points.push(Point { x, y, around: None });
             }
@@ -227,7 +229,8 @@ fn gap_by_loss(data: &Data) -> Figure {
             });
             points.collect()
         };
-        let series: Vec<Series> = data.subjects().into_iter().filter_map(|subject| line(subject, of(subject))).collect();
+        let series: Vec<Series> =
+            data.subjects().into_iter().filter_map(|subject| line(subject, of(subject))).collect();
         let low = series.iter().flat_map(|line| &line.points).map(|point| point.y).fold(f64::INFINITY, f64::min);
         if networks.len() < 2 || low <= 0.0 {
             return None;
@@ -284,8 +287,9 @@ fn stalls(data: &Data) -> Figure {
     Figure {
         name: "stalls",
         title: "Time spent waiting for an overdue token",
-        caption: "Percent of the time that a reader at the pace of the tokens stands still, because the next one is overdue."
-            .to_owned(),
+        caption:
+            "Percent of the time that a reader at the pace of the tokens stands still, because the next one is overdue."
+                .to_owned(),
         panels: panel.into_iter().collect(),
     }
 }
@@ -357,22 +361,20 @@ fn cpu(data: &Data) -> Figure {
 }
 
 fn memory(data: &Data) -> Figure {
-    let idle =
-        server_and_client(data, data.memory_setting(), [Measure::MemoryIdleServer, Measure::MemoryIdleClient]);
-    let stream =
-        server_and_client(data, data.memory_setting(), [Measure::MemoryStreamServer, Measure::MemoryStreamClient]);
-    let legend = "server (full) + client (pale)";
+    let panel = |title: &str, measures: [Measure; 2]| {
+        let setting = data.memory_setting(measures[0])?;
+        let rows = server_and_client(data, Some(setting), measures);
+        let legend = format!("server (full) + client (pale); {}", setting.describe());
+        Some(svg::bars(title, &legend, &rows)).filter(|_| !rows.is_empty())
+    };
     let panels = [
-        Some(svg::bars("KiB per idle connection", legend, &idle)).filter(|_| !idle.is_empty()),
-        Some(svg::bars("KiB more per running stream", legend, &stream)).filter(|_| !stream.is_empty()),
+        panel("KiB per idle connection", [Measure::MemoryIdleServer, Measure::MemoryIdleClient]),
+        panel("KiB more per running stream", [Measure::MemoryStreamServer, Measure::MemoryStreamClient]),
     ];
     Figure {
         name: "memory",
         title: "What a connection costs in memory",
-        caption: format!(
-            "Growth of resident memory per connection. {}.",
-            data.memory_setting().map(Setting::describe).unwrap_or_default()
-        ),
+        caption: "Growth of resident memory: with idle connections against none, and with a stream on each against idle ones.".to_owned(),
         panels: panels.into_iter().flatten().collect(),
     }
 }
@@ -423,25 +425,30 @@ fn network_of(setting: &Setting) -> Option<&Conditions> {
 
 fn recovery(data: &Data) -> Figure {
     let network = with_event(data, Event::AddressChange);
-    let rows = network.as_ref().map_or_else(Vec::new, |network| {
-        outcome_bars(data, network, "stream", Measure::Recovery, "broke off")
-    });
+    let rows = network
+        .as_ref()
+        .map_or_else(Vec::new, |network| outcome_bars(data, network, "stream", Measure::Recovery, "broke off"));
     Figure {
         name: "address-change",
         title: "The client's address changes",
-        caption: network.as_ref().map(|network| format!(
-            "As from Wi-Fi to cellular, in the middle of an answer: time until the next token is read. {}.",
-            format::network(network)
-        )).unwrap_or_default(),
+        caption: network
+            .as_ref()
+            .map(|network| {
+                format!(
+                    "As from Wi-Fi to cellular, in the middle of an answer: time until the next token is read. {}.",
+                    format::network(network)
+                )
+            })
+            .unwrap_or_default(),
         panels: rows_panel("Recovery, ms", "until the next token; a line is the interval", rows),
     }
 }
 
 fn udp_blocked(data: &Data) -> Figure {
     let network = with_event(data, Event::UdpBlocked);
-    let rows = network.as_ref().map_or_else(Vec::new, |network| {
-        outcome_bars(data, network, "cold start", Measure::TtftCold, "no answer")
-    });
+    let rows = network
+        .as_ref()
+        .map_or_else(Vec::new, |network| outcome_bars(data, network, "cold start", Measure::TtftCold, "no answer"));
     Figure {
         name: "udp-blocked",
         title: "UDP is blocked",
@@ -458,13 +465,7 @@ fn rows_panel(title: &str, subtitle: &str, rows: Vec<Bar>) -> Vec<Panel> {
 }
 
 /// A bar for who got through, words for who did not.
-fn outcome_bars(
-    data: &Data,
-    network: &Conditions,
-    tried: &'static str,
-    measure: Measure,
-    failed: &str,
-) -> Vec<Bar> {
+fn outcome_bars(data: &Data, network: &Conditions, tried: &'static str, measure: Measure, failed: &str) -> Vec<Bar> {
     let row = |subject: Subject| {
         let outcome = data.outcome(subject, network, tried)?;
         let estimate = data.over_network(subject, network, measure);

@@ -16,8 +16,9 @@ const PLOTS: &str = "benchmarks";
 /// Writes below `root`, the repository: all or nothing, as far as it can be known before.
 pub(super) fn publish(contents: &Contents, root: &Path) -> anyhow::Result<()> {
     let readme_path = root.join(README);
-    let readme = fs::read_to_string(&readme_path)
-        .with_context(|| format!("cannot read {}: --publish runs in the root of the repository", readme_path.display()))?;
+    let readme = fs::read_to_string(&readme_path).with_context(|| {
+        format!("cannot read {}: --publish runs in the root of the repository", readme_path.display())
+    })?;
     let figures = format!("{}\n\n{}", markdown::headline(contents), source(contents));
     let readme = between_markers(&readme, &figures).with_context(|| readme_path.display().to_string())?;
 
@@ -39,15 +40,22 @@ pub(super) fn publish(contents: &Contents, root: &Path) -> anyhow::Result<()> {
     for (path, text) in files.iter().chain([&(readme_path, readme)]) {
         fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
-    eprintln!("published: {} and {} files beside it, {} KiB; {README}", files[0].0.display(), files.len() - 1, bytes / 1024);
+    eprintln!(
+        "published: {} and {} files beside it, {} KiB; {README}",
+        files[0].0.display(),
+        files.len() - 1,
+        bytes / 1024
+    );
     Ok(())
 }
 
 /// Under the README's table.
 fn source(contents: &Contents) -> String {
-    let settings = contents.glance.settings.iter().take(2).cloned().collect::<Vec<_>>().join(" ");
+    let settings = &contents.glance.networks;
     let place = contents.data.runs.first().map(|run| run.environment.summary()).unwrap_or_default();
-    format!("Medians; less is better. {settings} {place}.")
+    format!(
+        "Medians; less is better. {settings} {place}. Plots, intervals, and where Titan loses: [docs/BENCHMARKS.md](docs/BENCHMARKS.md)."
+    )
 }
 
 fn between_markers(text: &str, inside: &str) -> anyhow::Result<String> {
@@ -90,7 +98,10 @@ mod tests {
         fs::write(&readme, format!("# Top\n{MARKER}\n{MARKER}\n# End\n")).unwrap();
         publish(&contents, root.path()).unwrap();
         let readme = fs::read_to_string(&readme).unwrap();
-        assert!(readme.starts_with("# Top\n") && readme.ends_with("# End\n") && readme.contains("| Titan QUIC "), "{readme}");
+        assert!(
+            readme.starts_with("# Top\n") && readme.ends_with("# End\n") && readme.contains("| Titan QUIC "),
+            "{readme}"
+        );
         let document = fs::read_to_string(root.path().join("docs/BENCHMARKS.md")).unwrap();
         for line in document.lines().filter_map(|line| line.strip_prefix("![")) {
             let file = line.split_once('(').unwrap().1.trim_end_matches(')');

@@ -16,7 +16,7 @@ pub(super) struct Panel {
 }
 
 /// One width for all: beside each other on a wide screen, and legible on a phone, where it fills the width.
-const WIDTH: f64 = 480.0;
+const WIDTH: f64 = 440.0;
 
 impl Panel {
     /// For a page that has the style. `title` is what a screen reader says.
@@ -27,24 +27,28 @@ impl Panel {
     }
 }
 
-/// A file of its own, the panels beside each other, on white.
+/// A file of its own, on white, the panels in rows.
 pub(super) fn file(title: &str, panels: &[Panel]) -> String {
     const TITLE_HEIGHT: f64 = 40.0;
-    let width: f64 = panels.iter().map(|panel| panel.width).sum();
-    let height = TITLE_HEIGHT + panels.iter().map(|panel| panel.height).fold(0.0, f64::max);
-    let (style, escaped) = (palette::file_style(), escape(title));
-    let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" \
-         role=\"img\" aria-label=\"{escaped}\"><style>{style}</style><rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\
-         <text class=\"t\" x=\"16\" y=\"26\" style=\"font-size:16px\">{escaped}</text>"
-    );
-    let mut x = 0.0;
-    for panel in panels {
-        let _ = write!(out, "<g transform=\"translate({x} {TITLE_HEIGHT})\">{}</g>", panel.body);
-        x += panel.width;
+    // As many as are legible beside each other on a page of GitHub.
+    const ROW: usize = 3;
+    let mut body = String::new();
+    let (mut width, mut y) = (0.0_f64, TITLE_HEIGHT);
+    for row in panels.chunks(ROW) {
+        let mut x = 0.0;
+        for panel in row {
+            let _ = write!(body, "<g transform=\"translate({x} {y})\">{}</g>", panel.body);
+            x += panel.width;
+        }
+        width = width.max(x);
+        y += row.iter().map(|panel| panel.height).fold(0.0, f64::max);
     }
-    out.push_str("</svg>\n");
-    out
+    let (style, title) = (palette::file_style(), escape(title));
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {y}\" width=\"{width}\" height=\"{y}\" role=\"img\" \
+         aria-label=\"{title}\"><style>{style}</style><rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\
+         <text class=\"t\" x=\"16\" y=\"26\" style=\"font-size:16px\">{title}</text>{body}</svg>\n"
+    )
 }
 
 /// Values to places.
@@ -54,6 +58,8 @@ pub(super) struct Axis {
     pub(super) low: f64,
     pub(super) high: f64,
     pub(super) logarithmic: bool,
+    /// The values are names: between them is nothing.
+    pub(super) named: bool,
     pub(super) ticks: Vec<(f64, String)>,
 }
 
@@ -73,6 +79,7 @@ impl Axis {
             low: 0.0,
             high: f64::from(count) * step,
             logarithmic: false,
+            named: false,
             ticks: ticks.map(|value| (value, tick_label(value))).collect(),
         }
     }
@@ -94,6 +101,7 @@ impl Axis {
             low,
             high,
             logarithmic: true,
+            named: false,
             ticks: ticks.map(|value| (value, tick_label(value))).collect(),
         }
     }
@@ -101,8 +109,9 @@ impl Axis {
     /// The values stand for names, evenly apart.
     pub(super) fn named(title: &str, names: impl IntoIterator<Item = String>) -> Self {
         let ticks: Vec<_> = names.into_iter().enumerate().map(|(at, name)| (at as f64, name)).collect();
-        let high = (ticks.len() as f64 - 1.0).max(1.0);
-        Self { title: title.to_owned(), low: 0.0, high, logarithmic: false, ticks }
+        const ROOM: f64 = 0.3;
+        let high = ticks.len() as f64 - 1.0 + ROOM;
+        Self { title: title.to_owned(), low: -ROOM, high, logarithmic: false, named: true, ticks }
     }
 
     /// 0 at the low end, 1 at the high end.
@@ -147,16 +156,20 @@ pub(super) enum Names {
     Listed,
 }
 
-const TOP: f64 = 34.0;
+const TOP: f64 = 50.0;
 const BOTTOM: f64 = 44.0;
-const LEFT: f64 = 50.0;
-/// For the names of the lines.
-const RIGHT: f64 = 142.0;
+const LEFT: f64 = 52.0;
+/// For the names of the lines, and with figures beside them.
+const RIGHT: f64 = 134.0;
+const RIGHT_LISTED: f64 = 178.0;
+/// Between the points of two lines at one place, so that their intervals stand beside each other.
+const BESIDE: f64 = 2.4;
 const NAME_HEIGHT: f64 = 16.0;
 
 pub(super) fn lines(title: &str, x: &Axis, y: &Axis, series: &[Series], names: Names) -> Panel {
     const HEIGHT: f64 = 330.0;
-    let (right, bottom) = (WIDTH - RIGHT, HEIGHT - BOTTOM);
+    let right = WIDTH - if names == Names::Listed { RIGHT_LISTED } else { RIGHT };
+    let bottom = HEIGHT - BOTTOM;
     let at_x = |value: f64| LEFT + x.share(value) * (right - LEFT);
     let at_y = |value: f64| bottom - y.share(value) * (bottom - TOP);
     let mut body = format!("<text class=\"t\" x=\"16\" y=\"16\">{}</text>", escape(title));
@@ -173,11 +186,14 @@ pub(super) fn lines(title: &str, x: &Axis, y: &Axis, series: &[Series], names: N
         let _ = write!(body, "{}</text>", escape(label));
     }
     let _ = write!(body, "<text class=\"a\" x=\"{LEFT}\" y=\"{:.1}\">{}</text>", HEIGHT - 8.0, escape(&x.title));
-    let _ = write!(body, "<text class=\"a\" x=\"16\" y=\"31\" dy=\"-1\">{}</text>", escape(&y.title));
+    let _ = write!(body, "<text class=\"a\" x=\"16\" y=\"35\">{}</text>", escape(&y.title));
 
     // The bold ones last: they lie on top.
-    for line in series.iter().filter(|line| !line.look.bold).chain(series.iter().filter(|line| line.look.bold)) {
-        body.push_str(&one_line(line, at_x, at_y));
+    for bold in [false, true] {
+        for (at, line) in series.iter().enumerate().filter(|(_, line)| line.look.bold == bold) {
+            let aside = if x.named { (at as f64 - (series.len() as f64 - 1.0) / 2.0) * BESIDE } else { 0.0 };
+            body.push_str(&one_line(line, |value| at_x(value) + aside, at_y));
+        }
     }
     let wanted: Vec<f64> = match names {
         Names::AtEnds => series.iter().map(|line| line.points.last().map_or(bottom, |point| at_y(point.y))).collect(),
@@ -194,10 +210,11 @@ pub(super) fn lines(title: &str, x: &Axis, y: &Axis, series: &[Series], names: N
         if names == Names::Listed {
             let _ = write!(
                 body,
-                "<path class=\"l{thick} {class}\" stroke-dasharray=\"{dashes}\" d=\"M{start} {placed:.1}h14\"/>"
+                "<path class=\"l{thick} {class}\" stroke-dasharray=\"{dashes}\" d=\"M{start} {placed:.1}h12\"/>"
             );
         } else {
-            let _ = write!(body, "<path class=\"w {class}\" d=\"M{start:.1} {from:.1}L{:.1} {placed:.1}\"/>", right + 20.0);
+            let _ =
+                write!(body, "<path class=\"w {class}\" d=\"M{start:.1} {from:.1}L{:.1} {placed:.1}\"/>", right + 20.0);
         }
         let _ = write!(
             body,
@@ -260,7 +277,7 @@ pub(super) struct Bar {
 }
 
 pub(super) fn bars(title: &str, subtitle: &str, rows: &[Bar]) -> Panel {
-    const FROM: f64 = 148.0;
+    const FROM: f64 = 140.0;
     const ROW: f64 = 27.0;
     const TEXT: f64 = 122.0;
     let longest = |row: &Bar| row.parts.iter().sum::<f64>().max(row.around.map_or(0.0, |around| around.1));
@@ -280,7 +297,13 @@ pub(super) fn bars(title: &str, subtitle: &str, rows: &[Bar]) -> Panel {
         );
         let mut x = FROM;
         for (part, value) in row.parts.iter().enumerate() {
-            let (width, opacity) = (to(*value).max(0.0), if part == 0 { "1" } else { ".4" });
+            let opacity = match (row.look.bold, part) {
+                (true, 0) => "1",
+                (false, 0) => ".62",
+                (true, _) => ".42",
+                (false, _) => ".26",
+            };
+            let width = to(*value).max(0.0);
             let _ = write!(
                 body,
                 "<rect class=\"d {class}\" opacity=\"{opacity}\" x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"19\"/>"
@@ -290,7 +313,8 @@ pub(super) fn bars(title: &str, subtitle: &str, rows: &[Bar]) -> Panel {
         if let Some((low, high)) = row.around.filter(|(low, high)| to(high - low) > 3.0) {
             let (low, high) = (FROM + to(low), FROM + to(high));
             let whisker = y + 9.5;
-            let _ = write!(body, "<path class=\"w\" style=\"stroke-width:1.6\" d=\"M{low:.1} {whisker:.1}H{high:.1}\"/>");
+            let _ =
+                write!(body, "<path class=\"w\" style=\"stroke-width:1.6\" d=\"M{low:.1} {whisker:.1}H{high:.1}\"/>");
             x = x.max(high);
         }
         let text = escape(&row.text);
@@ -303,14 +327,15 @@ pub(super) fn bars(title: &str, subtitle: &str, rows: &[Bar]) -> Panel {
 pub(super) type HeatRow = (Look, String, Vec<Option<(f64, String)>>);
 
 pub(super) fn heat(title: &str, subtitle: &str, columns: &[String], rows: &[HeatRow]) -> Panel {
-    const FROM: f64 = 148.0;
+    const FROM: f64 = 140.0;
     const ROW: f64 = 28.0;
     let step = (WIDTH - FROM - 12.0) / columns.len().max(1) as f64;
     let mut body = format!("<text class=\"t\" x=\"16\" y=\"16\">{}</text>", escape(title));
     let _ = write!(body, "<text class=\"a\" x=\"16\" y=\"33\">{}</text>", escape(subtitle));
     for (at, column) in columns.iter().enumerate() {
         let x = FROM + (at as f64 + 0.5) * step;
-        let _ = write!(body, "<text class=\"a\" x=\"{x:.1}\" y=\"54\" text-anchor=\"middle\">{}</text>", escape(column));
+        let _ =
+            write!(body, "<text class=\"a\" x=\"{x:.1}\" y=\"54\" text-anchor=\"middle\">{}</text>", escape(column));
     }
     for (at, (look, label, cells)) in rows.iter().enumerate() {
         let y = 62.0 + at as f64 * ROW;

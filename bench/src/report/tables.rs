@@ -38,15 +38,14 @@ enum Dimension {
 }
 
 pub(super) fn grids(data: &Data) -> Vec<Grid> {
-    let gaps = [
-        Dimension::Rate,
-        Dimension::TokenRate,
-        Dimension::Streams,
-        Dimension::Bursts,
-        Dimension::CongestionControl,
-    ];
+    let gaps =
+        [Dimension::Rate, Dimension::TokenRate, Dimension::Streams, Dimension::Bursts, Dimension::CongestionControl];
     let gaps = gaps.into_iter().flat_map(|dimension| along(data, dimension, Measure::GapP99, Some(Measure::Stall)));
-    let starts = [(Dimension::Loss, Measure::TtftCold), (Dimension::Loss, Measure::TtftWarm), (Dimension::Rate, Measure::TtftCold)];
+    let starts = [
+        (Dimension::Loss, Measure::TtftCold),
+        (Dimension::Loss, Measure::TtftWarm),
+        (Dimension::Rate, Measure::TtftCold),
+    ];
     let starts = starts.into_iter().flat_map(|(dimension, measure)| along(data, dimension, measure, None));
     gaps.chain(starts).collect()
 }
@@ -92,9 +91,10 @@ fn grid(
             minor: minor.map(|minor| format!("{} %", format::number(minor.median))).unwrap_or_default(),
         }
     };
-    let rows = data.subjects().into_iter().map(|subject| {
-        (subject, networks.iter().map(|network| cell(subject, network)).collect())
-    });
+    let rows = data
+        .subjects()
+        .into_iter()
+        .map(|subject| (subject, networks.iter().map(|network| cell(subject, network)).collect()));
     let what = if minor.is_some() { "p99 gap, ms, and share of time stalled" } else { main.title() };
     Grid {
         title: format!("{}: {what}", dimension.title()),
@@ -152,7 +152,9 @@ impl Dimension {
     /// Over a column.
     fn value(self, network: &Conditions) -> String {
         match self {
-            Self::Rate => network.rate_mbit.map_or_else(|| "unlimited".to_owned(), |rate| format!("{} Mbit/s", plain(rate))),
+            Self::Rate => {
+                network.rate_mbit.map_or_else(|| "unlimited".to_owned(), |rate| format!("{} Mbit/s", plain(rate)))
+            }
             Self::TokenRate => format!("{} tokens/s", plain(network.token_rate)),
             Self::Streams if network.streams == 1 => "1 stream".to_owned(),
             Self::Streams => format!("{} streams", network.streams),

@@ -161,7 +161,7 @@ fn figures_are_the_medians_of_the_records() {
 #[test]
 fn memory_is_what_connections_add() {
     let data = example::data();
-    let setting = data.memory_setting().unwrap();
+    let setting = data.memory_setting(super::measure::Measure::MemoryIdleServer).unwrap();
     let of = |measure| data.estimate(Subject::TitanQuic, setting, measure).map(|estimate| estimate.median);
     assert_eq!(of(super::measure::Measure::MemoryIdleServer), Some(47_000.0 / 1024.0));
     let smaller = super::aggregate::Setting::Memory { connections: 1_000 };
@@ -213,9 +213,6 @@ fn a_report_says_what_where_and_how() {
     let environment = Environment::read();
     let report = Report::new("load", &environment, &"settings", true, &[1, 2]);
     let json = serde_json::to_value(&report).unwrap_or_default();
-    assert_eq!(
-        (&json["bench"], &json["interrupted"], &json["results"][1]),
-        (&"load".into(), &true.into(), &2.into())
-    );
+    assert_eq!((&json["bench"], &json["interrupted"], &json["results"][1]), (&"load".into(), &true.into(), &2.into()));
     assert!(json["environment"]["kernel"].is_string());
 }

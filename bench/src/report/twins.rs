@@ -76,7 +76,9 @@ fn ratios(data: &Data, measure: Measure) -> Vec<f64> {
     let of = |subject, at: usize| data.values.get(&(subject, at, measure)).map(|values| by_repetition(values));
     let mut ratios = Vec::new();
     for at in 0..data.settings.len() {
-        let (Some(first), Some(second)) = (of(Subject::TitanQuic, at), of(Subject::TitanQuicAgain, at)) else { continue };
+        let (Some(first), Some(second)) = (of(Subject::TitanQuic, at), of(Subject::TitanQuicAgain, at)) else {
+            continue;
+        };
         for (repetition, first) in &first {
             let ratio = second.get(repetition).map_or(f64::NAN, |second| second / first);
             if ratio.is_finite() {
