@@ -318,7 +318,7 @@ fn stalls_by_rtt(data: &Data) -> Figure {
     }
     Figure {
         name: "stalls-by-rtt",
-        title: "The same by RTT and loss",
+        title: "Time spent waiting, by RTT and loss",
         caption: "Percent of the time; one scale of colour for all.".to_owned(),
         panels,
     }

@@ -349,7 +349,7 @@ pub(super) fn heat(title: &str, subtitle: &str, columns: &[String], rows: &[Heat
         for (at, cell) in cells.iter().enumerate() {
             let x = FROM + at as f64 * step;
             let (heat, text) = cell.clone().unwrap_or((0.0, super::format::DASH.to_owned()));
-            let ink = if heat > 0.55 { "o" } else { "i" };
+            let ink = if heat > 0.72 { "o" } else { "i" };
             let (width, height, centre) = (step - 2.0, ROW - 2.0, x + step / 2.0 - 1.0);
             let _ = write!(
                 body,
