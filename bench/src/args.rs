@@ -36,6 +36,8 @@ pub(crate) enum Command {
     NetClient(HostArgs),
     /// The coordinator's REST call on loopback: requests/s per core, latency, by number of agents and signing algorithm
     Route(RouteArgs),
+    /// A page, a table and a CSV of what `net` stored
+    Report(ReportArgs),
     /// The agent that `load` starts; it ends when its standard input does
     #[command(hide = true)]
     SyntheticAgent(SyntheticAgentArgs),
@@ -102,6 +104,20 @@ pub(crate) struct LoadArgs {
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub(crate) out: Option<PathBuf>,
+}
+
+/// Settings of `titan-bench report`.
+#[derive(Clone, Debug, Parser)]
+pub(crate) struct ReportArgs {
+    /// Directories that `net` wrote; the measurements of all are put together
+    #[arg(required = true, value_name = "DIR")]
+    pub(crate) directories: Vec<PathBuf>,
+    /// Where report.html, summary.md and summary.csv go. Defaults to the first directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Also writes docs/BENCHMARKS.md with its plots, and the figures of README.md, in this repository
+    #[arg(long)]
+    pub(crate) publish: bool,
 }
 
 /// What `load` tells the agent that it starts.

@@ -4,10 +4,11 @@
 //! - `load`: a thousand paced token streams from one agent, over each wire.
 //! - `net`: both wires and what users would pick instead, over emulated networks.
 //! - `route`: the coordinator's REST call, by number of agents and signing algorithm.
+//! - `report`: a page, tables and plots of what `net` stored.
 //!
 //! Reading order: `args`, then `engine`, `load`, `net` or `route`. Beside them `stats` (pure), `usage` (what a process used),
-//! `environment` (the machine), `path` (an emulated network), `report` (JSON and Markdown), `lab` (a private CA and tokens), `wire`
-//! (one client for both wires), `process` (what is measured runs in a process of its own), `open_files` (room for sockets),
+//! `environment` (the machine), `path` (an emulated network), `report` (JSON, Markdown, pages), `lab` (a private CA and tokens),
+//! `wire` (one client for both wires), `process` (what is measured runs in a process of its own), `open_files` (room for sockets),
 //! `progress`. Whatever measures puts its results into a [`report::Report`].
 
 mod args;
@@ -53,6 +54,7 @@ async fn main() -> ExitCode {
         Command::NetServer(args) => net::run_server(args).await,
         Command::NetClient(args) => net::run_client(args).await,
         Command::Route(args) => route::run(args, on_ctrl_c(&interrupt)).await,
+        Command::Report(args) => report::run(&args),
         Command::SyntheticAgent(args) => load::serve(args).await,
         Command::BenchCoordinator(args) => route::serve(args).await,
     };

@@ -1,11 +1,100 @@
-//! Results: JSON for machines, Markdown tables for people. One shape for all measurements, so that one reader can show them all.
+//! What was measured, for machines and for people. [`Report`] and [`Table`] are what each measurement prints and writes itself;
+//! [`write`] makes a page, Markdown and CSV of what `net` stored.
+//!
+//! `aggregate` reads and sorts, `glance`, `twins` and `tables` compute from it, `plots` draws with `svg`; `html`, `markdown`, `csv` and
+//! `publish` write.
 
-use std::{fs, path::Path};
+mod aggregate;
+mod csv;
+mod estimate;
+#[cfg(test)]
+mod example;
+mod format;
+mod glance;
+mod html;
+mod markdown;
+mod measure;
+mod notes;
+mod palette;
+mod plots;
+mod publish;
+mod svg;
+mod tables;
+#[cfg(test)]
+mod tests;
+mod twins;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context as _;
 use serde::Serialize;
 
-use crate::environment::Environment;
+use self::{aggregate::Data, html::Contents};
+use crate::{args::ReportArgs, environment::Environment};
+
+const PAGE: &str = "report.html";
+const SUMMARY: &str = "summary.md";
+const CSV: &str = "summary.csv";
+
+/// `titan-bench report`.
+pub(crate) fn run(args: &ReportArgs) -> anyhow::Result<()> {
+    let out = args.out.as_ref().or(args.directories.first()).context("no directory was given")?;
+    let summary = write(&args.directories, out)?;
+    summary.print();
+    if args.publish {
+        summary.publish(Path::new("."))?;
+    }
+    Ok(())
+}
+
+/// Reads what `net` stored in `dirs`, the later ones added to the earlier, and writes the page, the summary and the CSV to `out`.
+pub(crate) fn write(dirs: &[PathBuf], out: &Path) -> anyhow::Result<Summary> {
+    let contents = contents(Data::read(dirs)?);
+    fs::create_dir_all(out).with_context(|| format!("cannot make the directory {}", out.display()))?;
+    let markdown = markdown::summary(&contents);
+    for (name, text) in [(PAGE, &html::page(&contents)), (SUMMARY, &markdown), (CSV, &csv::csv(&contents.data))] {
+        fs::write(out.join(name), text).with_context(|| format!("cannot write {}", out.join(name).display()))?;
+    }
+    Ok(Summary { contents, markdown, page: out.join(PAGE) })
+}
+
+fn contents(data: Data) -> Contents {
+    let glance = glance::glance(&data);
+    let twins = twins::compare(&data);
+    Contents {
+        behind: glance::behind(&glance),
+        figures: plots::figures(&data),
+        grids: tables::grids(&data),
+        warnings: notes::warnings(&data, &twins),
+        glance,
+        twins,
+        data,
+    }
+}
+
+/// A report that was written.
+#[derive(Debug)]
+pub(crate) struct Summary {
+    contents: Contents,
+    markdown: String,
+    page: PathBuf,
+}
+
+impl Summary {
+    /// The short table to the screen, and where the page is.
+    pub(crate) fn print(&self) {
+        println!("{}", self.markdown);
+        eprintln!("page: {}", self.page.display());
+    }
+
+    /// Writes docs/BENCHMARKS.md with its plots and CSV, and the README's figures, in the repository `root`.
+    pub(crate) fn publish(&self, root: &Path) -> anyhow::Result<()> {
+        publish::publish(&self.contents, root)
+    }
+}
 
 /// Changes when a reader of older files would misread a newer one.
 const SCHEMA: u32 = 1;
@@ -82,35 +171,5 @@ impl Table {
             }
         }
         lines.join("\n")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_table_is_markdown_and_lines_up() {
-        let mut table = Table::new(["wire", "tokens/s"]);
-        table.row(["gRPC (TLS)", "9"]);
-        table.row(["QUIC", "49999"]);
-        let expected = "\
-| wire       | tokens/s |
-| ---------- | -------: |
-| gRPC (TLS) |        9 |
-| QUIC       |    49999 |";
-        assert_eq!(table.markdown(), expected);
-    }
-
-    #[test]
-    fn a_report_says_what_where_and_how() {
-        let environment = Environment::read();
-        let report = Report::new("load", &environment, &"settings", true, &[1, 2]);
-        let json = serde_json::to_value(&report).unwrap_or_default();
-        assert_eq!(
-            (&json["bench"], &json["interrupted"], &json["results"][1]),
-            (&"load".into(), &true.into(), &2.into())
-        );
-        assert!(json["environment"]["kernel"].is_string());
     }
 }

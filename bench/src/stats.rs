@@ -40,6 +40,11 @@ impl Durations {
     pub(crate) fn max_ns(&self) -> u64 {
         self.0.max()
     }
+
+    /// Every value that occurred, in order, and how often.
+    pub(crate) fn buckets(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.0.iter_recorded().map(|bucket| (bucket.value_iterated_to(), bucket.count_at_value()))
+    }
 }
 
 impl Serialize for Durations {
@@ -52,8 +57,7 @@ impl Serialize for Durations {
         out.serialize_field("p99_ns", &self.quantile_ns(0.99))?;
         out.serialize_field("p999_ns", &self.quantile_ns(0.999))?;
         out.serialize_field("max_ns", &self.max_ns())?;
-        let buckets = self.0.iter_recorded().map(|bucket| (bucket.value_iterated_to(), bucket.count_at_value()));
-        out.serialize_field("buckets", &buckets.collect::<Vec<_>>())?;
+        out.serialize_field("buckets", &self.buckets().collect::<Vec<_>>())?;
         out.end()
     }
 }

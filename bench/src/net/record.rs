@@ -80,6 +80,8 @@ pub(crate) enum Event {
 }
 
 /// One line of the samples.
+// They are written and read one at a time: a box would save nothing.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub(crate) enum Record {
@@ -271,21 +273,25 @@ pub(crate) fn write_run(dir: &Path, run: &Run) -> anyhow::Result<()> {
     fs::write(&path, serde_json::to_vec_pretty(run)?).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Reads what a run stored.
-pub(crate) fn read(dir: &Path) -> anyhow::Result<(Run, Vec<Record>)> {
+/// Reads what a run stored, one record after the other: histograms of a whole matrix at once would be gigabytes.
+pub(crate) fn read_each(dir: &Path, mut visit: impl FnMut(Record)) -> anyhow::Result<Run> {
     let path = dir.join(RUN_FILE);
     let text = fs::read(&path).with_context(|| format!("no run of `titan-bench net` in {}", dir.display()))?;
     let run: Run = serde_json::from_slice(&text).with_context(|| format!("{} is not understood", path.display()))?;
     anyhow::ensure!(run.schema == SCHEMA, "{} has schema {}, this program reads {SCHEMA}", path.display(), run.schema);
     let path = dir.join(SAMPLES_FILE);
     let file = File::open(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let mut records = Vec::new();
-    for (at, line) in BufReader::new(file).lines().enumerate() {
+    let mut lines = BufReader::new(file).lines().enumerate().peekable();
+    while let Some((at, line)) = lines.next() {
         let line = line.with_context(|| format!("cannot read {}", path.display()))?;
         match serde_json::from_str(&line) {
-            Ok(record) => records.push(record),
+            Ok(record) => visit(record),
+            // A run that was killed may have left half a line.
+            Err(error) if error.is_eof() && lines.peek().is_none() => {
+                eprintln!("{}: the last line is incomplete and left out", path.display());
+            }
             Err(error) => anyhow::bail!("{}:{}: {error}", path.display(), at + 1),
         }
     }
-    Ok((run, records))
+    Ok(run)
 }
