@@ -19,7 +19,10 @@ mod stdio;
 pub(crate) mod subject;
 mod subjects;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::Context as _;
 use clap::ValueEnum as _;
@@ -33,7 +36,7 @@ use self::{
     subject::Subject,
 };
 pub(crate) use self::{client_host::run as run_client, server_host::run as run_server};
-use crate::{environment::Environment, lab::Lab, path::Network};
+use crate::{environment::Environment, lab::Lab, path::Network, report};
 
 /// Measures, stores, and writes the report.
 pub(crate) async fn run(args: NetArgs, interrupt: CancellationToken) -> anyhow::Result<()> {
@@ -65,7 +68,16 @@ pub(crate) async fn run(args: NetArgs, interrupt: CancellationToken) -> anyhow::
     run.interrupted = interrupt.is_cancelled() || measured.is_err();
     run.notes = measured.as_ref().map(|notes| notes.clone().into_iter().collect()).unwrap_or_default();
     write_run(&dir, &run)?;
-    measured.map(drop)
+    let summary = report::write(std::slice::from_ref(&dir), &dir)?;
+    summary.print();
+    measured?;
+    if args.publish {
+        summary.publish(Path::new("."))?;
+    }
+    if args.self_test {
+        summary.check_self_test()?;
+    }
+    Ok(())
 }
 
 /// The subjects that can be measured, and those that cannot.

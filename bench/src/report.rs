@@ -32,7 +32,7 @@ use std::{
 use anyhow::Context as _;
 use serde::Serialize;
 
-use self::{aggregate::Data, html::Contents};
+use self::{aggregate::Data, html::Contents, twins::Verdict};
 use crate::{args::ReportArgs, environment::Environment};
 
 const PAGE: &str = "report.html";
@@ -88,6 +88,19 @@ impl Summary {
     pub(crate) fn print(&self) {
         println!("{}", self.markdown);
         eprintln!("page: {}", self.page.display());
+    }
+
+    /// Fails if Titan over QUIC, measured twice under two names, is not alike.
+    pub(crate) fn check_self_test(&self) -> anyhow::Result<()> {
+        match twins::verdict(&self.contents.twins) {
+            Verdict::Alike => Ok(()),
+            Verdict::TooFew => anyhow::bail!("the self-test says nothing: six or more repetitions are needed"),
+            Verdict::NotMeasured => anyhow::bail!("the self-test was not measured"),
+            Verdict::Differ => anyhow::bail!(
+                "the self-test found a difference between Titan over QUIC and Titan over QUIC: what this run says of others is not \
+                 to be trusted either"
+            ),
+        }
     }
 
     /// Writes docs/BENCHMARKS.md with its plots and CSV, and the README's figures, in the repository `root`.

@@ -110,7 +110,7 @@ impl Data {
     fn add(&mut self, run: usize, record: Record) {
         match record {
             Record::Start(start) => self.add_start(run, start),
-            Record::Stream(stream) => self.add_stream(run, stream),
+            Record::Stream(stream) => self.add_stream(run, *stream),
             Record::Check(check) => self.checks.push(check),
             Record::Cpu(cpu) => self.add_cpu(run, &cpu),
             Record::Memory(memory) => self.memory.push((run, memory)),
@@ -204,17 +204,17 @@ impl Data {
             });
             median(&alike.map(|(_, record)| bytes(record) as f64).collect::<Vec<_>>())
         };
-        for (run, record) in memory.iter().filter(|(_, record)| record.connections > 0) {
-            // An idle connection against no connection, a stream against an idle connection.
-            let (before, measures) = match record.streams {
-                0 => (0, [Measure::MemoryIdleServer, Measure::MemoryIdleClient]),
-                _ => (record.connections, [Measure::MemoryStreamServer, Measure::MemoryStreamClient]),
+        for (run, record) in &memory {
+            let (count, measures) = match (record.connections, record.streams) {
+                (0, 0) => continue,
+                (connections, 0) => (connections, [Measure::MemoryIdleServer, Measure::MemoryIdleClient]),
+                (_, streams) => (streams, [Measure::MemoryStreamServer, Measure::MemoryStreamClient]),
             };
-            let at = self.setting(Setting::Memory { connections: record.connections });
+            let at = self.setting(Setting::Memory { connections: count });
             let sides: [fn(&MemoryRecord) -> u64; 2] = [|record| record.server_bytes, |record| record.client_bytes];
             for (measure, bytes) in measures.into_iter().zip(sides) {
-                let more = bytes(record) as f64 - resident(*run, record, before, 0, bytes);
-                let value = Value { run: *run, repetition: 0, value: more / f64::from(record.connections) / 1024.0 };
+                let more = bytes(record) as f64 - resident(*run, record, 0, 0, bytes);
+                let value = Value { run: *run, repetition: 0, value: more / f64::from(count) / 1024.0 };
                 if value.value.is_finite() {
                     self.values.entry((record.subject, at, measure)).or_default().push(value);
                 }

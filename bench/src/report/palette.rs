@@ -21,6 +21,7 @@ pub(super) fn look(subject: Subject) -> Look {
     let (class, colours, dashes) = match subject {
         Subject::TitanQuic => ("titan-quic", ("#d04f00", "#ff8a3d"), ""),
         Subject::TitanQuicAgain => ("titan-quic-again", ("#d04f00", "#ff8a3d"), "2 3"),
+        Subject::TitanAuto => ("titan-auto", ("#d04f00", "#ff8a3d"), "9 2"),
         Subject::TitanGrpc => ("titan-grpc", ("#9a6b00", "#e6b340"), "7 3"),
         Subject::Tonic => ("tonic", ("#0063a6", "#5aa9e6"), ""),
         Subject::TonicH3 => ("tonic-h3", ("#1f86c7", "#8cc8f2"), "5 3"),
@@ -33,9 +34,10 @@ pub(super) fn look(subject: Subject) -> Look {
     Look { class, colours, dashes, bold: subject == Subject::TitanQuic }
 }
 
-pub(super) const ALL: [Subject; 10] = [
+pub(super) const ALL: [Subject; 11] = [
     Subject::TitanQuic,
     Subject::TitanQuicAgain,
+    Subject::TitanAuto,
     Subject::TitanGrpc,
     Subject::Tonic,
     Subject::TonicH3,
