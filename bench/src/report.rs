@@ -26,6 +26,7 @@ mod twins;
 
 use std::{
     fs,
+    io::Write as _,
     path::{Path, PathBuf},
 };
 
@@ -86,7 +87,8 @@ pub(crate) struct Summary {
 impl Summary {
     /// The short table to the screen, and where the page is.
     pub(crate) fn print(&self) {
-        println!("{}", self.markdown);
+        // Whoever reads only the beginning, as `head` does, still gets the files.
+        let _ = writeln!(std::io::stdout(), "{}", self.markdown);
         eprintln!("page: {}", self.page.display());
     }
 
