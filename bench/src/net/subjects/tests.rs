@@ -55,12 +55,15 @@ impl Engine for Watched {
     }
 }
 
+/// Another address of this host: servers answer at each.
+const ELSEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
+
 /// A subject that is served, and a client of it.
 struct World {
     client: Box<dyn Client>,
     running: Arc<AtomicUsize>,
     serving: Serving,
-    _lab: Lab,
+    lab: Lab,
 }
 
 impl World {
@@ -77,17 +80,11 @@ impl World {
         let port = test_port(subject);
         let serving = soon(serve_at(subject, port, lab.path(), engine)).await.unwrap();
         let client = client_at(subject, SocketAddr::new(LOCALHOST, port), lab.path()).unwrap();
-        Some(Self { client, running, serving, _lab: lab })
+        Some(Self { client, running, serving, lab })
     }
 
-    /// Reads an answer to its end. Whether the server had to be looked for.
     async fn read(&self, tokens: u32) -> anyhow::Result<bool> {
-        let answer = soon(self.client.ask(tokens)).await?;
-        let routed = answer.routing.is_some();
-        let texts: Vec<String> = soon(answer.tokens.try_collect()).await?;
-        let indices: Vec<u32> = texts.iter().map(|text| Stamp::read(text, u64::MAX).unwrap().index).collect();
-        assert_eq!(indices, (0..tokens).collect::<Vec<_>>());
-        Ok(routed)
+        read(&*self.client, tokens).await
     }
 
     async fn until_nothing_runs(&self) {
@@ -98,6 +95,16 @@ impl World {
         })
         .await;
     }
+}
+
+/// Reads an answer to its end. Whether the server had to be looked for.
+async fn read(client: &dyn Client, tokens: u32) -> anyhow::Result<bool> {
+    let answer = soon(client.ask(tokens)).await?;
+    let routed = answer.routing.is_some();
+    let texts: Vec<String> = soon(answer.tokens.try_collect()).await?;
+    let indices: Vec<u32> = texts.iter().map(|text| Stamp::read(text, u64::MAX).unwrap().index).collect();
+    assert_eq!(indices, (0..tokens).collect::<Vec<_>>());
+    Ok(routed)
 }
 
 /// Not those of a measurement, nor of another test process: below the ports that the system gives to clients.
@@ -125,6 +132,10 @@ async fn check(subject: Subject) {
     try_join_all((0..8).map(|_| world.read(TOKENS))).await.unwrap();
     world.client.disconnect();
     try_join_all((0..8).map(|_| world.read(TOKENS))).await.unwrap();
+
+    let elsewhere = client_at(subject, SocketAddr::new(ELSEWHERE, test_port(subject)), world.lab.path()).unwrap();
+    soon(elsewhere.connect()).await.unwrap();
+    read(&*elsewhere, TOKENS).await.unwrap();
 
     world.until_nothing_runs().await;
     let mut answer = soon(world.client.ask(1_000_000)).await.unwrap();
@@ -185,6 +196,22 @@ async fn a_relay_that_ends_says_why() {
     let mut relay = Relay::start(command, relay::EndBy::Terminate, &output).unwrap();
     let error = soon(relay.ready(1, lab.path())).await.unwrap_err().to_string();
     assert!(error.contains("it ended") && error.contains("No such file"), "{error}");
+}
+
+#[tokio::test]
+async fn a_relay_does_not_outlive_who_started_it() {
+    let lab = Lab::new().unwrap();
+    let output = lab.path().join("sleep.log");
+    let start = move || {
+        let mut command = std::process::Command::new("sleep");
+        command.arg("600");
+        let relay = Relay::start(command, relay::EndBy::Kill, &output).unwrap();
+        let process = relay.processes()[0];
+        // As when a process is killed: nothing is dropped.
+        std::mem::forget(relay);
+        process
+    };
+    soon(gone(std::thread::spawn(start).join().unwrap())).await;
 }
 
 #[test]
