@@ -90,6 +90,12 @@ pub(crate) fn client(subject: Subject, server: IpAddr, lab: &Path) -> anyhow::Re
     client_at(subject, SocketAddr::new(server, first_port(subject)), lab)
 }
 
+/// A client of [`Subject::TitanQuic`] as the library makes it by default: where UDP is blocked, its answers come over gRPC.
+pub(crate) fn titan_with_fallback(server: IpAddr, lab: &Path) -> anyhow::Result<Box<dyn Client>> {
+    let server = SocketAddr::new(server, first_port(Subject::TitanQuic));
+    Ok(Box::new(titan::Titan::new(server, lab, Wire::Auto)?))
+}
+
 /// Whether `subject` can be measured on this machine. `Err` says what to install.
 pub(crate) fn available(subject: Subject) -> Result<(), String> {
     match subject {

@@ -107,10 +107,13 @@ async fn read(client: &dyn Client, tokens: u32) -> anyhow::Result<bool> {
     Ok(routed)
 }
 
+/// Ports of one test process: as many as all subjects need, and as many again.
+const TEST_PORTS: u16 = 20 * PORTS_PER_SUBJECT;
+
 /// Not those of a measurement, nor of another test process: below the ports that the system gives to clients.
 fn test_port(subject: Subject) -> u16 {
-    let process = u16::try_from(std::process::id() % 500).unwrap();
-    10_000 + process * 10 * PORTS_PER_SUBJECT + PORTS_PER_SUBJECT * subject as u16
+    let process = u16::try_from(std::process::id() % 250).unwrap();
+    10_000 + process * TEST_PORTS + PORTS_PER_SUBJECT * subject as u16
 }
 
 async fn soon<F: Future>(future: F) -> F::Output {
@@ -184,6 +187,18 @@ delivers_every_token_once_and_stops_when_dropped! {
     websocket: WebSocket,
     events_through_nginx: Nginx,
     events_through_smg: Smg,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn titan_chooses_its_wire_where_it_may() {
+    // Ports of their own: the other tests have theirs at the same time.
+    let port = test_port(Subject::TitanQuic) + TEST_PORTS / 2;
+    let (lab, engine) = (Lab::new().unwrap(), SyntheticEngine::new(TOKENS_PER_SECOND).timestamps(true));
+    let _serving = soon(serve_at(Subject::TitanQuic, port, lab.path(), Arc::new(engine))).await.unwrap();
+    let client = titan::Titan::new(SocketAddr::new(LOCALHOST, port), lab.path(), Wire::Auto).unwrap();
+    assert!(read(&client, TOKENS).await.unwrap());
+    client.disconnect();
+    assert!(!read(&client, TOKENS).await.unwrap());
 }
 
 #[tokio::test]

@@ -41,11 +41,13 @@ const READY_WITHIN: Duration = Duration::from_secs(30);
 /// Between two looks at whether it has.
 const READY_POLL: Duration = Duration::from_millis(20);
 
-/// One of Titan's two wires.
+/// What the client library is told of Titan's two wires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wire {
     Quic,
     Grpc,
+    /// QUIC, and gRPC where UDP gets no answer: what it does by default.
+    Auto,
 }
 
 /// Starts a coordinator, and an agent that registers with it.
@@ -110,6 +112,7 @@ impl Titan {
             .wire(match wire {
                 Wire::Quic => WirePreference::Quic,
                 Wire::Grpc => WirePreference::Grpc,
+                Wire::Auto => WirePreference::Auto,
             })
             .resolve(COORDINATOR_SERVER_NAME, server.ip())
             .resolve(AGENT_HOST, server.ip())
@@ -121,7 +124,7 @@ impl Titan {
         let prompt = Prompt { max_tokens: tokens, ..Prompt::new(SYNTHETIC_MODEL, PROMPT) };
         let generation = self.client.generate(prompt).await?;
         let (wire, wanted) = (generation.wire(), self.wire);
-        let as_asked = (wire == titan_client::Wire::Quic) == (wanted == Wire::Quic);
+        let as_asked = wanted == Wire::Auto || (wire == titan_client::Wire::Quic) == (wanted == Wire::Quic);
         ensure!(as_asked, "the answer came over {wire:?}, not over {wanted:?}");
         let routing = generation.routing();
         let tokens: Tokens = Box::pin(generation.map(|text| Ok(text?)));
@@ -131,7 +134,7 @@ impl Titan {
     /// Straight to the agent: the coordinator is no part of a connection.
     async fn connect_once(&self) -> anyhow::Result<()> {
         match self.wire {
-            Wire::Quic => {
+            Wire::Quic | Wire::Auto => {
                 let channel = QuicConnector::new(&self.tls)?.channel(self.agent.to_string(), server_name());
                 channel.connect().await?;
                 channel.disconnect();
