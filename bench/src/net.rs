@@ -80,8 +80,10 @@ pub(crate) async fn run(args: NetArgs, interrupt: CancellationToken) -> anyhow::
     Ok(())
 }
 
-/// The subjects that can be measured, and those that cannot.
-fn choose(args: &NetArgs) -> anyhow::Result<(Vec<Subject>, Vec<(Subject, String)>)> {
+/// Whom there is to measure, and who cannot be measured here, and why.
+type Choice = (Vec<Subject>, Vec<(Subject, String)>);
+
+fn choose(args: &NetArgs) -> anyhow::Result<Choice> {
     let mut skipped = Vec::new();
     let mut available = Vec::new();
     for &subject in Subject::value_variants() {

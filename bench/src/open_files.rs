@@ -30,6 +30,19 @@ pub(crate) fn allow(sockets: u64) -> anyhow::Result<()> {
     );
 }
 
+/// Raises this process' limit as far as it goes without a question, up to `sockets`: for who cannot say beforehand how many there will be.
+/// The first connection too many says so.
+pub(crate) fn allow_up_to(sockets: u64) {
+    if allow(sockets).is_ok() {
+        return;
+    }
+    if let Ok(mut limit) = read() {
+        limit.rlim_cur = limit.rlim_max;
+        // SAFETY: the pointer is to a limit that lives until the call returns. Refused, it stays as it was.
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) };
+    }
+}
+
 fn read() -> io::Result<libc::rlimit> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the pointer is to a limit to write to.

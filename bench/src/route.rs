@@ -182,7 +182,7 @@ async fn watched(
 fn order(cases: usize, repetition: u32) -> Vec<usize> {
     let first = usize::try_from(repetition).unwrap_or(0);
     let forwards = (0..cases).map(|at| (first + at) % cases);
-    if repetition % 2 == 0 { forwards.collect() } else { forwards.rev().collect() }
+    if repetition.is_multiple_of(2) { forwards.collect() } else { forwards.rev().collect() }
 }
 
 fn total_ms(args: &RouteArgs) -> u64 {

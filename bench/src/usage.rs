@@ -124,19 +124,6 @@ fn with_descendants(processes: &[u32]) -> io::Result<Vec<u32>> {
     Ok(found)
 }
 
-/// Lets this process open as many files as the system allows it: thousands of connections need it. Where it cannot, the first
-/// connection too many says so.
-pub(crate) fn raise_file_limit() {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: `limit` is valid for both calls.
-    unsafe {
-        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
-            limit.rlim_cur = limit.rlim_max;
-            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
-        }
-    }
-}
-
 fn seconds(time: libc::timeval) -> f64 {
     time.tv_sec as f64 + time.tv_usec as f64 / 1e6
 }

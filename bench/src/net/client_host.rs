@@ -21,15 +21,15 @@ use super::{
     args::HostArgs,
     protocol::{Answer, Numbered, Order, Start, Starts, Streamed},
     reading::{Reading, delivery},
-    stdio::{now_ns, serve_orders},
+    stdio::{MOST_SOCKETS, now_ns, serve_orders},
     subject::{Client, Held, Subject, Tokens},
     subjects,
 };
-use crate::usage::Usage;
+use crate::{open_files, usage::Usage};
 
 /// Does as it is told until standard input ends.
 pub(crate) async fn run(args: HostArgs) -> anyhow::Result<()> {
-    crate::usage::raise_file_limit();
+    open_files::allow_up_to(MOST_SOCKETS);
     let host = Arc::new(ClientHost {
         subject: args.subject,
         lab: args.lab,

@@ -78,6 +78,14 @@ impl Ground {
         }
     }
 
+    /// How late the emulator gave out 99 of 100 packets at most since this was asked last, in milliseconds.
+    pub(crate) fn take_emulator_lateness(&self) -> f64 {
+        match self {
+            Self::Emulated(network) => network.take_lateness().p99.as_secs_f64() * 1e3,
+            Self::Loopback => 0.0,
+        }
+    }
+
     /// Measures what `lane` does. `None` on loopback.
     pub(crate) async fn check(
         &self,

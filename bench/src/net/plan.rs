@@ -80,7 +80,7 @@ const FULL: Defaults = Defaults {
     seconds: 8.0,
     starts: 5,
     connections: &[1000, 10_000],
-    cpu: CpuPlan { repetitions: 6, streams: 100, clients: 10, duration: Duration::from_secs(5) },
+    cpu: CpuPlan { repetitions: 9, streams: 100, clients: 10, duration: Duration::from_secs(3) },
 };
 
 const QUICK: Defaults = Defaults {

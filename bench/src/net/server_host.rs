@@ -6,14 +6,14 @@ use super::{
     stdio::{say, serve_orders},
     subjects,
 };
-use crate::usage::Usage;
+use crate::{net::stdio::MOST_SOCKETS, open_files, usage::Usage};
 
 /// The number of what no order asked for: that it serves.
 pub(crate) const READY_ID: u64 = 0;
 
 /// Serves until standard input ends.
 pub(crate) async fn run(args: HostArgs) -> anyhow::Result<()> {
-    crate::usage::raise_file_limit();
+    open_files::allow_up_to(MOST_SOCKETS);
     let mut serving = subjects::serve(args.subject, &args.lab, args.token_rate).await?;
     say(&Numbered { id: READY_ID, body: Answer::Ready { note: serving.note.clone() } })?;
     let processes = serving.processes.clone();

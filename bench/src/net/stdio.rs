@@ -10,6 +10,9 @@ use tokio::sync::mpsc;
 
 use super::protocol::{Answer, Numbered, Order};
 
+/// Of one process: 20,000 connections, of which some need two files.
+pub(crate) const MOST_SOCKETS: u64 = 50_000;
+
 /// Answers orders, several at a time, until standard input ends.
 pub(crate) async fn serve_orders<F>(obey: impl Fn(Numbered<Order>) -> F) -> anyhow::Result<()>
 where

@@ -10,7 +10,7 @@ use crate::{
     net::{
         ground::{lossless, one_way},
         protocol::{Answer, Order, Streamed},
-        record::{Delivery, Event, Record, Recorder, StreamRecord, Traffic},
+        record::{CheckRecord, Delivery, Event, Record, Recorder, StreamRecord, Traffic},
         stdio::now_ns,
     },
     path::PathSettings,
@@ -44,12 +44,14 @@ impl CellRun<'_> {
         }
         self.ground.set(CHECK_LANE, PathSettings::from(conditions), self.seed);
         let length = Duration::from_secs_f64(f64::from(self.cell.tokens) / conditions.token_rate);
+        self.ground.take_emulator_lateness();
         let check = self.ground.check(CHECK_LANE, conditions, MOST_OF_CHECK.min(length));
         let streams = join_all(lanes.iter().zip(&opened).map(|(lane, opened)| self.stream(lane, opened, length)));
         let (records, check, moved) = tokio::join!(streams, check, self.moves(length / 2));
         moved?;
         put_all(recorder, records.into_iter().map(|record| Record::Stream(Box::new(record))))?;
-        put_all(recorder, check?.map(Record::Check))?;
+        let late = self.ground.take_emulator_lateness();
+        put_all(recorder, check?.map(|check| Record::Check(CheckRecord { emulator_late_p99_ms: late, ..check })))?;
         let close = lanes.iter().zip(&opened).filter_map(|(lane, opened)| Some((lane, *opened.as_ref().ok()?)));
         try_join_all(close.map(|(lane, opened)| lane.pair.client.obey(Order::Close { opened }))).await?;
         Ok(())

@@ -1,8 +1,14 @@
 //! The service of `grpc` over HTTP/3: tonic-h3 and h3-quinn.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
 
 use anyhow::{Context as _, anyhow};
+use futures_util::{Stream, StreamExt as _};
 use parking_lot::Mutex;
 use quinn::{
     ClientConfig, Endpoint, ServerConfig, TransportConfig,
@@ -10,6 +16,7 @@ use quinn::{
 };
 use titan_agent::engine::Engine;
 use titan_proto::v1::{agent_service_client::AgentServiceClient, agent_service_server::AgentServiceServer};
+use tokio::runtime::Handle;
 use tonic::service::Routes;
 use tonic_h3::{
     H3Channel,
@@ -22,7 +29,7 @@ use super::{
     grpc::{PING_INTERVAL, Service, request, texts},
     trust::{Trust, server_name, without_sessions},
 };
-use crate::net::subject::{Answer, Client, Held, Pending};
+use crate::net::subject::{Answer, Client, Held, Pending, Tokens};
 
 /// RFC 9114 §3.1.
 const ALPN: &[u8] = b"h3";
@@ -75,7 +82,8 @@ impl TonicH3 {
     async fn stream(&self, tokens: u32) -> anyhow::Result<Answer> {
         let channel = self.channel()?;
         let response = AgentServiceClient::new(channel).stream_inference(request(tokens)?).await?;
-        Ok(Answer { tokens: texts(response.into_inner()), routing: None })
+        let tokens = ReadToStop { tokens: Some(texts(response.into_inner())), runtime: Handle::current() };
+        Ok(Answer { tokens: Box::pin(tokens), routing: None })
     }
 
     fn channel(&self) -> anyhow::Result<Channel> {
@@ -100,6 +108,35 @@ impl Client for TonicH3 {
 
     fn disconnect(&self) {
         *self.channel.lock() = None;
+    }
+}
+
+/// An answer that can be dropped. h3-quinn 0.0.10 panics when an answer is stopped while a read waits (`RecvStream::stop_sending`), so
+/// the read ends first: at the next token.
+struct ReadToStop {
+    /// `None` when there is nothing left to read.
+    tokens: Option<Tokens>,
+    runtime: Handle,
+}
+
+impl Stream for ReadToStop {
+    type Item = anyhow::Result<String>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let Some(tokens) = &mut self.tokens else { return Poll::Ready(None) };
+        let item = ready!(tokens.as_mut().poll_next(cx));
+        if !matches!(item, Some(Ok(_))) {
+            self.tokens = None;
+        }
+        Poll::Ready(item)
+    }
+}
+
+impl Drop for ReadToStop {
+    fn drop(&mut self) {
+        if let Some(mut tokens) = self.tokens.take() {
+            self.runtime.spawn(async move { tokens.next().await });
+        }
     }
 }
 

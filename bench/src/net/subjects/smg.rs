@@ -36,7 +36,7 @@ pub(super) async fn serve(port: u16, lab: &Path, engine: Arc<dyn Engine>) -> any
     let settings = settings();
     let mut serving = Serving::new(format!(
         "{version} before the axum origin: TLS 1.3 and HTTP/2 to the client, HTTP/1.1 with kept connections to the origin; \
-         smg launch {}",
+         it leaves Nagle's algorithm on towards clients, and no flag turns that off; smg launch {}",
         settings.join(" ")
     ));
     origin::serve_plain(&mut serving, port + ORIGIN, engine).await?;

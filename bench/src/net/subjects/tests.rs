@@ -55,12 +55,15 @@ impl Engine for Watched {
     }
 }
 
+/// Another address of this host: servers answer at each.
+const ELSEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
+
 /// A subject that is served, and a client of it.
 struct World {
     client: Box<dyn Client>,
     running: Arc<AtomicUsize>,
     serving: Serving,
-    _lab: Lab,
+    lab: Lab,
 }
 
 impl World {
@@ -77,17 +80,11 @@ impl World {
         let port = test_port(subject);
         let serving = soon(serve_at(subject, port, lab.path(), engine)).await.unwrap();
         let client = client_at(subject, SocketAddr::new(LOCALHOST, port), lab.path()).unwrap();
-        Some(Self { client, running, serving, _lab: lab })
+        Some(Self { client, running, serving, lab })
     }
 
-    /// Reads an answer to its end. Whether the server had to be looked for.
     async fn read(&self, tokens: u32) -> anyhow::Result<bool> {
-        let answer = soon(self.client.ask(tokens)).await?;
-        let routed = answer.routing.is_some();
-        let texts: Vec<String> = soon(answer.tokens.try_collect()).await?;
-        let indices: Vec<u32> = texts.iter().map(|text| Stamp::read(text, u64::MAX).unwrap().index).collect();
-        assert_eq!(indices, (0..tokens).collect::<Vec<_>>());
-        Ok(routed)
+        read(&*self.client, tokens).await
     }
 
     async fn until_nothing_runs(&self) {
@@ -100,10 +97,23 @@ impl World {
     }
 }
 
+/// Reads an answer to its end. Whether the server had to be looked for.
+async fn read(client: &dyn Client, tokens: u32) -> anyhow::Result<bool> {
+    let answer = soon(client.ask(tokens)).await?;
+    let routed = answer.routing.is_some();
+    let texts: Vec<String> = soon(answer.tokens.try_collect()).await?;
+    let indices: Vec<u32> = texts.iter().map(|text| Stamp::read(text, u64::MAX).unwrap().index).collect();
+    assert_eq!(indices, (0..tokens).collect::<Vec<_>>());
+    Ok(routed)
+}
+
+/// Ports of one test process: as many as all subjects need, and as many again.
+const TEST_PORTS: u16 = 20 * PORTS_PER_SUBJECT;
+
 /// Not those of a measurement, nor of another test process: below the ports that the system gives to clients.
 fn test_port(subject: Subject) -> u16 {
-    let process = u16::try_from(std::process::id() % 500).unwrap();
-    10_000 + process * 10 * PORTS_PER_SUBJECT + PORTS_PER_SUBJECT * subject as u16
+    let process = u16::try_from(std::process::id() % 250).unwrap();
+    10_000 + process * TEST_PORTS + PORTS_PER_SUBJECT * subject as u16
 }
 
 async fn soon<F: Future>(future: F) -> F::Output {
@@ -125,6 +135,10 @@ async fn check(subject: Subject) {
     try_join_all((0..8).map(|_| world.read(TOKENS))).await.unwrap();
     world.client.disconnect();
     try_join_all((0..8).map(|_| world.read(TOKENS))).await.unwrap();
+
+    let elsewhere = client_at(subject, SocketAddr::new(ELSEWHERE, test_port(subject)), world.lab.path()).unwrap();
+    soon(elsewhere.connect()).await.unwrap();
+    read(&*elsewhere, TOKENS).await.unwrap();
 
     world.until_nothing_runs().await;
     let mut answer = soon(world.client.ask(1_000_000)).await.unwrap();
@@ -175,6 +189,18 @@ delivers_every_token_once_and_stops_when_dropped! {
     events_through_smg: Smg,
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn titan_chooses_its_wire_where_it_may() {
+    // Ports of their own: the other tests have theirs at the same time.
+    let port = test_port(Subject::TitanQuic) + TEST_PORTS / 2;
+    let (lab, engine) = (Lab::new().unwrap(), SyntheticEngine::new(TOKENS_PER_SECOND).timestamps(true));
+    let _serving = soon(serve_at(Subject::TitanQuic, port, lab.path(), Arc::new(engine))).await.unwrap();
+    let client = titan::Titan::new(SocketAddr::new(LOCALHOST, port), lab.path(), Wire::Auto).unwrap();
+    assert!(read(&client, TOKENS).await.unwrap());
+    client.disconnect();
+    assert!(!read(&client, TOKENS).await.unwrap());
+}
+
 #[tokio::test]
 async fn a_relay_that_ends_says_why() {
     let Ok(program) = nginx::program() else { return println!("skipped: no nginx") };
@@ -185,6 +211,22 @@ async fn a_relay_that_ends_says_why() {
     let mut relay = Relay::start(command, relay::EndBy::Terminate, &output).unwrap();
     let error = soon(relay.ready(1, lab.path())).await.unwrap_err().to_string();
     assert!(error.contains("it ended") && error.contains("No such file"), "{error}");
+}
+
+#[tokio::test]
+async fn a_relay_does_not_outlive_who_started_it() {
+    let lab = Lab::new().unwrap();
+    let output = lab.path().join("sleep.log");
+    let start = move || {
+        let mut command = std::process::Command::new("sleep");
+        command.arg("600");
+        let relay = Relay::start(command, relay::EndBy::Kill, &output).unwrap();
+        let process = relay.processes()[0];
+        // As when a process is killed: nothing is dropped.
+        std::mem::forget(relay);
+        process
+    };
+    soon(gone(std::thread::spawn(start).join().unwrap())).await;
 }
 
 #[test]

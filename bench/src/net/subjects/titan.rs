@@ -41,12 +41,12 @@ const READY_WITHIN: Duration = Duration::from_secs(30);
 /// Between two looks at whether it has.
 const READY_POLL: Duration = Duration::from_millis(20);
 
-/// Which of Titan's two wires a client uses.
+/// What the client library is told of Titan's two wires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wire {
     Quic,
     Grpc,
-    /// As the client library decides by default.
+    /// QUIC, and gRPC where UDP gets no answer: what it does by default.
     Auto,
 }
 
