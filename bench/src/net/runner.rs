@@ -5,7 +5,7 @@ mod memory;
 mod starts;
 mod streams;
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
@@ -173,6 +173,17 @@ impl CellRun<'_> {
                 Lane { lane, subject, pair, repetition, seed }
             })
             .collect()
+    }
+}
+
+/// How many lanes are apart that do the same at the same time.
+const PHASES: u32 = 32;
+
+impl Lane<'_> {
+    /// This lane's share of `period`: all at once, they would wait for each other's turn on a CPU, which no network makes them.
+    /// Neighbours, of one subject, are far apart.
+    fn phase(&self, period: Duration) -> Duration {
+        period * (u32::from(self.lane) * 13 % PHASES) / PHASES
     }
 }
 

@@ -238,8 +238,13 @@ impl Data {
         }
     }
 
-    /// Those that were measured, in the order of the suite, the self-test's twin left out.
+    /// Those that were measured, in the order of the suite, without those that are another one again.
     pub(super) fn subjects(&self) -> Vec<Subject> {
+        self.subjects_and_variants().into_iter().filter(|subject| !subject.is_variant()).collect()
+    }
+
+    /// The same with those that are there for one kind of network, the self-test's twin left out.
+    pub(super) fn subjects_and_variants(&self) -> Vec<Subject> {
         let measured = self.values.keys().map(|key| key.0).chain(self.outcomes.keys().map(|key| key.0));
         let subjects: BTreeSet<Subject> = measured.filter(|subject| *subject != Subject::TitanQuicAgain).collect();
         subjects.into_iter().collect()

@@ -485,5 +485,5 @@ fn outcome_bars(data: &Data, network: &Conditions, tried: &'static str, measure:
             text,
         })
     };
-    data.subjects().into_iter().filter_map(row).collect()
+    data.subjects_and_variants().into_iter().filter_map(row).collect()
 }

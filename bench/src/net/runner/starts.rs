@@ -15,6 +15,8 @@ use crate::{
 
 /// For one start. Handshakes whose packets are lost again and again back off to several seconds.
 const DEADLINE: Duration = Duration::from_secs(15);
+/// Over which the lanes begin.
+const SPREAD: Duration = Duration::from_millis(500);
 /// One order is a connection and three starts.
 const SLACK: Duration = Duration::from_secs(75);
 
@@ -28,6 +30,7 @@ impl CellRun<'_> {
         }
         let results = join_all(lanes.iter().map(async |lane| {
             let mut records = Vec::new();
+            tokio::time::sleep(lane.phase(SPREAD)).await;
             for _ in 0..self.cell.starts {
                 records.extend(self.start(lane).await?);
             }

@@ -179,6 +179,7 @@ macro_rules! delivers_every_token_once_and_stops_when_dropped {
 delivers_every_token_once_and_stops_when_dropped! {
     titan_over_quic: TitanQuic,
     titan_over_quic_again: TitanQuicAgain,
+    titan_over_quic_or_grpc: TitanAuto,
     titan_over_grpc: TitanGrpc,
     tonic_over_http2: Tonic,
     tonic_over_http3: TonicH3,
@@ -187,18 +188,6 @@ delivers_every_token_once_and_stops_when_dropped! {
     websocket: WebSocket,
     events_through_nginx: Nginx,
     events_through_smg: Smg,
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn titan_chooses_its_wire_where_it_may() {
-    // Ports of their own: the other tests have theirs at the same time.
-    let port = test_port(Subject::TitanQuic) + TEST_PORTS / 2;
-    let (lab, engine) = (Lab::new().unwrap(), SyntheticEngine::new(TOKENS_PER_SECOND).timestamps(true));
-    let _serving = soon(serve_at(Subject::TitanQuic, port, lab.path(), Arc::new(engine))).await.unwrap();
-    let client = titan::Titan::new(SocketAddr::new(LOCALHOST, port), lab.path(), Wire::Auto).unwrap();
-    assert!(read(&client, TOKENS).await.unwrap());
-    client.disconnect();
-    assert!(!read(&client, TOKENS).await.unwrap());
 }
 
 #[tokio::test]
