@@ -118,12 +118,17 @@ impl Plan {
 
     /// About how long it takes.
     pub(crate) fn estimate(&self) -> Duration {
-        let cells: Duration = self.cells.iter().map(Cell::estimate).sum();
+        let cells: Duration = self.cells.iter().map(|cell| cell.estimate(self.clients())).sum();
         let subjects = u32::try_from(self.subjects.len()).unwrap_or(u32::MAX);
         let cpu = self.cpu.map_or(Duration::ZERO, |cpu| cpu.estimate_of_one() * cpu.repetitions * subjects);
         // Idle connections, and streams.
         let connections = 2 * self.memory.iter().max().copied().unwrap_or(0) * subjects;
         cells + cpu + Duration::from_secs_f64(SECONDS_PER_CONNECTION * f64::from(connections))
+    }
+
+    /// Of all subjects and repetitions.
+    pub(crate) fn clients(&self) -> usize {
+        self.subjects.len() * self.repetitions as usize
     }
 
     /// The first one of TCP that is measured.
@@ -239,13 +244,22 @@ fn one_of<T: Copy + PartialEq>(list: &[T], wanted: T) -> T {
 
 /// Connecting before a stream, its round trips and its slack not included.
 const OVERHEAD_OF_STREAM: Duration = Duration::from_secs(2);
-/// Round trips of one start of each kind, connecting apart included, of the slowest subject; and what computing takes.
-const ROUND_TRIPS_OF_START: f64 = 24.0;
-const OVERHEAD_OF_START: Duration = Duration::from_millis(400);
+/// Round trips of one start of each kind, connecting apart included; and what computing takes.
+const ROUND_TRIPS_OF_START: f64 = 16.0;
+const OVERHEAD_OF_START: Duration = Duration::from_millis(60);
+
+/// How many lanes start at once: handshakes take milliseconds of CPU time, and on a short path so many would wait for each other and
+/// not for the network.
+pub(crate) fn starts_at_once(rtt_ms: f64) -> usize {
+    const LEAST: f64 = 4.0;
+    const PER_MS: f64 = 0.24;
+    // A rounded number of lanes, of which there are at most 254.
+    (rtt_ms * PER_MS).max(LEAST).min(f64::from(u8::MAX)) as usize
+}
 
 impl Cell {
-    /// About how long it takes, for the time that is left.
-    pub(crate) fn estimate(&self) -> Duration {
+    /// About how long it takes with so many clients, for the time that is left.
+    pub(crate) fn estimate(&self, clients: usize) -> Duration {
         let round_trip = Duration::from_secs_f64(self.conditions.rtt_ms / 1e3);
         let stream = match self.tokens {
             0 => Duration::ZERO,
@@ -255,7 +269,9 @@ impl Cell {
                     + OVERHEAD_OF_STREAM
             }
         };
-        stream + (OVERHEAD_OF_START + round_trip.mul_f64(ROUND_TRIPS_OF_START)) * self.starts
+        let turns =
+            self.starts * u32::try_from(clients.div_ceil(starts_at_once(self.conditions.rtt_ms))).unwrap_or(u32::MAX);
+        stream + (OVERHEAD_OF_START + round_trip.mul_f64(ROUND_TRIPS_OF_START)) * turns
     }
 }
 

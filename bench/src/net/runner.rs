@@ -70,7 +70,7 @@ async fn run(
         if cell.starts > 0 {
             run.starts(recorder).await.with_context(|| format!("starts at {}", cell.conditions))?;
         }
-        progress.advance(cell.estimate());
+        progress.advance(cell.estimate(plan.clients()));
     }
     if let Some((_, hosts)) = hosts {
         hosts.stop().await;
@@ -192,8 +192,7 @@ const CHECK_LANE: u8 = 0;
 
 /// Lanes that a plan needs, the checked one included.
 pub(crate) fn lanes_needed(plan: &Plan) -> anyhow::Result<u8> {
-    let clients = plan.subjects.len() * plan.repetitions as usize;
-    u8::try_from(clients + 1).ok().filter(|&lanes| lanes < u8::MAX).with_context(|| {
+    u8::try_from(plan.clients() + 1).ok().filter(|&lanes| lanes < u8::MAX).with_context(|| {
         format!(
             "{} subjects with {} repetitions are too many side by side: at most 253 together",
             plan.subjects.len(),

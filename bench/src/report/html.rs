@@ -50,6 +50,11 @@ pub(super) fn page(contents: &Contents) -> String {
         section("What failed", failed_said(data), &failures(data)),
         skipped(data),
         section("How it was measured", "", &method()),
+        section(
+            "Whom",
+            "",
+            &definitions(notes::settings(data).into_iter().map(|(subject, note)| (subject.label(), note))),
+        ),
         section("Where it was measured", "", &places(data)),
     ];
     format!(

@@ -98,6 +98,14 @@ pub(super) fn document(contents: &Contents, plots: &str) -> String {
     parts.extend(skipped(contents));
     parts.push("## How and where it was measured".to_owned());
     parts.push(notes::METHOD.map(|(term, text)| format!("- **{term}**: {text}")).join("\n"));
+    let settings = notes::settings(&contents.data);
+    parts.push(
+        settings
+            .iter()
+            .map(|(who, note)| format!("- {}: {}", who.label(), escape(note)))
+            .collect::<Vec<_>>()
+            .join("\n"),
+    );
     for run in &contents.data.runs {
         parts.push(
             notes::facts(run)

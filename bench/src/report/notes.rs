@@ -87,7 +87,7 @@ pub(super) const METHOD: [(&str, &str); 13] = [
     (
         "Path",
         "Two hosts, network namespaces on one machine, joined by an emulator that delays, loses and paces IP packets, for TCP and UDP \
-         alike, with fixed seeds. Losses are in each direction. Every subject and repetition has a path of its own with the same settings.",
+         alike, with fixed seeds. Losses are in each direction; streams connect without any, then they begin. Every subject and repetition has a path of its own with the same settings.",
     ),
     (
         "Subject",
@@ -113,14 +113,19 @@ pub(super) const METHOD: [(&str, &str); 13] = [
     ),
     (
         "CPU",
-        "User and system time of all processes of a side, relays included, one subject at a time over a clean path.",
+        "User and system time of all processes of a side, relays included, one subject at a time over a clean path. What the kernel does \
+         for packets that arrive is done in the emulator's thread and counts for nobody: TCP does more of its work there than QUIC.",
     ),
     (
         "Memory",
-        "Resident memory with so many idle connections, less that with none, by their number; and with a stream running on each, less \
-         that with them idle.",
+        "Resident memory with so many idle connections, less that with none, by their number; and the same of streams that have begun \
+         and wait, up to a hundred on a connection where the protocol has that. Processes do nothing else, before or meanwhile.",
     ),
-    ("Recovery", "From the change of the client's address, half-way through an answer, to the next token read."),
+    (
+        "Recovery",
+        "From the change of the client's address, half-way through an answer, until a token is read that was sent after it. Without a \
+         change that takes half a round trip.",
+    ),
     (
         "Median and interval",
         "Figures are medians over repetitions. The interval holds the true median with at least 95 % confidence, from order statistics \
@@ -148,6 +153,17 @@ pub(super) fn facts(run: &Run) -> Vec<(&'static str, String)> {
         ("TCP of the machine", environment.tcp_congestion_control.clone()),
         ("interrupted", if run.interrupted { "yes" } else { "no" }.to_owned()),
     ]
+}
+
+/// What each subject is and how it is set, as its server says.
+pub(super) fn settings(data: &Data) -> Vec<(Subject, String)> {
+    let mut all: Vec<(Subject, String)> = Vec::new();
+    for (subject, note) in data.runs.iter().flat_map(|run| &run.notes) {
+        if !subject.is_variant() && all.iter().all(|(known, _)| known != subject) {
+            all.push((*subject, note.clone()));
+        }
+    }
+    all
 }
 
 /// Who did not run, and why.

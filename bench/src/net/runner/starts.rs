@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use tokio::sync::Semaphore;
 
 use super::{CellRun, Lane, put_all};
 use crate::{
     net::{
+        plan::starts_at_once,
         protocol::{Answer, Order, Start, Starts},
         record::{Record, Recorder, StartRecord, StartState},
     },
@@ -21,17 +23,19 @@ const SPREAD: Duration = Duration::from_millis(500);
 const SLACK: Duration = Duration::from_secs(75);
 
 impl CellRun<'_> {
-    /// All lanes at once, each with one start after another.
+    /// Several lanes at once, each with one start after another.
     pub(super) async fn starts(&self, recorder: &mut Recorder) -> anyhow::Result<()> {
         let lanes = self.lanes();
         for lane in &lanes {
             // Another stream of luck than that of the tokens.
             self.ground.set(lane.lane, PathSettings::from(&self.cell.conditions), !lane.seed);
         }
+        let turns = Semaphore::new(starts_at_once(self.cell.conditions.rtt_ms));
         let results = join_all(lanes.iter().map(async |lane| {
             let mut records = Vec::new();
             tokio::time::sleep(lane.phase(SPREAD)).await;
             for _ in 0..self.cell.starts {
+                let _turn = turns.acquire().await?;
                 records.extend(self.start(lane).await?);
             }
             Ok::<_, anyhow::Error>(records)
