@@ -111,7 +111,7 @@ impl Data {
         match record {
             Record::Start(start) => self.add_start(run, start),
             Record::Stream(stream) => self.add_stream(run, *stream),
-            Record::Check(check) => self.checks.push(check),
+            Record::Check(check) => self.checks.push(marked_if_late(check)),
             Record::Cpu(cpu) => self.add_cpu(run, &cpu),
             Record::Memory(memory) => self.memory.push((run, memory)),
         }
@@ -327,14 +327,16 @@ impl Data {
         self.commonest(Measure::CpuServer, |setting| matches!(setting, Setting::Cpu { .. }))
     }
 
-    /// The setting of the memory measurements: that with most connections, where one is told from noise best.
+    /// The setting of the memory measurements: of those with most subjects, that with most connections, where one is told from
+    /// noise best.
     pub(super) fn memory_setting(&self, measure: Measure) -> Option<&Setting> {
-        let connections = |setting: &Setting| match setting {
-            Setting::Memory { connections } => *connections,
-            _ => 0,
+        let subjects = |at: usize| self.values.keys().filter(|key| (key.1, key.2) == (at, measure)).count();
+        let used = self.values.keys().filter(|key| key.2 == measure).map(|key| key.1);
+        let rank = |at: usize| match self.settings.get(at) {
+            Some(Setting::Memory { connections }) => (subjects(at), *connections),
+            _ => (0, 0),
         };
-        let used = self.values.keys().filter(|key| key.2 == measure).filter_map(|key| self.settings.get(key.1));
-        used.max_by_key(|setting| connections(setting))
+        used.max_by_key(|&at| rank(at)).and_then(|at| self.settings.get(at))
     }
 
     fn commonest(&self, measure: Measure, fits: impl Fn(&Setting) -> bool) -> Option<&Setting> {
@@ -401,4 +403,19 @@ impl Setting {
             Self::Memory { connections } => format!("{} connections", format::plain(f64::from(*connections))),
         }
     }
+}
+
+/// An emulator that waits for a CPU delays packets beyond what was asked of it: by more than this share of the round trip, and by more
+/// than this, a figure of gaps is not the network's alone.
+const LATE_SHARE: f64 = 0.05;
+const LATE_MS: f64 = 5.0;
+
+fn marked_if_late(check: CheckRecord) -> CheckRecord {
+    let late_ms = check.emulator_late_p99_ms;
+    if late_ms <= LATE_MS.max(LATE_SHARE * check.conditions.rtt_ms) {
+        return check;
+    }
+    let late = format!("one packet of a hundred left the emulator {late_ms:.1} ms late or later");
+    let marked = check.marked.map_or_else(|| late.clone(), |marked| format!("{marked}; {late}"));
+    CheckRecord { marked: Some(marked), ..check }
 }

@@ -274,13 +274,15 @@ fn checks(data: &Data) -> String {
             cell(&format!("{} %{model}", plain(loss(check)))),
             cell(&percent(check.lost_to_server_percent)),
             cell(&percent(check.lost_to_client_percent)),
+            cell(&format!("{} ms", number(check.emulator_late_p99_ms))),
             cell(&grouped(&check.sent_packets.to_string())),
             cell(&rate),
             mark,
         ];
         (None, cells)
     };
-    let names = ["RTT set", "RTT by ping", "loss set", "to server", "to client", "packets sent", "rate", ""];
+    let names =
+        ["RTT set", "RTT by ping", "loss set", "to server", "to client", "late, p99", "packets sent", "rate", ""];
     let some = |checks: &[&CheckRecord]| table(&head(&names), checks.iter().map(row));
     let marked: Vec<&CheckRecord> = sorted.iter().copied().filter(|check| check.marked.is_some()).collect();
     let off = if marked.is_empty() { String::new() } else { some(&marked) };

@@ -369,12 +369,13 @@ fn memory(data: &Data) -> Figure {
     };
     let panels = [
         panel("KiB per idle connection", [Measure::MemoryIdleServer, Measure::MemoryIdleClient]),
-        panel("KiB more per running stream", [Measure::MemoryStreamServer, Measure::MemoryStreamClient]),
+        panel("KiB per waiting stream", [Measure::MemoryStreamServer, Measure::MemoryStreamClient]),
     ];
     Figure {
         name: "memory",
         title: "What a connection costs in memory",
-        caption: "Growth of resident memory: with idle connections against none, and with a stream on each against idle ones.".to_owned(),
+        caption: "Growth of resident memory: with idle connections against none, and with streams that have begun and wait against none."
+            .to_owned(),
         panels: panels.into_iter().flatten().collect(),
     }
 }

@@ -67,6 +67,21 @@ async fn measure_one(
     progress: &Progress,
 ) -> anyhow::Result<()> {
     let (pair, _) = Pair::start(ground, subject, lab, TOKEN_RATE).await?;
+    let result = fill(&pair, plan, subject, kind, ground, recorder, progress).await;
+    // In any case: the next one listens on the same ports.
+    pair.stop().await;
+    result
+}
+
+async fn fill(
+    pair: &Pair,
+    plan: &Plan,
+    subject: Subject,
+    kind: Kind,
+    ground: &Ground,
+    recorder: &mut Recorder,
+    progress: &Progress,
+) -> anyhow::Result<()> {
     let server = ground.server_address(LANE);
     let mut held = 0;
     let mut points = plan.memory.clone();
@@ -95,6 +110,5 @@ async fn measure_one(
         put_all(recorder, [Record::Memory(record)])?;
         progress.advance(Duration::from_secs_f64(SECONDS_PER_CONNECTION * f64::from(more)));
     }
-    pair.stop().await;
     Ok(())
 }
