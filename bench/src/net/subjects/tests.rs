@@ -126,8 +126,7 @@ async fn check(subject: Subject) {
     println!("{subject:?}: {}; processes {:?}", world.serving.note, world.serving.processes);
     soon(world.client.connect()).await.unwrap();
 
-    let titan = matches!(subject, Subject::TitanQuic | Subject::TitanQuicAgain | Subject::TitanGrpc);
-    assert_eq!(world.read(TOKENS).await.unwrap(), titan, "Titan looks for its server the first time");
+    assert_eq!(world.read(TOKENS).await.unwrap(), subject.is_titan(), "Titan looks for its server the first time");
     assert!(!world.read(1).await.unwrap(), "over the same connection");
     world.client.disconnect();
     assert!(!world.read(TOKENS).await.unwrap(), "over another connection");
