@@ -52,7 +52,7 @@ pub(crate) async fn run(args: NetArgs, interrupt: CancellationToken) -> anyhow::
     };
     let lab = Lab::new()?;
     let dir = args.out.clone().unwrap_or_else(|| PathBuf::from(format!("bench-results/{}", environment.started_at)));
-    let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
+    let command = command_line();
     let mut run = Run { schema: SCHEMA, environment, command, interrupted: true, skipped, notes: Vec::new() };
     let mut recorder = Recorder::create(&dir, &run)?;
     eprintln!(
@@ -78,6 +78,16 @@ pub(crate) async fn run(args: NetArgs, interrupt: CancellationToken) -> anyhow::
         summary.check_self_test()?;
     }
     Ok(())
+}
+
+/// The arguments, save for where the results go: that is of no interest to who reads them.
+fn command_line() -> String {
+    let mut words = std::env::args().skip(1).collect::<Vec<_>>();
+    if let Some(at) = words.iter().position(|word| word == "--out") {
+        words.drain(at..words.len().min(at + 2));
+    }
+    words.retain(|word| !word.starts_with("--out="));
+    words.join(" ")
 }
 
 /// Whom there is to measure, and who cannot be measured here, and why.

@@ -32,9 +32,12 @@ use std::{
 use anyhow::Context as _;
 use parking_lot::{Mutex, MutexGuard};
 
-pub(crate) use self::{emulator::Lateness, netns::Host};
-use self::{emulator::LatenessCounter, lane::Lanes};
-use crate::net::record::{Conditions, Event, Loss, Traffic};
+use self::lane::Lanes;
+pub(crate) use self::netns::Host;
+use crate::{
+    net::record::{Conditions, Event, Loss, Traffic},
+    stats::Durations,
+};
 
 /// As many addresses as 10.78.0.0/24 has, without its first and last.
 const MOST_LANES: u8 = 254;
@@ -44,7 +47,7 @@ pub(crate) struct Network {
     client: Host,
     server: Host,
     lanes: Arc<Mutex<Lanes>>,
-    lateness: Arc<Mutex<LatenessCounter>>,
+    lateness: Arc<Mutex<Durations>>,
     /// How many addresses the client had.
     moves: AtomicU16,
     emulator: Option<Emulator>,
@@ -103,7 +106,7 @@ impl Network {
         let (client, client_device) = Host::new(vec![client_address(0)])?;
         let (server, server_device) = Host::new((0..lanes).map(Self::server_address).collect())?;
         let lanes = Arc::new(Mutex::new(Lanes::new(lanes)));
-        let lateness = Arc::new(Mutex::new(LatenessCounter::new()?));
+        let lateness = Arc::new(Mutex::new(Durations::new()));
         let (stopped, stop) = io::pipe().context("cannot make a pipe")?;
         let thread = {
             let (lanes, lateness) = (Arc::clone(&lanes), Arc::clone(&lateness));
@@ -171,8 +174,8 @@ impl Network {
 
     /// How late the emulator gave packets out since this was asked last. Beside the delays asked for, it says how far to trust
     /// a run: a machine without a CPU to spare makes it late.
-    pub(crate) fn take_lateness(&self) -> Lateness {
-        self.lateness.lock().take()
+    pub(crate) fn take_lateness(&self) -> Durations {
+        std::mem::replace(&mut *self.lateness.lock(), Durations::new())
     }
 }
 

@@ -36,19 +36,10 @@ impl Process {
         name: &'static str,
         arguments: impl IntoIterator<Item = A>,
     ) -> anyhow::Result<(Self, T)> {
-        let mut child = Command::new(std::env::current_exe()?)
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            // A group of its own: Ctrl-C on the terminal is for the parent, which still asks what was used.
-            .process_group(0)
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("starting {name} as a process"))?;
-        let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
-            anyhow::bail!("the process of {name} has no standard input or output");
-        };
-        let mut process = Self { name, child, stdin, stdout: BufReader::new(stdout).lines() };
+        let mut command = this_program()?;
+        command.args(arguments);
+        let (child, stdin, stdout) = spawn(command, name)?;
+        let mut process = Self { name, child, stdin, stdout };
         let first = process.line().await.with_context(|| format!("{name} did not start"))?;
         Ok((process, first))
     }
@@ -62,16 +53,44 @@ impl Process {
 
     /// Ends it.
     pub(crate) async fn stop(self) {
-        let Self { mut child, stdin, .. } = self;
-        drop(stdin);
-        // What does not end by itself is killed when `child` is dropped.
-        let _ = timeout(STOP_TIME, child.wait()).await;
+        end(self.child, self.stdin).await;
     }
 
     async fn line<T: DeserializeOwned>(&mut self) -> anyhow::Result<T> {
         let line = timeout(ANSWER_TIME, self.stdout.next_line()).await.context("no answer")??;
         Ok(serde_json::from_str(&line.context("it ended")?)?)
     }
+}
+
+/// This program again, with arguments still to come.
+pub(crate) fn this_program() -> anyhow::Result<std::process::Command> {
+    Ok(std::process::Command::new(std::env::current_exe().context("cannot find this program's file")?))
+}
+
+/// Starts `command`, called `name` in messages, with pipes to write and read lines.
+pub(crate) fn spawn(
+    command: std::process::Command,
+    name: &str,
+) -> anyhow::Result<(Child, ChildStdin, Lines<BufReader<ChildStdout>>)> {
+    let mut child = Command::from(command)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        // A group of its own: Ctrl-C on the terminal is for the parent, which ends it, and may still ask what was used.
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .with_context(|| format!("cannot start {name} as a process"))?;
+    let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
+        anyhow::bail!("the process of {name} has no standard input or output");
+    };
+    Ok((child, stdin, BufReader::new(stdout).lines()))
+}
+
+/// Ends what was started by [`spawn`].
+pub(crate) async fn end(mut child: Child, stdin: ChildStdin) {
+    drop(stdin);
+    // What does not end by itself is killed when `child` is dropped.
+    let _ = timeout(STOP_TIME, child.wait()).await;
 }
 
 /// The other side: tells the parent where this process listens, then answers it, and ends the process when standard input ends.
@@ -93,10 +112,13 @@ fn answer() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn say(what: &impl Serialize) -> anyhow::Result<()> {
+/// Writes one line.
+pub(crate) fn say(what: &impl Serialize) -> anyhow::Result<()> {
     use std::io::Write as _;
+    // Made before the output is taken: several may want to say something.
+    let mut line = serde_json::to_vec(what)?;
+    line.push(b'\n');
     let mut out = std::io::stdout().lock();
-    serde_json::to_writer(&mut out, what)?;
-    out.write_all(b"\n")?;
+    out.write_all(&line)?;
     Ok(out.flush()?)
 }

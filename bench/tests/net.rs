@@ -81,7 +81,9 @@ fn every_token_of_every_subject_arrives_once_over_a_network_that_is_what_it_is_s
     let seeds: HashSet<u64> = streams.iter().map(|stream| stream["seed"].as_u64().unwrap()).collect();
     assert_eq!(seeds.len(), 2 * 2);
     for check in samples(&out, "check") {
-        assert!(check["marked"].is_null(), "{check}");
+        // A busy machine may make the path slower than it should be, never faster; and it loses nothing more.
+        assert!(!check["marked"].as_str().unwrap_or_default().contains("lost"), "{check}");
+        assert!(check["ping_rtt_ms"].as_f64() >= check["conditions"]["rtt_ms"].as_f64(), "{check}");
     }
     for start in samples(&out, "start") {
         assert!(start["failed"].is_null(), "{}: {}", start["subject"], start["failed"]);
@@ -97,7 +99,8 @@ fn the_self_test_compares_titan_with_itself() {
     }
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("results");
-    // By chance alone it finds a difference in one run of twenty: what it says is not asserted, that it says something is.
+    // By chance alone it finds a difference in one run of twenty: which of the two it says is not asserted, that it has enough pairs to
+    // say it, and ends accordingly, is. That it finds a real difference: report/tests.rs.
     let network =
         "--rtt 20 --loss 1 --events none --congestion-control bbr --token-rate 50 --streams 1 --bandwidth 100";
     let output =
@@ -106,8 +109,8 @@ fn the_self_test_compares_titan_with_itself() {
         samples(&out, "stream").iter().map(|stream| stream["subject"].as_str().unwrap().to_owned()).collect();
     assert_eq!(subjects, HashSet::from(["titan-quic".to_owned(), "titan-quic-again".to_owned()]));
     let table = String::from_utf8(output.stdout).unwrap();
-    let passed = table.contains("Self-test: Passed");
-    assert!(passed || table.contains("Self-test: "), "{table}");
+    let (passed, failed) = (table.contains("Self-test: Passed"), table.contains("Self-test: FAILED"));
+    assert!(passed != failed, "{table}");
     assert_eq!(output.status.success(), passed, "{table}");
 }
 

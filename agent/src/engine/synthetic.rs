@@ -132,7 +132,8 @@ async fn tick(interval: Duration, timestamps: bool, usage: Usage, events: mpsc::
     let _ = events.send(Ok(Event::Done(usage))).await;
 }
 
-fn now_ns() -> u64 {
+/// Nanoseconds since 1970, by the clock that stamps are made with.
+pub fn now_ns() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -1,12 +1,8 @@
 //! The reading side: connections, and the streams spread over them.
 
-use std::{
-    future::Future,
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{future::Future, sync::Arc};
 
-use titan_agent::engine::synthetic::{SYNTHETIC_MODEL, Stamp};
+use titan_agent::engine::synthetic::{SYNTHETIC_MODEL, Stamp, now_ns};
 use titan_proto::v1::StreamRequest;
 use tokio::{
     task::JoinSet,
@@ -172,10 +168,4 @@ async fn read(
         tally.token(now.saturating_sub(due), now.saturating_sub(sent));
     }
     Err(Status::internal("the stream ended without its last message"))
-}
-
-/// By the clock that the agent's process reads too.
-fn now_ns() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -14,14 +14,14 @@ use std::{
 use anyhow::Context as _;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use parking_lot::Mutex;
-use titan_agent::engine::synthetic::Stamp;
+use titan_agent::engine::synthetic::{Stamp, now_ns};
 use tokio::time::timeout;
 
 use super::{
     args::HostArgs,
     protocol::{Answer, Numbered, Order, Start, Starts, Streamed},
     reading::{Reading, delivery},
-    stdio::{MOST_SOCKETS, now_ns, serve_orders},
+    stdio::{MOST_SOCKETS, serve_orders},
     subject::{Client, Held, Subject, Tokens},
     subjects,
 };

@@ -81,7 +81,7 @@ impl Ground {
     /// How late the emulator gave out 99 of 100 packets at most since this was asked last, in milliseconds.
     pub(crate) fn take_emulator_lateness(&self) -> f64 {
         match self {
-            Self::Emulated(network) => network.take_lateness().p99.as_secs_f64() * 1e3,
+            Self::Emulated(network) => network.take_lateness().quantile_ns(0.99) as f64 / 1e6,
             Self::Loopback => 0.0,
         }
     }

@@ -3,7 +3,6 @@
 use std::{
     collections::HashMap,
     path::Path,
-    process::Stdio,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -14,8 +13,8 @@ use std::{
 use anyhow::Context as _;
 use parking_lot::Mutex;
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines},
-    process::{Child, ChildStdin, ChildStdout, Command},
+    io::{AsyncWriteExt as _, BufReader, Lines},
+    process::{Child, ChildStdin, ChildStdout},
     sync::oneshot,
     time::timeout,
 };
@@ -25,7 +24,7 @@ use super::{
     protocol::{Answer, Numbered, Order},
     subject::Subject,
 };
-use crate::usage::Usage;
+use crate::{process, usage::Usage};
 
 /// A child process that takes orders. It ends when this is dropped, or when this program ends, however that happens.
 pub(crate) struct HostProcess {
@@ -48,8 +47,6 @@ struct Waiting {
 const START_TIME: Duration = Duration::from_secs(60);
 /// For answers to orders that have no deadline of their own: thousands of handshakes on a busy machine.
 const ANSWER_TIME: Duration = Duration::from_secs(180);
-/// For the end, once standard input is closed.
-const STOP_TIME: Duration = Duration::from_secs(5);
 
 impl HostProcess {
     /// Starts the server of `subject` and waits until it serves. Gives its settings, too.
@@ -112,10 +109,7 @@ impl HostProcess {
 
     /// Ends it, in its own time.
     pub(crate) async fn stop(self) {
-        let Self { mut child, stdin, .. } = self;
-        drop(stdin);
-        // What does not end by itself is killed when `child` is dropped.
-        let _ = timeout(STOP_TIME, child.wait()).await;
+        process::end(self.child, self.stdin.into_inner()).await;
     }
 
     fn listen(&self, mut lines: Lines<BufReader<ChildStdout>>) {
@@ -148,21 +142,11 @@ fn spawn(
         Side::Client => "net-client",
     };
     let name = format!("{} ({subcommand})", subject.label());
-    let mut command = std::process::Command::new(std::env::current_exe()?);
+    let mut command = process::this_program()?;
     command.arg(subcommand).arg("--subject").arg(subject.name()).arg("--lab").arg(lab).args(more);
     ground.enter(side, &mut command);
-    let mut child = Command::from(command)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        // A group of its own: Ctrl-C on the terminal is for the runner, which ends its hosts itself.
-        .process_group(0)
-        .kill_on_drop(true)
-        .spawn()
-        .with_context(|| format!("cannot start {name}"))?;
-    let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
-        anyhow::bail!("{name} has no standard input or output");
-    };
-    let process = HostProcess {
+    let (child, stdin, lines) = process::spawn(command, &name)?;
+    let host = HostProcess {
         child,
         stdin: tokio::sync::Mutex::new(stdin),
         // 0 is what a server says unasked.
@@ -170,5 +154,5 @@ fn spawn(
         waiting: Arc::default(),
         name,
     };
-    Ok((process, BufReader::new(stdout).lines()))
+    Ok((host, lines))
 }

@@ -213,6 +213,15 @@ impl Delivery {
     }
 }
 
+#[cfg(test)]
+impl Conditions {
+    /// One stream at 50 tokens/s over a path of unlimited rate, and nothing happens.
+    pub(crate) fn plain(rtt_ms: f64, loss: Loss) -> Self {
+        let congestion_control = "cubic".to_owned();
+        Self { rtt_ms, loss, rate_mbit: None, token_rate: 50.0, streams: 1, event: Event::None, congestion_control }
+    }
+}
+
 impl fmt::Display for Conditions {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "RTT {} ms, loss {}, {} tokens/s", self.rtt_ms, self.loss, self.token_rate)?;

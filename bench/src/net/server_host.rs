@@ -3,10 +3,10 @@
 use super::{
     args::HostArgs,
     protocol::{Answer, Numbered, Order},
-    stdio::{say, serve_orders},
+    stdio::serve_orders,
     subjects,
 };
-use crate::{net::stdio::MOST_SOCKETS, open_files, usage::Usage};
+use crate::{net::stdio::MOST_SOCKETS, open_files, process::say, usage::Usage};
 
 /// The number of what no order asked for: that it serves.
 pub(crate) const READY_ID: u64 = 0;

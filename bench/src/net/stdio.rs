@@ -1,14 +1,11 @@
 //! The hosts' side of the protocol: lines in, lines out.
 
-use std::{
-    future::Future,
-    io::{BufRead as _, Write as _},
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{future::Future, io::BufRead as _};
 
 use tokio::sync::mpsc;
 
 use super::protocol::{Answer, Numbered, Order};
+use crate::process::say;
 
 /// Of one process: 20,000 connections, of which some need two files.
 pub(crate) const MOST_SOCKETS: u64 = 50_000;
@@ -38,19 +35,4 @@ where
         });
     }
     Ok(())
-}
-
-/// Writes one line.
-pub(crate) fn say(what: &Numbered<Answer>) -> anyhow::Result<()> {
-    let mut line = serde_json::to_vec(what)?;
-    line.push(b'\n');
-    let mut out = std::io::stdout().lock();
-    out.write_all(&line)?;
-    Ok(out.flush()?)
-}
-
-/// Nanoseconds since 1970, by the clock that all processes of the machine share.
-pub(crate) fn now_ns() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }

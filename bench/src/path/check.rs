@@ -300,18 +300,6 @@ mod tests {
 
     use super::*;
 
-    fn conditions(rtt_ms: f64, loss: Loss) -> Conditions {
-        Conditions {
-            rtt_ms,
-            loss,
-            rate_mbit: None,
-            token_rate: 50.0,
-            streams: 1,
-            event: Event::None,
-            congestion_control: "cubic".into(),
-        }
-    }
-
     fn arrived(at_server: u64, at_client: u64) -> Flow {
         Flow { sent: 4000, at_server, at_client }
     }
@@ -323,7 +311,7 @@ mod tests {
         for (claimed, measured, good) in
             [(0.0, 0.9, true), (0.0, 1.1, false), (100.0, 104.9, true), (100.0, 105.2, false), (100.0, 94.0, false)]
         {
-            let marked = judge(&conditions(claimed, Loss::None), measured, &NOTHING_LOST);
+            let marked = judge(&Conditions::plain(claimed, Loss::None), measured, &NOTHING_LOST);
             assert_eq!(marked.is_none(), good, "{marked:?}");
         }
     }
@@ -331,30 +319,30 @@ mod tests {
     #[test]
     fn the_time_on_a_slow_link_is_part_of_the_round_trip() {
         // 28 bytes at 0.1 Mbit/s: 2.24 ms each way.
-        let slow = Conditions { rate_mbit: Some(0.1), ..conditions(20.0, Loss::None) };
+        let slow = Conditions { rate_mbit: Some(0.1), ..Conditions::plain(20.0, Loss::None) };
         assert_eq!(judge(&slow, 24.48, &NOTHING_LOST), None);
         assert!(judge(&slow, 20.0, &NOTHING_LOST).is_some());
     }
 
     #[test]
     fn losses_beyond_chance_are_marked() {
-        let iid = conditions(0.0, Loss::Iid { percent: 1.0 });
+        let iid = Conditions::plain(0.0, Loss::Iid { percent: 1.0 });
         assert_eq!(judge(&iid, 0.0, &arrived(3960, 3920)), None);
         // Four deviations of 4000 packets are 25.
         assert_eq!(judge(&iid, 0.0, &arrived(3936, 3896)), None);
         assert!(judge(&iid, 0.0, &arrived(3930, 3891)).unwrap().contains("to the server, not 1 %"));
         assert!(judge(&iid, 0.0, &arrived(3960, 3960)).unwrap().contains("to the client"));
-        let burst = conditions(0.0, Loss::Burst { percent: 1.0, mean_packets: 3.0 });
+        let burst = Conditions::plain(0.0, Loss::Burst { percent: 1.0, mean_packets: 3.0 });
         assert_eq!(judge(&burst, 0.0, &arrived(3910, 3870)), None, "bursts spread more");
         assert!(judge(&burst, 0.0, &arrived(3880, 3840)).is_some());
-        let none = conditions(0.0, Loss::None);
+        let none = Conditions::plain(0.0, Loss::None);
         assert!(judge(&none, 0.0, &arrived(3999, 3999)).is_some(), "a path without loss loses nothing");
         assert!(judge(&none, 0.0, &arrived(0, 0)).is_some());
     }
 
     #[test]
     fn of_many_packets_five_per_cent_are_tolerated() {
-        let iid = conditions(0.0, Loss::Iid { percent: 50.0 });
+        let iid = Conditions::plain(0.0, Loss::Iid { percent: 50.0 });
         let sent = 1_000_000;
         assert_eq!(judge(&iid, 0.0, &Flow { sent, at_server: 480_000, at_client: 240_000 }), None);
         assert!(judge(&iid, 0.0, &Flow { sent, at_server: 470_000, at_client: 235_000 }).is_some());
@@ -362,7 +350,7 @@ mod tests {
 
     #[test]
     fn a_block_lets_nothing_through() {
-        let blocked = Conditions { event: Event::UdpBlocked, ..conditions(0.0, Loss::Iid { percent: 1.0 }) };
+        let blocked = Conditions { event: Event::UdpBlocked, ..Conditions::plain(0.0, Loss::Iid { percent: 1.0 }) };
         assert_eq!(judge(&blocked, 0.0, &arrived(0, 0)), None);
         assert!(judge(&blocked, 0.0, &arrived(1, 1)).is_some());
     }

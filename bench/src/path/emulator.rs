@@ -10,13 +10,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 
 use super::{
     lane::{Direction, Lanes, Ticket},
     sys,
 };
+use crate::stats::Durations;
 
 /// As `ps` shows the thread; at most 15 characters.
 pub(super) const THREAD_NAME: &str = "titan-path";
@@ -25,52 +25,8 @@ const BATCH: usize = 32;
 /// The longest IP packet.
 const LONGEST_PACKET: usize = u16::MAX as usize;
 
-/// How late the emulator gave packets out: after the time that their lane said.
-#[allow(dead_code, reason = "a test prints all of it")]
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Lateness {
-    pub(crate) packets: u64,
-    pub(crate) p50: Duration,
-    pub(crate) p99: Duration,
-    pub(crate) max: Duration,
-}
-
-/// Counts it.
-pub(super) struct LatenessCounter {
-    nanoseconds: Histogram<u64>,
-}
-
-impl LatenessCounter {
-    pub(super) fn new() -> anyhow::Result<Self> {
-        /// A minute: what is later counts as this.
-        const MOST_NS: u64 = 60_000_000_000;
-        /// To one per cent.
-        const DIGITS: u8 = 2;
-        Ok(Self { nanoseconds: Histogram::new_with_bounds(1, MOST_NS, DIGITS)? })
-    }
-
-    fn count(&mut self, late: Duration) {
-        self.nanoseconds.saturating_record(late.as_nanos().try_into().unwrap_or(u64::MAX));
-    }
-
-    /// Since this was asked last.
-    pub(super) fn take(&mut self) -> Lateness {
-        let [p50, p99, max] =
-            [0.5, 0.99, 1.0].map(|share| Duration::from_nanos(self.nanoseconds.value_at_quantile(share)));
-        let packets = self.nanoseconds.len();
-        self.nanoseconds.reset();
-        Lateness { packets, p50, p99, max }
-    }
-}
-
 /// Ends when the writing end of `stop` is closed, or when a device is gone.
-pub(super) fn run(
-    client: &File,
-    server: &File,
-    stop: &PipeReader,
-    lanes: &Mutex<Lanes>,
-    lateness: &Mutex<LatenessCounter>,
-) {
+pub(super) fn run(client: &File, server: &File, stop: &PipeReader, lanes: &Mutex<Lanes>, lateness: &Mutex<Durations>) {
     sys::be_punctual();
     let mut buffer = vec![0; LONGEST_PACKET];
     let mut on_their_way = OnTheirWay::default();
@@ -94,7 +50,7 @@ pub(super) fn run(
             }
             while let Some((due, late)) = on_their_way.pop_due(Instant::now()) {
                 if lanes.lock().is_current(&due.ticket) {
-                    lateness.lock().count(late);
+                    lateness.lock().record_ns(late.as_nanos().try_into().unwrap_or(u64::MAX));
                     give(if due.direction == Direction::ToServer { server } else { client }, &due.packet);
                 }
             }

@@ -34,18 +34,6 @@ fn delayed(delay_ms: u64) -> PathSettings {
     PathSettings { one_way_delay: Duration::from_millis(delay_ms), ..PathSettings::NOTHING }
 }
 
-fn conditions(rtt_ms: f64, loss: Loss) -> Conditions {
-    Conditions {
-        rtt_ms,
-        loss,
-        rate_mbit: None,
-        token_rate: 50.0,
-        streams: 1,
-        event: Event::None,
-        congestion_control: "cubic".into(),
-    }
-}
-
 fn udp(host: &Host, address: Ipv4Addr) -> UdpSocket {
     let socket = host.run(move || UdpSocket::bind((address, 0))).unwrap().unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -267,7 +255,7 @@ fn a_lane_that_does_as_told_is_not_marked() {
     for (rtt_ms, loss, rate_mbit) in
         [(40.0, Loss::Iid { percent: 5.0 }, None), (100.0, Loss::Burst { percent: 2.0, mean_packets: 3.0 }, Some(1.0))]
     {
-        let conditions = Conditions { rate_mbit, ..conditions(rtt_ms, loss) };
+        let conditions = Conditions { rate_mbit, ..Conditions::plain(rtt_ms, loss) };
         network.set(0, &PathSettings::from(&conditions), 5);
         let record = network.check(0, &conditions, Duration::from_secs(1)).unwrap();
         // How late the machine is that runs the tests is not for them to say: only what does not depend on it.
@@ -280,12 +268,12 @@ fn a_lane_that_does_as_told_is_not_marked() {
 #[test]
 fn a_lane_that_does_otherwise_is_marked() {
     let Some(network) = network(1) else { return };
-    let really = conditions(50.0, Loss::Iid { percent: 2.0 });
+    let really = Conditions::plain(50.0, Loss::Iid { percent: 2.0 });
     network.set(0, &PathSettings::from(&really), 5);
     let marked = |claimed: &Conditions| {
         network.check(0, claimed, Duration::from_millis(500)).unwrap().marked.unwrap_or_default()
     };
-    let claimed = conditions(40.0, Loss::Iid { percent: 10.0 });
+    let claimed = Conditions::plain(40.0, Loss::Iid { percent: 10.0 });
     let text = marked(&claimed);
     for part in ["the round trip is", "not 40.00 ms", "lost to the server, not 10 %", "lost to the client, not 10 %"] {
         assert!(text.contains(part), "{part:?} is not in {text:?}");
@@ -303,7 +291,7 @@ fn a_lane_that_does_otherwise_is_marked() {
 fn what_the_emulator_costs() {
     let Some(network) = network(1) else { return };
     for rtt_ms in [0.0, 20.0, 100.0, 300.0] {
-        let conditions = conditions(rtt_ms, Loss::Iid { percent: 1.0 });
+        let conditions = Conditions::plain(rtt_ms, Loss::Iid { percent: 1.0 });
         network.set(0, &PathSettings::from(&conditions), 1);
         let record = network.check(0, &conditions, Duration::from_secs(2)).unwrap();
         eprintln!(
@@ -350,12 +338,14 @@ fn what_the_emulator_costs() {
             let at = (delays.len() as f64 * share) as usize;
             delays.get(at).or(delays.last()).map(|delay| delay.saturating_sub(Duration::from_millis(50)))
         };
+        let late = network.take_lateness();
         let entered = network.counters(0).to_server.packets;
         eprintln!(
-            "{rate}/s: {sent} sent, {entered} entered, {} received; emulator {:.2} us CPU a packet, {:?}; as read, over 50 ms: p50 {:?}, p99 {:?}",
+            "{rate}/s: {sent} sent, {entered} entered, {} received; emulator {:.2} us CPU a packet, late p50 {} us, p99 {} us; as read, over 50 ms: p50 {:?}, p99 {:?}",
             delays.len(),
             cpu.as_secs_f64() * 1e6 / entered as f64,
-            network.take_lateness(),
+            late.quantile_ns(0.5) / 1000,
+            late.quantile_ns(0.99) / 1000,
             over(0.5),
             over(0.99),
         );

@@ -35,15 +35,7 @@ pub(super) fn run() -> Run {
 }
 
 pub(super) fn base() -> Conditions {
-    Conditions {
-        rtt_ms: 100.0,
-        loss: Loss::None,
-        rate_mbit: None,
-        token_rate: 50.0,
-        streams: 1,
-        event: Event::None,
-        congestion_control: "cubic".to_owned(),
-    }
+    Conditions::plain(100.0, Loss::None)
 }
 
 /// Without the one that `run` says was skipped.

@@ -1,12 +1,13 @@
 //! What connections and streams cost in memory, one subject at a time, with processes that did nothing else.
 
-use std::{path::Path, time::Duration};
+use std::{net::IpAddr, ops::Range, path::Path, time::Duration};
 
-use super::{Pair, put_all};
+use super::put_all;
 use crate::{
     net::{
         ground::Ground,
         plan::{Plan, SECONDS_PER_CONNECTION},
+        process::HostProcess,
         protocol::Order,
         record::{MemoryRecord, Record, Recorder},
         subject::Subject,
@@ -18,6 +19,8 @@ use crate::{
 const LANE: u8 = 1;
 /// The first token at once, and then nothing for as long as this takes.
 const TOKEN_RATE: f64 = 0.001;
+/// Connections of one client process: a QUIC client has two files open for each, and a system may allow a process 20,000.
+const PER_PROCESS: u32 = 5000;
 /// What was freed is freed, what was sent has arrived.
 const SETTLE: Duration = Duration::from_millis(500);
 
@@ -49,6 +52,13 @@ enum Kind {
 }
 
 impl Kind {
+    fn order(self, server: IpAddr, more: u32) -> Order {
+        match self {
+            Self::Idle => Order::Hold { server, connections: more },
+            Self::Streams => Order::HoldStreams { server, streams: more },
+        }
+    }
+
     fn label(self) -> &'static str {
         match self {
             Self::Idle => "idle connections",
@@ -66,49 +76,56 @@ async fn measure_one(
     recorder: &mut Recorder,
     progress: &Progress,
 ) -> anyhow::Result<()> {
-    let (pair, _) = Pair::start(ground, subject, lab, TOKEN_RATE).await?;
-    let result = fill(&pair, plan, subject, kind, ground, recorder, progress).await;
+    let (server, _) = HostProcess::server(ground, subject, lab, TOKEN_RATE).await?;
+    let mut points = vec![0];
+    points.extend(&plan.memory);
+    points.sort_unstable();
+    let most = points.last().copied().unwrap_or(0);
+    let mut clients = Vec::new();
+    for _ in 0..most.div_ceil(PER_PROCESS).max(1) {
+        clients.push(HostProcess::client(ground, subject, lab)?);
+    }
+    let mut result = Ok(());
+    for (before, &count) in [0].iter().chain(&points).zip(&points) {
+        let address = ground.server_address(LANE);
+        result = fill(&server, &clients, address, kind, subject, *before..count, recorder).await;
+        if result.is_err() {
+            break;
+        }
+        progress.advance(Duration::from_secs_f64(SECONDS_PER_CONNECTION * f64::from(count - before)));
+    }
     // In any case: the next one listens on the same ports.
-    pair.stop().await;
+    for client in clients {
+        client.stop().await;
+    }
+    server.stop().await;
     result
 }
 
+/// Opens those of `range`, which come after those that are open, and stores what all of them take.
 async fn fill(
-    pair: &Pair,
-    plan: &Plan,
-    subject: Subject,
+    server: &HostProcess,
+    clients: &[HostProcess],
+    address: IpAddr,
     kind: Kind,
-    ground: &Ground,
+    subject: Subject,
+    range: Range<u32>,
     recorder: &mut Recorder,
-    progress: &Progress,
 ) -> anyhow::Result<()> {
-    let server = ground.server_address(LANE);
-    let mut held = 0;
-    let mut points = plan.memory.clone();
-    points.sort_unstable();
-    for count in [0].into_iter().chain(points) {
-        let more = count - held;
-        let order = match kind {
-            Kind::Idle => Order::Hold { server, connections: more },
-            Kind::Streams => Order::HoldStreams { server, streams: more },
-        };
-        pair.client.obey(order).await?;
-        held = count;
-        tokio::time::sleep(SETTLE).await;
-        let (server, client) = (pair.server.usage().await?, pair.client.usage().await?);
-        let (connections, streams) = match kind {
-            Kind::Idle => (count, 0),
-            Kind::Streams => (0, count),
-        };
-        let record = MemoryRecord {
-            subject,
-            connections,
-            streams,
-            server_bytes: server.resident_bytes,
-            client_bytes: client.resident_bytes,
-        };
-        put_all(recorder, [Record::Memory(record)])?;
-        progress.advance(Duration::from_secs_f64(SECONDS_PER_CONNECTION * f64::from(more)));
+    for (client, first) in clients.iter().zip((0..).step_by(PER_PROCESS as usize)) {
+        // What of the range is this process' part.
+        let more = range.end.min(first + PER_PROCESS).saturating_sub(range.start.max(first));
+        client.obey(kind.order(address, more)).await?;
     }
-    Ok(())
+    tokio::time::sleep(SETTLE).await;
+    let mut client_bytes = 0;
+    for client in clients {
+        client_bytes += client.usage().await?.resident_bytes;
+    }
+    let server_bytes = server.usage().await?.resident_bytes;
+    let (connections, streams) = match kind {
+        Kind::Idle => (range.end, 0),
+        Kind::Streams => (0, range.end),
+    };
+    put_all(recorder, [Record::Memory(MemoryRecord { subject, connections, streams, server_bytes, client_bytes })])
 }

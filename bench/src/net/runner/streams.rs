@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use futures_util::future::{join_all, try_join_all};
+use titan_agent::engine::synthetic::now_ns;
 
 use super::{CHECK_LANE, CellRun, Lane, put_all};
 use crate::{
@@ -11,7 +12,6 @@ use crate::{
         ground::{lossless, one_way},
         protocol::{Answer, Order, Streamed},
         record::{CheckRecord, Delivery, Event, Record, Recorder, StreamRecord, Traffic},
-        stdio::now_ns,
     },
     path::PathSettings,
 };
