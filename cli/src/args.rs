@@ -10,6 +10,7 @@ use std::{net::IpAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use titan_certs::{LEAF_DAYS, Role};
+use titan_client::Feature;
 use titan_proto::{DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE};
 
 pub(crate) use self::serve::{AgentArgs, CoordArgs, UpArgs};
@@ -98,6 +99,10 @@ pub(crate) struct RunArgs {
     /// Close the connection between repetitions: with -v shows that the next one begins with early data (0-RTT).
     #[arg(long)]
     pub(crate) reconnect: bool,
+    /// Switch a feature off, to see what it is worth: redundancy, thin-stream, early-data, stored-sessions, migration, resume, move,
+    /// repeat-first. May be repeated.
+    #[arg(long, value_name = "FEATURE", value_delimiter = ',')]
+    pub(crate) without: Vec<Feature>,
     #[command(flatten)]
     pub(crate) identity: IdentityArgs,
 }

@@ -3,10 +3,12 @@
 use std::{net::IpAddr, time::Duration};
 
 use reqwest::Url;
-use titan_transport::{QuicConnector, tls::TlsError, tls::TlsMaterial};
+use titan_transport::{QuicConnector, QuicOptions, tls::TlsError, tls::TlsMaterial};
 use uuid::Uuid;
 
-use crate::{TitanClient, agent::Agents, coordinator::Coordinator, dial::Dialer, names::Names};
+use crate::{
+    Feature, TitanClient, agent::Agents, coordinator::Coordinator, dial::Dialer, features::Features, names::Names,
+};
 
 /// How long UDP has for an answer before gRPC is tried beside it. Twice the round trip across an ocean, and still hardly felt.
 const QUIC_TIMEOUT: Duration = Duration::from_millis(200);
@@ -33,6 +35,7 @@ pub struct Builder {
     client_id: String,
     quic_timeout: Duration,
     names: Names,
+    features: Features,
 }
 
 /// Why there is no client.
@@ -76,6 +79,7 @@ impl Builder {
             client_id: format!("titan-{}", Uuid::new_v4()),
             quic_timeout: QUIC_TIMEOUT,
             names: Names::default(),
+            features: Features::default(),
         }
     }
 
@@ -111,6 +115,18 @@ impl Builder {
         self
     }
 
+    /// Switches a feature on. Defaults to all but [`Feature::PrefillAhead`].
+    pub fn with(mut self, feature: Feature) -> Self {
+        self.features.set(feature, true);
+        self
+    }
+
+    /// Switches a feature off.
+    pub fn without(mut self, feature: Feature) -> Self {
+        self.features.set(feature, false);
+        self
+    }
+
     /// Makes the client. Connects nowhere. Must run inside a Tokio runtime.
     ///
     /// # Errors
@@ -139,16 +155,26 @@ impl Builder {
         }
     }
 
+    fn quic(&self, material: &TlsMaterial) -> Result<QuicConnector, TlsError> {
+        let options = QuicOptions {
+            redundancy: self.features.has(Feature::Redundancy),
+            thin_stream: self.features.has(Feature::ThinStream),
+            early_data: self.features.has(Feature::EarlyData),
+            repeat_first: self.features.has(Feature::RepeatFirst),
+        };
+        QuicConnector::with_options(material, options)
+    }
+
     fn connector(&self) -> Result<Option<QuicConnector>, BuildError> {
         let identity = self.tls.as_ref().filter(|material| !material.chain.is_empty());
         match (self.wire, identity) {
             (WirePreference::Grpc, _) | (WirePreference::Auto, None) => Ok(None),
             (WirePreference::Quic, None) => Err(BuildError::NoIdentity),
-            (WirePreference::Quic, Some(material)) => Ok(Some(QuicConnector::new(material)?)),
+            (WirePreference::Quic, Some(material)) => Ok(Some(self.quic(material)?)),
             (WirePreference::Auto, Some(material)) => {
                 // Material that does not fit together is an error on any wire; a machine without UDP is not.
                 material.quic_client_config()?;
-                QuicConnector::new(material).map(Some).or_else(|error| {
+                self.quic(material).map(Some).or_else(|error| {
                     tracing::warn!(%error, "no QUIC here, only gRPC");
                     Ok(None)
                 })

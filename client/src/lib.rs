@@ -26,7 +26,7 @@
 //!
 //! `client`: what a request does, from top to bottom. `coordinator`: the REST call. `route`: answers kept, without a clock.
 //! `agent`: one agent's connections, and the pool of them. `dial`: the race between the wires. `retry`: what is tried again, without a
-//! clock. `generation`: the stream of text. `error`: what can go wrong, and what a status means. `names`: hosts with addresses of their own.
+//! clock. `generation`: the stream of text. `features`: what can be switched off. `error`: what can go wrong, and what a status means. `names`: hosts with addresses of their own.
 
 mod agent;
 mod builder;
@@ -34,6 +34,7 @@ mod client;
 mod coordinator;
 mod dial;
 mod error;
+mod features;
 mod generation;
 mod names;
 mod prompt;
@@ -44,6 +45,7 @@ pub use builder::{BuildError, Builder, WirePreference};
 pub use client::{ClientStats, TitanClient};
 pub use coordinator::CoordinatorError;
 pub use error::{ClientError, Processed};
+pub use features::Feature;
 pub use generation::{Generation, Usage};
 pub use prompt::Prompt;
 pub use titan_transport::{ChannelStats, Wire, tls::TlsMaterial};

@@ -44,6 +44,7 @@ impl Prompt {
             stream: true,
             options: self.options.clone().into_iter().collect(),
             nonce: nonce.to_owned(),
+            ..StreamRequest::default()
         }
     }
 

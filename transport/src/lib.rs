@@ -36,6 +36,7 @@ pub mod fuzzing;
 #[cfg(target_os = "linux")]
 mod icmp;
 pub mod limits;
+mod options;
 mod peer;
 mod server;
 mod socket;
@@ -46,6 +47,7 @@ pub mod token;
 mod wire;
 
 pub use client::{CallError, ChannelStats, ConnectError, EarlyDataSafe, QuicChannel, QuicConnector};
+pub use options::QuicOptions;
 pub use peer::{EarlyData, PeerInfo, Wire};
 pub use server::{QuicListener, QuicServerConfig, serve_quic};
 pub use tcp::{Plaintext, TcpConfig, serve_tcp};

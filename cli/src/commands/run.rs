@@ -68,6 +68,7 @@ async fn open(args: &RunArgs) -> anyhow::Result<Opened> {
     if let Some(tls) = tls {
         builder = builder.tls(tls);
     }
+    builder = args.without.iter().fold(builder, |builder, &feature| builder.without(feature));
     let mut prompt = Prompt::new(model, text);
     prompt.max_tokens = args.max_tokens;
     prompt.temperature = args.temperature;

@@ -94,6 +94,7 @@ impl HealthStream {
             message,
             timestamp: update.timestamp,
             heartbeat_interval_seconds: self.dispatcher.heartbeat_interval_seconds(),
+            prefill: None,
         })
     }
 }

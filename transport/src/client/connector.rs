@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use super::QuicChannel;
 use crate::{
+    QuicOptions,
     limits::HANDSHAKE_TIMEOUT,
     socket::{self, Unreachable},
     tls::{TlsError, TlsMaterial},
@@ -31,6 +32,7 @@ pub struct QuicConnector(Arc<Inner>);
 struct Inner {
     endpoint: quinn::Endpoint,
     config: quinn::ClientConfig,
+    options: QuicOptions,
     unreachable: Unreachable,
 }
 
@@ -90,11 +92,19 @@ impl QuicConnector {
     /// # Errors
     /// When no socket can be bound, or the key material does not fit together.
     pub fn new(material: &TlsMaterial) -> Result<Self, TlsError> {
+        Self::with_options(material, QuicOptions::default())
+    }
+
+    /// The same, without the parts that `options` leaves out.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_options(material: &TlsMaterial, options: QuicOptions) -> Result<Self, TlsError> {
         let config = material.quic_client_config()?;
         let (endpoint, unreachable) = socket::endpoint((Ipv6Addr::UNSPECIFIED, 0).into(), None)
             .or_else(|_| socket::endpoint((Ipv4Addr::UNSPECIFIED, 0).into(), None))
             .map_err(|error: io::Error| TlsError::Config(format!("cannot bind a UDP socket: {error}")))?;
-        Ok(Self(Arc::new(Inner { endpoint, config, unreachable })))
+        Ok(Self(Arc::new(Inner { endpoint, config, options, unreachable })))
     }
 
     /// A channel to the server at `address` (`host:port`) whose certificate holds `server_name`. Connects when needed.
@@ -106,6 +116,10 @@ impl QuicConnector {
     pub async fn close(&self) {
         self.0.endpoint.close(crate::ErrorCode::NoError.code(), b"closed by the client");
         let _ = timeout(Duration::from_millis(200), self.0.endpoint.wait_idle()).await;
+    }
+
+    pub(super) fn options(&self) -> QuicOptions {
+        self.0.options
     }
 
     /// What the machines at the other end say of their ports.
@@ -128,7 +142,11 @@ impl QuicConnector {
             None => addrs,
         };
         if let [addr] = addrs[..] {
-            return match self.begin(addr, server_name)?.into_0rtt() {
+            let connecting = self.begin(addr, server_name)?;
+            if !self.0.options.early_data {
+                return self.handshake(addr, connecting).await;
+            }
+            return match connecting.into_0rtt() {
                 Ok((connection, accepted)) => Ok(Connected { connection, addr, early: Some(accepted) }),
                 Err(connecting) => self.handshake(addr, connecting).await,
             };

@@ -1,0 +1,20 @@
+//! What can be switched off, to measure what it is worth.
+
+/// Parts of the QUIC wire that a peer may leave out. All are on by default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QuicOptions {
+    /// Response messages of a server-streaming call travel again until they are acknowledged: PROTOCOL.md §10. The client asks for it.
+    pub redundancy: bool,
+    /// Transport settings for a thin stream: PROTOCOL.md §11.
+    pub thin_stream: bool,
+    /// Clients only: requests that are safe to repeat travel as early data.
+    pub early_data: bool,
+    /// The first packets of a connection and of a request are sent twice: PROTOCOL.md §12.
+    pub repeat_first: bool,
+}
+
+impl Default for QuicOptions {
+    fn default() -> Self {
+        Self { redundancy: true, thin_stream: true, early_data: true, repeat_first: true }
+    }
+}
