@@ -8,7 +8,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame};
 use prost::Message as _;
@@ -18,11 +18,15 @@ use tonic::Status;
 
 use crate::{
     client::CallError,
+    repeat::receiver::Repeated,
     wire::{
         ErrorCode,
+        arrivals::InStream,
+        datagram::Frame as Repeat,
         frame::{Decoder, Event, FrameError, Half},
         metadata::{self, MetadataError},
         reframe,
+        window::MAX_REPEATED_FRAME_BYTES,
     },
 };
 
@@ -36,9 +40,32 @@ pub(crate) struct IncomingBody {
     half: Half,
     recv: RecvStream,
     decoder: Decoder,
+    /// Frames may come in datagrams too.
+    repeated: Option<Repeated>,
+    /// How far the message is that the stream brings at present.
+    in_message: InMessage,
     /// The beginning of the body, read while looking for HEADERS.
-    peeked: Option<Event>,
+    peeked: Option<Piece>,
     done: bool,
+}
+
+/// A part of a call, in order, each once.
+enum Piece {
+    Headers(Bytes),
+    /// A message begins; `Data` follows for what `whole` does not hold.
+    Message { len: u32, compressed: bool, whole: Bytes },
+    Data(Bytes),
+    Trailers(Bytes),
+}
+
+/// What becomes of a message's bytes in the stream.
+enum InMessage {
+    /// They are passed on.
+    Pass,
+    /// They are gathered: a datagram may bring the message before they are complete.
+    Gather { len: u32, compressed: bool, payload: BytesMut },
+    /// A datagram has brought them.
+    Skip,
 }
 
 /// Why an incoming half broke off.
@@ -63,14 +90,24 @@ pub(crate) enum Start {
 }
 
 impl IncomingBody {
-    pub(crate) fn new(recv: RecvStream, half: Half) -> Self {
-        Self { half, recv, decoder: Decoder::new(half), peeked: None, done: false }
+    pub(crate) fn request(recv: RecvStream) -> Self {
+        Self::new(recv, Half::Request, None)
+    }
+
+    /// With `repeated`, its frames may come in datagrams too: PROTOCOL.md §10.
+    pub(crate) fn response(recv: RecvStream, repeated: Option<Repeated>) -> Self {
+        Self::new(recv, Half::Response, repeated)
+    }
+
+    fn new(recv: RecvStream, half: Half, repeated: Option<Repeated>) -> Self {
+        let in_message = InMessage::Pass;
+        Self { half, recv, decoder: Decoder::new(half), repeated, in_message, peeked: None, done: false }
     }
 
     /// Reads a request's HEADERS.
     pub(crate) async fn request_headers(&mut self) -> Result<Headers, IncomingError> {
-        match self.event().await? {
-            Some(Event::Headers(payload)) => Ok(Headers::decode(payload)?),
+        match self.piece().await? {
+            Some(Piece::Headers(payload)) => Ok(Headers::decode(payload)?),
             // The decoder lets no request begin otherwise.
             _ => Err(FrameError::Incomplete("HEADERS").into()),
         }
@@ -78,18 +115,18 @@ impl IncomingBody {
 
     /// Reads the beginning of a response. HEADERS are optional there: PROTOCOL.md §3.1.
     pub(crate) async fn response_start(&mut self) -> Result<Start, IncomingError> {
-        match self.event().await? {
-            Some(Event::Headers(payload)) => {
+        match self.piece().await? {
+            Some(Piece::Headers(payload)) => {
                 let mut headers = HeaderMap::new();
                 metadata::insert(&mut headers, Headers::decode(payload)?.metadata)?;
                 Ok(Start::Headers(headers))
             }
-            Some(Event::Trailers(payload)) => {
+            Some(Piece::Trailers(payload)) => {
                 self.done = true;
                 Ok(Start::Trailers(metadata::trailer_map(Trailers::decode(payload)?)?))
             }
-            event => {
-                self.peeked = event;
+            piece => {
+                self.peeked = piece;
                 Ok(Start::Headers(HeaderMap::new()))
             }
         }
@@ -102,11 +139,75 @@ impl IncomingBody {
         let _ = self.recv.stop(code.code());
     }
 
-    async fn event(&mut self) -> Result<Option<Event>, IncomingError> {
-        std::future::poll_fn(|cx| self.poll_event(cx)).await
+    async fn piece(&mut self) -> Result<Option<Piece>, IncomingError> {
+        std::future::poll_fn(|cx| self.poll_piece(cx)).await
     }
 
-    /// The next event; None at the proper end of the stream.
+    /// What comes next, from a datagram or from the stream; None at the proper end of the stream.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Piece>, IncomingError>> {
+        loop {
+            // Not in the middle of a message that is being passed on.
+            let between = self.decoder.between_messages() || !matches!(self.in_message, InMessage::Pass);
+            if let Some(frame) = self.repeated.as_ref().filter(|_| between).and_then(|repeated| repeated.take_early(cx)) {
+                return Poll::Ready(Ok(Some(match frame {
+                    Repeat::Headers(payload) => Piece::Headers(payload),
+                    Repeat::Message { payload, compressed } => {
+                        // A datagram has at most 64 KiB.
+                        Piece::Message { len: payload.len() as u32, compressed, whole: payload }
+                    }
+                    Repeat::Trailers(payload) => Piece::Trailers(payload),
+                })));
+            }
+            let event = match ready!(self.poll_event(cx))? {
+                Some(event) => event,
+                None => return Poll::Ready(Ok(None)),
+            };
+            if let Some(piece) = self.take(event) {
+                return Poll::Ready(Ok(Some(piece)));
+            }
+        }
+    }
+
+    /// What to pass on of what the stream has brought.
+    fn take(&mut self, event: Event) -> Option<Piece> {
+        match event {
+            Event::Headers(payload) => self.wanted(false).then_some(Piece::Headers(payload)),
+            Event::Trailers(payload) => self.wanted(true).then_some(Piece::Trailers(payload)),
+            Event::Message { len, compressed } => {
+                if let Some(whole) = self.decoder.take_whole(WHOLE_BYTES) {
+                    return self.wanted(false).then_some(Piece::Message { len, compressed, whole });
+                }
+                if self.repeated.is_some() && len as usize <= MAX_REPEATED_FRAME_BYTES {
+                    let payload = BytesMut::with_capacity(len as usize);
+                    self.in_message = InMessage::Gather { len, compressed, payload };
+                    return None;
+                }
+                let wanted = self.wanted(false);
+                self.in_message = if wanted { InMessage::Pass } else { InMessage::Skip };
+                wanted.then_some(Piece::Message { len, compressed, whole: Bytes::new() })
+            }
+            Event::Data(data) => match &mut self.in_message {
+                InMessage::Pass => Some(Piece::Data(data)),
+                InMessage::Skip => None,
+                InMessage::Gather { len, compressed, payload } => {
+                    payload.extend_from_slice(&data);
+                    if payload.len() < *len as usize {
+                        return None;
+                    }
+                    let (len, compressed, whole) = (*len, *compressed, payload.split().freeze());
+                    self.in_message = InMessage::Pass;
+                    self.wanted(false).then_some(Piece::Message { len, compressed, whole })
+                }
+            },
+        }
+    }
+
+    /// Whether the frame that the stream brings has not been passed on already.
+    fn wanted(&self, ended: bool) -> bool {
+        self.repeated.as_ref().is_none_or(|repeated| repeated.from_stream(ended) == InStream::Deliver)
+    }
+
+    /// The stream's next event; None at its proper end.
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Event>, IncomingError>> {
         loop {
             if let Some(event) = self.decoder.next()? {
@@ -124,26 +225,25 @@ impl IncomingBody {
     }
 
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame<Bytes>>, IncomingError>> {
-        let event = match self.peeked.take() {
-            Some(event) => Some(event),
-            None => ready!(self.poll_event(cx))?,
+        let piece = match self.peeked.take() {
+            Some(piece) => Some(piece),
+            None => ready!(self.poll_piece(cx))?,
         };
-        Poll::Ready(Ok(match event {
+        Poll::Ready(Ok(match piece {
             None => None,
-            Some(Event::Message { len, compressed }) => {
-                let whole = self.decoder.take_whole(WHOLE_BYTES).unwrap_or_default();
+            Some(Piece::Message { len, compressed, whole }) => {
                 let mut data = reframe::prefix(len, compressed, whole.len());
                 data.extend_from_slice(&whole);
                 Some(Frame::data(data.freeze()))
             }
-            Some(Event::Data(data)) => Some(Frame::data(data)),
-            Some(Event::Trailers(payload)) => {
+            Some(Piece::Data(data)) => Some(Frame::data(data)),
+            Some(Piece::Trailers(payload)) => {
                 self.done = true;
                 // The end of the stream is usually here too; taking it spares the peer a STOP_SENDING.
                 let _ = pin!(self.recv.read_chunk(1, true)).poll(cx);
                 Some(Frame::trailers(metadata::trailer_map(Trailers::decode(payload)?)?))
             }
-            Some(Event::Headers(_)) => return Poll::Ready(Err(FrameError::Unexpected("HEADERS").into())),
+            Some(Piece::Headers(_)) => return Poll::Ready(Err(FrameError::Unexpected("HEADERS").into())),
         }))
     }
 }

@@ -1,8 +1,12 @@
 //! One call on the server: a request from the stream, through the router, the response to the stream.
 
+use std::{pin::Pin, sync::Arc};
+
 use axum::body::Body;
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::{HeaderValue, Method, Request, Response, Uri, header::CONTENT_TYPE, request};
+use http_body::{Body as _, Frame};
 use http_body_util::BodyExt as _;
 use quinn::{RecvStream, SendStream, WriteError};
 use titan_proto::wire::Headers;
@@ -15,10 +19,11 @@ use crate::{
     deadline,
     limits::{DRAIN_TIMEOUT, HEADERS_TIMEOUT},
     peer::PeerInfo,
+    repeat::sender::{Repeater, Repeats},
     stream::OutgoingStream,
     wire::{
         ErrorCode,
-        frame::{self, Half},
+        frame,
         metadata::{self, MetadataError},
         reframe::Reframer,
     },
@@ -30,12 +35,14 @@ pub(crate) async fn serve(
     peer: PeerInfo,
     send: SendStream,
     recv: RecvStream,
+    repeats: Option<Arc<Repeats>>,
     killed: CancellationToken,
 ) {
+    let stream = u64::from(send.id());
     let mut stopped = std::pin::pin!(send.stopped());
     let mut out = OutgoingStream::new(send, ErrorCode::Internal);
     let call = async {
-        let mut body = IncomingBody::new(recv, Half::Request);
+        let mut body = IncomingBody::request(recv);
         let headers = match timeout(HEADERS_TIMEOUT, body.request_headers()).await {
             Ok(Ok(headers)) => headers,
             Ok(Err(error)) => return refuse(&mut out, body, error).await,
@@ -45,12 +52,17 @@ pub(crate) async fn serve(
                 return Ok(());
             }
         };
+        let mut repeater = repeats.filter(|_| headers.repeat).map(|repeats| Repeater::new(&repeats, stream));
         let request = match request_parts(headers) {
             Ok(parts) => Request::from_parts(parts, Body::new(body)),
-            Err(error) => return respond(&mut out, error.into_http()).await,
+            Err(error) => return respond(&mut Answer::new(&mut out, None), error.into_http()).await,
         };
         let response = deadline::call(&mut router, with_peer(request, peer)).await;
-        respond(&mut out, response).await
+        respond(&mut Answer::new(&mut out, repeater.as_mut()), response).await?;
+        if let Some(repeater) = &mut repeater {
+            repeater.finish().await;
+        }
+        Ok(())
     };
     let result = tokio::select! {
         result = call => result,
@@ -104,61 +116,117 @@ async fn refuse(out: &mut OutgoingStream, mut body: IncomingBody, error: Incomin
             out.abort(ErrorCode::Cancelled);
             Ok(())
         }
-        error => respond(out, error.into_status().into_http()).await,
+        error => respond(&mut Answer::new(out, None), error.into_status().into_http()).await,
+    }
+}
+
+/// A response on its way out: to the stream, and into datagrams where the caller wants that.
+struct Answer<'a> {
+    out: &'a mut OutgoingStream,
+    repeater: Option<&'a mut Repeater>,
+    /// Frames that are not written yet.
+    chunks: Vec<Bytes>,
+    reframer: Reframer,
+}
+
+impl<'a> Answer<'a> {
+    fn new(out: &'a mut OutgoingStream, repeater: Option<&'a mut Repeater>) -> Self {
+        Self { out, repeater, chunks: Vec::new(), reframer: Reframer::default() }
+    }
+
+    fn push(&mut self, frame: Bytes) {
+        if let Some(repeater) = &self.repeater {
+            repeater.push(Some(&frame));
+        }
+        self.chunks.push(frame);
+    }
+
+    fn push_data(&mut self, data: Bytes) {
+        let Self { reframer, chunks, repeater, .. } = self;
+        match repeater {
+            Some(repeater) => reframer.push(data, chunks, |frame| repeater.push(frame)),
+            None => reframer.push(data, chunks, |_| {}),
+        }
+    }
+
+    /// Writes what was pushed.
+    async fn flush(&mut self) -> Result<(), WriteError> {
+        if self.chunks.is_empty() {
+            return Ok(());
+        }
+        if let Some(repeater) = &mut self.repeater {
+            // Before the stream is written to and in the same turn of this task: both go into one packet.
+            repeater.ride(self.chunks.iter().map(Bytes::len).sum());
+        }
+        self.out.write(&mut self.chunks).await
+    }
+
+    /// Writes `last` and ends the stream.
+    async fn finish(&mut self, last: Bytes) -> Result<(), WriteError> {
+        self.push(last);
+        self.flush().await?;
+        self.out.finish();
+        Ok(())
+    }
+
+    /// The body's next frame; repairs go out while it is not there.
+    async fn frame(&mut self, body: &mut Body) -> Option<Result<Frame<Bytes>, axum::Error>> {
+        std::future::poll_fn(|cx| {
+            if let Some(repeater) = &mut self.repeater {
+                repeater.poll(cx);
+            }
+            Pin::new(&mut *body).poll_frame(cx)
+        })
+        .await
     }
 }
 
 /// Writes a response: PROTOCOL.md §3.1.
-async fn respond(out: &mut OutgoingStream, response: Response<Body>) -> Result<(), WriteError> {
+async fn respond(answer: &mut Answer<'_>, response: Response<Body>) -> Result<(), WriteError> {
     let (mut parts, mut body) = response.into_parts();
     if parts.headers.contains_key("grpc-status") {
-        return out.finish_with(frame::trailers_frame(&metadata::trailers(&parts.headers))).await;
+        return answer.finish(frame::trailers_frame(&metadata::trailers(&parts.headers))).await;
     }
     if !parts.status.is_success() {
         // Not a gRPC handler's answer: a fallback or a layer of the router.
         let status = Status::unknown(format!("the handler answered HTTP {}", parts.status));
-        return out.finish_with(frame::trailers_frame(&metadata::trailers(&deadline::trailers(&status)))).await;
+        return answer.finish(frame::trailers_frame(&metadata::trailers(&deadline::trailers(&status)))).await;
     }
     parts.headers.remove("grpc-accept-encoding");
     let metadata = metadata::entries(&parts.headers);
-    let mut chunks = Vec::new();
     let mut first = body.frame().now_or_never();
     // PROTOCOL.md §3.2: the caller learns that the call was accepted, now or by the first message.
     if !metadata.is_empty() || first.is_none() {
-        chunks.push(frame::headers_frame(&Headers { path: String::new(), metadata }));
+        answer.push(frame::headers_frame(&Headers { metadata, ..Headers::default() }));
     }
     if first.is_none() {
-        out.write(&mut chunks).await?;
+        answer.flush().await?;
     }
-    let mut reframer = Reframer::default();
     loop {
         let frame = match first.take() {
             Some(frame) => frame,
-            None => body.frame().await,
+            None => answer.frame(&mut body).await,
         };
         match frame {
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) => {
-                    reframer.push(data, &mut chunks);
-                    out.write(&mut chunks).await?;
+                    answer.push_data(data);
+                    answer.flush().await?;
                 }
                 Err(frame) => {
                     if let Ok(trailers) = frame.into_trailers() {
-                        chunks.push(frame::trailers_frame(&metadata::trailers(&trailers)));
-                        out.write(&mut chunks).await?;
-                        out.finish();
-                        return Ok(());
+                        return answer.finish(frame::trailers_frame(&metadata::trailers(&trailers))).await;
                     }
                 }
             },
             Some(Err(error)) => {
                 tracing::warn!(%error, "the handler's response broke off");
-                out.abort(ErrorCode::Internal);
+                answer.out.abort(ErrorCode::Internal);
                 return Ok(());
             }
             None => {
                 // tonic always ends with trailers; anything else is no gRPC service.
-                out.abort(ErrorCode::Internal);
+                answer.out.abort(ErrorCode::Internal);
                 return Ok(());
             }
         }

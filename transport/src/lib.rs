@@ -25,12 +25,15 @@
 //! - `server`, `call`: connections and calls on the server. `client`: the channel and its connection.
 //! - [`tls`]: every TLS configuration. [`limits`]: every limit, with its reason. `deadline`: `grpc-timeout`, on both wires.
 //! - `tcp`: HTTP/1.1 and HTTP/2, TLS or plain text, on one port. [`token`]: JWTs, issued and verified.
+//! - `repeat`: redundant messages. `congestion`: for thin streams. `first_packets`: those that go twice.
 //! - `socket`, `icmp`: how a killed peer is noticed.
 
 mod body;
 mod call;
 mod client;
+mod congestion;
 mod deadline;
+mod first_packets;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 #[cfg(target_os = "linux")]
@@ -38,6 +41,7 @@ mod icmp;
 pub mod limits;
 mod options;
 mod peer;
+mod repeat;
 mod server;
 mod socket;
 mod stream;

@@ -1,8 +1,10 @@
 //! Every limit of the QUIC wire, each with its reason, and the transport settings made of them. PROTOCOL.md §8.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use quinn::{IdleTimeout, TransportConfig, VarInt};
+use quinn::{AckFrequencyConfig, IdleTimeout, TransportConfig, VarInt};
+
+use crate::{QuicOptions, congestion::ThinStreamConfig};
 
 /// Payload of a HEADERS or TRAILERS frame. Metadata is a few hundred bytes, a JWT under 2 KiB; HTTP/2 servers commonly allow 16 KiB.
 pub const MAX_HEADERS_BYTES: usize = 64 * 1024;
@@ -14,6 +16,9 @@ pub const MAX_MESSAGE_BYTES: u64 = 256 << 20;
 /// Bytes of unknown frames in one stream; a peer that extends the protocol has no reason to send more.
 pub const MAX_UNKNOWN_BYTES: u64 = 1 << 20;
 
+/// Calls that a client may open at once as it connects. quinn keeps room for so many in each connection, whether they come or not: 70 KB
+/// for [`MAX_CALLS_PER_CONNECTION`]. The server raises it when a second call runs beside the first.
+pub const INITIAL_CALLS_PER_CONNECTION: u32 = 8;
 /// Calls at once on one connection. More wait in the client for one to end.
 pub const MAX_CALLS_PER_CONNECTION: u32 = 1024;
 /// Connections that have not finished their handshake. Above it, new ones must first prove their address (Retry).
@@ -29,6 +34,9 @@ pub const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// While it waits for an answer, a client asks a silent server this often whether it is there: PROTOCOL.md §9. Half of the
 /// second that a reader may take for a pause in the text.
 pub const PROBE_INTERVAL: Duration = Duration::from_millis(500);
+/// A response's frames are acknowledged at the latest so long after one came, when another comes: PROTOCOL.md §10.3. At 50 a second,
+/// every third or fourth; an acknowledgement of its own for each would double the client's packets.
+pub const ACK_DELAY: Duration = Duration::from_millis(60);
 /// How long running calls may take to finish when a server shuts down.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -37,29 +45,47 @@ pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 pub const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// The same for a whole connection.
 pub const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
-/// Datagrams that came and are not looked at yet. Only probes come today.
+/// Datagrams that came and are not looked at yet: a few hundred, for a program that is late.
 pub const DATAGRAM_BUFFER_BYTES: usize = 16 * 1024;
+/// Datagrams that wait to be sent, for all responses of a connection: about two packets. An older repeat is worth nothing beside a newer one.
+pub const DATAGRAM_QUEUE_BYTES: usize = 4 * 1024;
+/// Assumed of a path that nothing is known of. RFC 9002 §6.2.2 has 333 ms, and a lost first packet then costs a second; at 100 ms a
+/// path across an ocean costs a needless packet or two.
+pub const INITIAL_RTT: Duration = Duration::from_millis(100);
+/// What is believed of a path's round trip from an earlier connection: between a data centre's and a satellite's.
+pub const BELIEVED_RTT: std::ops::RangeInclusive<Duration> = Duration::from_millis(5)..=Duration::from_millis(800);
+/// QUIC's own acknowledgements travel with those of the messages, which come at least every [`ACK_DELAY`] while messages do; alone only
+/// after so long, ...
+const QUIC_ACK_DELAY: Duration = Duration::from_millis(75);
+/// ... or so many packets, ...
+const QUIC_ACK_PACKETS: u32 = 9;
+/// ... or at once when a packet is missing (RFC 9000 §13.2.1).
+const QUIC_ACK_REORDERED: u32 = 1;
 /// Sessions a server keeps for resumption, about 1.5 kB each.
 pub const TLS_SESSIONS: usize = 16 * 1024;
 /// Servers for which a client keeps sessions in memory.
 pub const TLS_CLIENT_SESSIONS: usize = 256;
 
 /// What a server offers: PROTOCOL.md §2.3.
-pub(crate) fn server_transport() -> TransportConfig {
-    let mut config = common();
-    config.max_concurrent_bidi_streams(VarInt::from_u32(MAX_CALLS_PER_CONNECTION));
+pub(crate) fn server_transport(options: QuicOptions) -> TransportConfig {
+    let mut config = common(options);
+    config.max_concurrent_bidi_streams(VarInt::from_u32(INITIAL_CALLS_PER_CONNECTION));
     config
 }
 
 /// What a client offers: no stream may be opened towards it.
-pub(crate) fn client_transport() -> TransportConfig {
-    let mut config = common();
+/// `rtt` is what is known of the path.
+pub(crate) fn client_transport(options: QuicOptions, rtt: Option<Duration>) -> TransportConfig {
+    let mut config = common(options);
+    if let Some(rtt) = rtt.filter(|_| options.thin_stream) {
+        config.initial_rtt(rtt.clamp(*BELIEVED_RTT.start(), *BELIEVED_RTT.end()));
+    }
     config.max_concurrent_bidi_streams(VarInt::from_u32(0));
     config.keep_alive_interval(Some(KEEP_ALIVE));
     config
 }
 
-fn common() -> TransportConfig {
+fn common(options: QuicOptions) -> TransportConfig {
     let mut config = TransportConfig::default();
     config.max_concurrent_uni_streams(VarInt::from_u32(0));
     config.stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES));
@@ -67,5 +93,15 @@ fn common() -> TransportConfig {
     config.send_window(u64::from(CONNECTION_WINDOW_BYTES));
     config.datagram_receive_buffer_size(Some(DATAGRAM_BUFFER_BYTES));
     config.max_idle_timeout(IdleTimeout::try_from(IDLE_TIMEOUT).ok());
+    if options.thin_stream {
+        config.initial_rtt(INITIAL_RTT);
+        config.datagram_send_buffer_size(DATAGRAM_QUEUE_BYTES);
+        config.congestion_controller_factory(Arc::new(ThinStreamConfig::default()));
+        let mut acks = AckFrequencyConfig::default();
+        acks.ack_eliciting_threshold(VarInt::from_u32(QUIC_ACK_PACKETS));
+        acks.max_ack_delay(Some(QUIC_ACK_DELAY));
+        acks.reordering_threshold(VarInt::from_u32(QUIC_ACK_REORDERED));
+        config.ack_frequency_config(Some(acks));
+    }
     config
 }

@@ -12,16 +12,18 @@ use std::{
     time::Duration,
 };
 
-use quinn::{Connection, Incoming, ZeroRttAccepted};
+use quinn::{Connection, Incoming, VarInt, ZeroRttAccepted};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::{sync::watch, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 
 use crate::{
-    call,
-    limits::{DRAIN_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_HANDSHAKES_BEFORE_RETRY},
+    QuicOptions, call,
+    first_packets::FirstPackets,
+    limits::{DRAIN_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_CALLS_PER_CONNECTION, MAX_HANDSHAKES_BEFORE_RETRY},
     peer::{EarlyData, PeerInfo, Wire},
+    repeat::sender::Repeats,
     socket::{self, Unreachable},
     tls::{ClientVerifier, TlsError, TlsMaterial},
     wire::ErrorCode,
@@ -53,7 +55,13 @@ pub struct QuicListener {
 impl QuicListener {
     /// Binds `addr`. An IPv6 wildcard takes IPv4 too.
     pub fn bind(addr: SocketAddr, config: quinn::ServerConfig) -> std::io::Result<Self> {
-        let (endpoint, unreachable) = socket::endpoint(addr, Some(config))?;
+        Self::bind_with(addr, config, QuicOptions::default())
+    }
+
+    /// The same, without the parts that `options` leaves out.
+    pub fn bind_with(addr: SocketAddr, config: quinn::ServerConfig, options: QuicOptions) -> std::io::Result<Self> {
+        let first = options.repeat_first.then(FirstPackets::default);
+        let (endpoint, unreachable) = socket::endpoint(addr, Some(config), first.as_ref())?;
         Ok(Self { endpoint, unreachable })
     }
 
@@ -176,7 +184,10 @@ impl Server {
     ) -> Result<(), (ErrorCode, String)> {
         let mut certificate: Option<CertificateDer<'static>> = None;
         let calls = TaskTracker::new();
+        let mut many = false;
         let mut watching = true;
+        // Made for the first call: a connection that has none needs no task that listens.
+        let mut repeats: Option<Option<Arc<Repeats>>> = None;
         let mut gone = std::pin::pin!(self.unreachable.watch(connection));
         loop {
             let (send, recv) = tokio::select! {
@@ -190,8 +201,6 @@ impl Server {
                     }
                     continue;
                 }
-                // A probe: being acknowledged by QUIC is all that it wants (PROTOCOL.md §9).
-                Ok(_) = connection.read_datagram() => continue,
                 stream = connection.accept_bi() => stream.map_err(|e| (ErrorCode::NoError, e.to_string()))?,
             };
             // Early data: the certificate is that of the session it resumes, and so is this check (PROTOCOL.md §2.4).
@@ -207,7 +216,16 @@ impl Server {
                 certificate: Some(certificate),
                 early_data: early_data.then(|| EarlyData(complete.clone())),
             };
-            calls.spawn(call::serve(self.router.clone(), peer, send, recv, self.killed.clone()));
+            if !many && !calls.is_empty() {
+                many = true;
+                connection.set_max_concurrent_bi_streams(VarInt::from_u32(MAX_CALLS_PER_CONNECTION));
+            }
+            let repeats = repeats.get_or_insert_with(|| {
+                let repeats = Repeats::new(connection)?;
+                tokio::spawn(repeats.clone().listen());
+                Some(repeats)
+            });
+            calls.spawn(call::serve(self.router.clone(), peer, send, recv, repeats.clone(), self.killed.clone()));
         }
         // Draining: what runs goes on, what is new is refused and may safely be sent elsewhere.
         calls.close();
@@ -215,7 +233,6 @@ impl Server {
             tokio::select! {
                 () = calls.wait() => return Ok(()),
                 () = &mut gone => return Err((ErrorCode::NoError, "the peer's port is closed".into())),
-                Ok(_) = connection.read_datagram() => {}
                 stream = connection.accept_bi() => {
                     let (mut send, mut recv) = stream.map_err(|e| (ErrorCode::NoError, e.to_string()))?;
                     let refused = ErrorCode::Refused.code();

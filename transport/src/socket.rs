@@ -15,10 +15,12 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use quinn::{Connection, EndpointConfig, ServerConfig, TokioRuntime};
+use quinn::{AsyncUdpSocket, Connection, EndpointConfig, Runtime as _, ServerConfig, TokioRuntime};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+
+use crate::first_packets::FirstPackets;
 
 /// Room for the packets of a thousand streams between two turns of the runtime. The kernel may give less.
 const SOCKET_BUFFER_BYTES: usize = 4 << 20;
@@ -28,8 +30,27 @@ const SIGN_OF_LIFE: Duration = Duration::from_millis(10);
 /// Between these two packets. Sent together, they would be one.
 const BETWEEN_PROBES: Duration = Duration::from_millis(1);
 
-/// Binds `addr` for QUIC. An IPv6 wildcard takes IPv4 too.
-pub(crate) fn endpoint(addr: SocketAddr, server: Option<ServerConfig>) -> io::Result<(quinn::Endpoint, Unreachable)> {
+/// Binds `addr` for QUIC. An IPv6 wildcard takes IPv4 too. With `first`, first packets go twice.
+pub(crate) fn endpoint(
+    addr: SocketAddr,
+    server: Option<ServerConfig>,
+    first: Option<&FirstPackets>,
+) -> io::Result<(quinn::Endpoint, Unreachable)> {
+    let is_server = server.is_some();
+    let unreachable = Unreachable::default();
+    let socket = bind(addr, &unreachable, first, is_server)?;
+    let (config, runtime) = (EndpointConfig::default(), Arc::new(TokioRuntime));
+    let endpoint = quinn::Endpoint::new_with_abstract_socket(config, server, socket, runtime)?;
+    Ok((endpoint, unreachable))
+}
+
+/// A socket for an endpoint: its first one, or one to go on with.
+pub(crate) fn bind(
+    addr: SocketAddr,
+    unreachable: &Unreachable,
+    first: Option<&FirstPackets>,
+    server: bool,
+) -> io::Result<Arc<dyn AsyncUdpSocket>> {
     let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
     if addr.is_ipv6() {
         socket.set_only_v6(addr.ip() != Ipv6Addr::UNSPECIFIED)?;
@@ -38,11 +59,13 @@ pub(crate) fn endpoint(addr: SocketAddr, server: Option<ServerConfig>) -> io::Re
     let _ = (socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES), socket.set_send_buffer_size(SOCKET_BUFFER_BYTES));
     socket.bind(&addr.into())?;
     let socket: UdpSocket = socket.into();
-    let unreachable = Unreachable::default();
     #[cfg(target_os = "linux")]
     crate::icmp::listen(&socket, Arc::downgrade(&unreachable.0), unreachable.0.stop.clone())?;
-    let endpoint = quinn::Endpoint::new(EndpointConfig::default(), server, socket, Arc::new(TokioRuntime))?;
-    Ok((endpoint, unreachable))
+    let socket = TokioRuntime.wrap_udp_socket(socket)?;
+    Ok(match first {
+        Some(first) => first.socket(socket, server),
+        None => socket,
+    })
 }
 
 /// Tells connections that their peer's port is closed.
@@ -118,6 +141,6 @@ impl Drop for Watchers {
 }
 
 /// A dual-stack socket shows IPv4 peers as ::ffff:a.b.c.d.
-fn canonical(addr: SocketAddr) -> SocketAddr {
+pub(crate) fn canonical(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(addr.ip().to_canonical(), addr.port())
 }

@@ -27,13 +27,6 @@ impl OutgoingStream {
         Ok(())
     }
 
-    /// Writes the last bytes and ends the stream.
-    pub(crate) async fn finish_with(&mut self, last: Bytes) -> Result<(), WriteError> {
-        self.stream.write_chunk(last).await?;
-        self.finish();
-        Ok(())
-    }
-
     /// Ends the stream: everything written will arrive.
     pub(crate) fn finish(&mut self) {
         self.open = false;

@@ -20,7 +20,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject as _};
 
-use crate::limits;
+use crate::{QuicOptions, limits};
 
 /// The one crypto provider, aws-lc-rs, with X25519 as the first key exchange.
 ///
@@ -76,6 +76,11 @@ impl TlsMaterial {
     /// For QUIC: PROTOCOL.md §2. A client certificate is asked for here and demanded by the `titan/1` handler, so that
     /// other protocols can join the port.
     pub fn quic_server_config(&self) -> Result<quinn::ServerConfig, TlsError> {
+        self.quic_server_config_with(QuicOptions::default())
+    }
+
+    /// The same, without the parts that `options` leaves out.
+    pub fn quic_server_config_with(&self, options: QuicOptions) -> Result<quinn::ServerConfig, TlsError> {
         let mut config = self.server_config()?;
         config.alpn_protocols = vec![titan_proto::ALPN.as_bytes().to_vec()];
         // Stateful tickets, each good for one resumption: what early data needs (RFC 8446 §8.1).
@@ -84,7 +89,7 @@ impl TlsMaterial {
         config.max_early_data_size = u32::MAX;
         let crypto = QuicServerConfig::try_from(config).map_err(|e| TlsError::Config(e.to_string()))?;
         let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-        config.transport_config(Arc::new(limits::server_transport()));
+        config.transport_config(Arc::new(limits::server_transport(options)));
         Ok(config)
     }
 
@@ -103,7 +108,7 @@ impl TlsMaterial {
         config.resumption = Resumption::in_memory_sessions(limits::TLS_CLIENT_SESSIONS);
         let crypto = QuicClientConfig::try_from(config).map_err(|e| TlsError::Config(e.to_string()))?;
         let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-        config.transport_config(Arc::new(limits::client_transport()));
+        config.transport_config(Arc::new(limits::client_transport(QuicOptions::default(), None)));
         Ok(config)
     }
 

@@ -26,8 +26,9 @@ use super::{
 use crate::{
     body::{IncomingBody, Start, reset_status},
     deadline,
+    repeat::receiver::Repeated,
     stream::OutgoingStream,
-    wire::{ErrorCode, frame, frame::Half, metadata, reframe::Reframer},
+    wire::{ErrorCode, frame, metadata, reframe::Reframer},
 };
 
 /// A request up to this size is sent in one go, and kept so that it can be sent again if no handler saw it. Larger ones
@@ -54,8 +55,9 @@ pub(super) async fn call(channel: QuicChannel, request: Request<Body>) -> Result
 async fn attempts(channel: &QuicChannel, request: Request<Body>) -> Result<(Start, ResponseBody), Status> {
     let (parts, body) = request.into_parts();
     let safe = parts.extensions.get::<EarlyDataSafe>().is_some();
-    let headers = Headers { path: parts.uri.path().to_owned(), metadata: metadata::entries(&parts.headers) };
-    let mut outgoing = Outgoing::begin(frame::headers_frame(&headers), body)?;
+    let repeat = channel.options().redundancy;
+    let headers = Headers { path: parts.uri.path().to_owned(), metadata: metadata::entries(&parts.headers), repeat };
+    let mut outgoing = Outgoing::begin(&headers, body)?;
     let mut resends = 0;
     loop {
         // Early data may be replayed, and only a request in one piece can be sent again if it is refused.
@@ -64,6 +66,7 @@ async fn attempts(channel: &QuicChannel, request: Request<Body>) -> Result<(Star
         let again = outgoing.again();
         let early = !live.is_complete();
         channel.count_call(early);
+        channel.request(&live);
         let error = match attempt(&live, outgoing).await {
             Ok(response) => return Ok(response),
             Err(error) => error,
@@ -96,6 +99,7 @@ async fn attempts(channel: &QuicChannel, request: Request<Body>) -> Result<(Star
 async fn attempt(live: &Arc<Live>, outgoing: Outgoing) -> Result<(Start, ResponseBody), Status> {
     let running = Running::new(live);
     let (send, recv) = live.connection.open_bi().await.map_err(|error| not_sent(live, error))?;
+    let repeated = outgoing.repeat.then(|| Repeated::new(&live.inboxes, recv.id().into()));
     let mut sender = OutgoingStream::new(send, ErrorCode::Cancelled);
     let task = if outgoing.complete() {
         let mut chunks = outgoing.chunks;
@@ -107,7 +111,7 @@ async fn attempt(live: &Arc<Live>, outgoing: Outgoing) -> Result<(Start, Respons
     } else {
         Some(AbortOnDrop(tokio::spawn(outgoing.send_all(sender))))
     };
-    let mut incoming = IncomingBody::new(recv, Half::Response);
+    let mut incoming = IncomingBody::response(recv, repeated);
     let start = incoming.response_start().await.map_err(|error| {
         incoming.stop(error.code());
         error.into_status()
@@ -132,28 +136,31 @@ fn write_failed(error: WriteError) -> Result<(), Status> {
 
 /// A request on its way out: what can be sent at once, and the rest of its body, if any.
 struct Outgoing {
+    /// Whether the answer may be repeated.
+    repeat: bool,
     chunks: Vec<Bytes>,
     rest: Option<(Body, Reframer)>,
 }
 
 impl Outgoing {
     /// Takes from `body` what is there without waiting: all of a unary request.
-    fn begin(headers: Bytes, body: Body) -> Result<Self, Status> {
-        let (mut chunks, mut reframer, mut body) = (vec![headers], Reframer::default(), body);
+    fn begin(headers: &Headers, body: Body) -> Result<Self, Status> {
+        let repeat = headers.repeat;
+        let (mut chunks, mut reframer, mut body) = (vec![frame::headers_frame(headers)], Reframer::default(), body);
         // Woken later by the task that sends the rest: this poll only looks.
         let mut cx = Context::from_waker(std::task::Waker::noop());
         while chunks.iter().map(Bytes::len).sum::<usize>() <= GATHER_BYTES {
             match Pin::new(&mut body).poll_frame(&mut cx) {
                 Poll::Ready(Some(frame)) => {
                     if let Ok(data) = frame?.into_data() {
-                        reframer.push(data, &mut chunks);
+                        reframer.push(data, &mut chunks, |_| {});
                     }
                 }
-                Poll::Ready(None) => return Ok(Self { chunks, rest: None }),
+                Poll::Ready(None) => return Ok(Self { repeat, chunks, rest: None }),
                 Poll::Pending => break,
             }
         }
-        Ok(Self { chunks, rest: Some((body, reframer)) })
+        Ok(Self { repeat, chunks, rest: Some((body, reframer)) })
     }
 
     fn complete(&self) -> bool {
@@ -162,7 +169,7 @@ impl Outgoing {
 
     /// The same request, to send again.
     fn again(&self) -> Option<Self> {
-        self.complete().then(|| Self { chunks: self.chunks.clone(), rest: None })
+        self.complete().then(|| Self { repeat: self.repeat, chunks: self.chunks.clone(), rest: None })
     }
 
     /// Sends everything, waiting for the body and for the peer as needed.
@@ -174,7 +181,7 @@ impl Outgoing {
                 // The program's own request stream failed: there is nothing more to send, and no proper end.
                 let Ok(frame) = frame else { return Ok(false) };
                 if let Ok(data) = frame.into_data() {
-                    reframer.push(data, &mut self.chunks);
+                    reframer.push(data, &mut self.chunks, |_| {});
                     sender.write(&mut self.chunks).await?;
                 }
             }

@@ -10,6 +10,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -26,7 +27,9 @@ use tower::Service;
 
 use super::{ConnectError, QuicConnector, call};
 use crate::{
+    QuicOptions,
     limits::{HANDSHAKE_TIMEOUT, PROBE_INTERVAL},
+    repeat::receiver::Inboxes,
     wire::ErrorCode,
 };
 
@@ -53,11 +56,15 @@ struct State {
     connecting: Option<Attempt>,
     /// The address that answered last.
     last: Option<SocketAddr>,
+    /// The round-trip time of the last connection.
+    rtt: Option<Duration>,
 }
 
 /// A connection in use.
 pub(super) struct Live {
     pub(super) connection: Connection,
+    /// Responses that wait for repeated frames.
+    pub(super) inboxes: Arc<Inboxes>,
     /// None until the handshake is complete; then whether it succeeded.
     complete: watch::Receiver<Option<Result<(), ConnectError>>>,
     /// The server refuses new calls: the next one needs another connection.
@@ -111,13 +118,20 @@ impl QuicChannel {
 
     /// Drops the connection; the next call makes another. Running calls break off.
     pub fn disconnect(&self) {
-        if let Some(live) = self.0.state.lock().live.take() {
+        let mut state = self.0.state.lock();
+        state.note_rtt();
+        if let Some(live) = state.live.take() {
             live.connection.close(ErrorCode::NoError.code(), b"closed by the client");
         }
     }
 
+    /// Says what the round-trip time to the server may be, for the first connection. Later ones know that of the one before.
+    pub fn expect_rtt(&self, rtt: Duration) {
+        self.0.state.lock().rtt.get_or_insert(rtt);
+    }
+
     /// The smoothed round-trip time of the present connection.
-    pub fn rtt(&self) -> Option<std::time::Duration> {
+    pub fn rtt(&self) -> Option<Duration> {
         self.current().map(|live| live.connection.rtt())
     }
 
@@ -132,6 +146,15 @@ impl QuicChannel {
             calls: calls.load(Relaxed),
             early_calls: early_calls.load(Relaxed),
         }
+    }
+
+    pub(super) fn options(&self) -> QuicOptions {
+        self.0.connector.options()
+    }
+
+    /// A request is about to be written to `live`.
+    pub(super) fn request(&self, live: &Live) {
+        self.0.connector.request(live.connection.remote_address());
     }
 
     pub(super) fn count_call(&self, early: bool) {
@@ -157,7 +180,7 @@ impl QuicChannel {
                 Some(attempt) => attempt.clone(),
                 None => {
                     // A task of its own: the handshake goes on when the caller who asked first gives up.
-                    let task = tokio::spawn(self.clone().make_connection(state.last));
+                    let task = tokio::spawn(self.clone().make_connection(state.last, state.rtt));
                     let attempt = async move {
                         // Only a panic or the end of the runtime breaks it off.
                         task.await.unwrap_or_else(|error| {
@@ -171,13 +194,14 @@ impl QuicChannel {
         attempt.await
     }
 
-    async fn make_connection(self, last: Option<SocketAddr>) -> Result<Arc<Live>, ConnectError> {
+    async fn make_connection(self, last: Option<SocketAddr>, rtt: Option<Duration>) -> Result<Arc<Live>, ConnectError> {
         let inner = &self.0;
-        let result = inner.connector.connect(&inner.address, &inner.server_name, last).await;
+        let result = inner.connector.connect(&inner.address, &inner.server_name, last, rtt).await;
         let result = result.map(|connected| {
             let (done, complete) = watch::channel(None);
             let (connection, draining) = (connected.connection, AtomicBool::new(false));
-            let live = Live { connection, complete, draining, calls: watch::Sender::new(0) };
+            let inboxes = Inboxes::new(&connection);
+            let live = Live { connection, inboxes, complete, draining, calls: watch::Sender::new(0) };
             let (live, addr) = (Arc::new(live), connected.addr);
             match connected.early {
                 None => {
@@ -192,9 +216,14 @@ impl QuicChannel {
             }
             let calls = live.calls.subscribe();
             tokio::spawn(watch_peer(inner.connector.clone(), live.connection.clone(), calls));
+            if inner.connector.options().redundancy {
+                let inboxes = live.inboxes.clone();
+                tokio::spawn(async move { inboxes.listen().await });
+            }
             (live, addr)
         });
         let mut state = inner.state.lock();
+        state.note_rtt();
         state.connecting = None;
         state.last = result.as_ref().ok().map(|(_, addr)| *addr);
         state.live = result.as_ref().ok().map(|(live, _)| live.clone());
@@ -238,6 +267,15 @@ impl QuicChannel {
 
     fn current(&self) -> Option<Arc<Live>> {
         self.0.state.lock().live.clone()
+    }
+}
+
+impl State {
+    /// Remembers how far the server was.
+    fn note_rtt(&mut self) {
+        // Before the handshake is complete it is a guess.
+        let live = self.live.as_ref().filter(|live| matches!(*live.complete.borrow(), Some(Ok(()))));
+        self.rtt = live.map(|live| live.connection.rtt()).or(self.rtt);
     }
 }
 

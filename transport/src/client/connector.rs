@@ -14,7 +14,8 @@ use tokio::time::timeout;
 use super::QuicChannel;
 use crate::{
     QuicOptions,
-    limits::HANDSHAKE_TIMEOUT,
+    first_packets::FirstPackets,
+    limits::{self, HANDSHAKE_TIMEOUT},
     socket::{self, Unreachable},
     tls::{TlsError, TlsMaterial},
 };
@@ -34,6 +35,7 @@ struct Inner {
     config: quinn::ClientConfig,
     options: QuicOptions,
     unreachable: Unreachable,
+    first: Option<FirstPackets>,
 }
 
 /// Why there is no connection.
@@ -101,10 +103,11 @@ impl QuicConnector {
     /// As [`new`](Self::new).
     pub fn with_options(material: &TlsMaterial, options: QuicOptions) -> Result<Self, TlsError> {
         let config = material.quic_client_config()?;
-        let (endpoint, unreachable) = socket::endpoint((Ipv6Addr::UNSPECIFIED, 0).into(), None)
-            .or_else(|_| socket::endpoint((Ipv4Addr::UNSPECIFIED, 0).into(), None))
+        let first = options.repeat_first.then(FirstPackets::default);
+        let (endpoint, unreachable) = socket::endpoint((Ipv6Addr::UNSPECIFIED, 0).into(), None, first.as_ref())
+            .or_else(|_| socket::endpoint((Ipv4Addr::UNSPECIFIED, 0).into(), None, first.as_ref()))
             .map_err(|error: io::Error| TlsError::Config(format!("cannot bind a UDP socket: {error}")))?;
-        Ok(Self(Arc::new(Inner { endpoint, config, options, unreachable })))
+        Ok(Self(Arc::new(Inner { endpoint, config, options, unreachable, first })))
     }
 
     /// A channel to the server at `address` (`host:port`) whose certificate holds `server_name`. Connects when needed.
@@ -122,6 +125,13 @@ impl QuicConnector {
         self.0.options
     }
 
+    /// A request is about to be written to `peer`.
+    pub(super) fn request(&self, peer: SocketAddr) {
+        if let Some(first) = &self.0.first {
+            first.request(peer);
+        }
+    }
+
     /// What the machines at the other end say of their ports.
     pub(super) fn unreachable(&self) -> &Unreachable {
         &self.0.unreachable
@@ -129,20 +139,24 @@ impl QuicConnector {
 
     /// Connects. Where a session can be resumed, returns before anything was sent.
     ///
-    /// `last` is the address that answered before: it is tried alone, as the one that the ticket was issued at.
+    /// `last` is the address that answered before: it is tried alone, as the one that the ticket was issued at. `rtt` is what is known of
+    /// the path.
     pub(super) async fn connect(
         &self,
         address: &str,
         server_name: &str,
         last: Option<SocketAddr>,
+        rtt: Option<Duration>,
     ) -> Result<Connected, ConnectError> {
+        let mut config = self.0.config.clone();
+        config.transport_config(Arc::new(limits::client_transport(self.0.options, rtt)));
         let addrs = resolve(address).await?;
         let addrs = match last.filter(|last| addrs.contains(last)) {
             Some(last) => vec![last],
             None => addrs,
         };
         if let [addr] = addrs[..] {
-            let connecting = self.begin(addr, server_name)?;
+            let connecting = self.begin(&config, addr, server_name)?;
             if !self.0.options.early_data {
                 return self.handshake(addr, connecting).await;
             }
@@ -154,9 +168,10 @@ impl QuicConnector {
         // Several addresses: each gets a start, the first to complete its handshake wins (RFC 8305).
         let mut attempts = FuturesUnordered::new();
         for (n, addr) in addrs.into_iter().enumerate() {
+            let config = &config;
             attempts.push(async move {
                 tokio::time::sleep(NEXT_ADDRESS_DELAY * n as u32).await;
-                self.handshake(addr, self.begin(addr, server_name)?).await
+                self.handshake(addr, self.begin(config, addr, server_name)?).await
             });
         }
         let mut failed = None;
@@ -169,10 +184,15 @@ impl QuicConnector {
         Err(failed.unwrap_or_else(|| unresolved(address, "the name has no address")))
     }
 
-    fn begin(&self, addr: SocketAddr, server_name: &str) -> Result<Connecting, ConnectError> {
+    fn begin(
+        &self,
+        config: &quinn::ClientConfig,
+        addr: SocketAddr,
+        server_name: &str,
+    ) -> Result<Connecting, ConnectError> {
         self.0
             .endpoint
-            .connect_with(self.0.config.clone(), addr, server_name)
+            .connect_with(config.clone(), addr, server_name)
             .map_err(|error| ConnectError::Local { addr, reason: error.to_string() })
     }
 

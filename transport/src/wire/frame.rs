@@ -5,13 +5,13 @@ use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use crate::limits::{MAX_HEADERS_BYTES, MAX_MESSAGE_BYTES, MAX_UNKNOWN_BYTES};
 
 /// PROTOCOL.md §3.2.
-const HEADERS: u64 = 0x0;
+pub(super) const HEADERS: u64 = 0x0;
 /// PROTOCOL.md §3.3.
-const MESSAGE: u64 = 0x1;
+pub(super) const MESSAGE: u64 = 0x1;
 /// PROTOCOL.md §3.3.
-const COMPRESSED_MESSAGE: u64 = 0x2;
+pub(super) const COMPRESSED_MESSAGE: u64 = 0x2;
 /// PROTOCOL.md §3.4.
-const TRAILERS: u64 = 0x3;
+pub(super) const TRAILERS: u64 = 0x3;
 
 /// Two varints of 8 bytes.
 const MAX_FRAME_HEADER_BYTES: usize = 16;
@@ -146,6 +146,11 @@ impl Decoder {
         Some(self.input.split_to(len))
     }
 
+    /// Whether the stream is not in the middle of a message.
+    pub(crate) fn between_messages(&self) -> bool {
+        !matches!(self.state, State::Message { missing } if missing > 0)
+    }
+
     /// To be called when the stream has ended: is that where it may end?
     pub(crate) fn finish(&self) -> Result<(), FrameError> {
         let between_frames = match &self.state {
@@ -225,14 +230,14 @@ fn take_header(partial: &mut BytesMut, input: &mut Bytes) -> Option<(u64, u64)> 
     None
 }
 
-fn read_header(bytes: &[u8]) -> Option<((u64, u64), usize)> {
+pub(super) fn read_header(bytes: &[u8]) -> Option<((u64, u64), usize)> {
     let (kind, a) = read_varint(bytes)?;
     let (len, b) = read_varint(&bytes[a..])?;
     Some(((kind, len), a + b))
 }
 
 /// RFC 9000 §16. Gives the value and how many bytes it took.
-fn read_varint(bytes: &[u8]) -> Option<(u64, usize)> {
+pub(super) fn read_varint(bytes: &[u8]) -> Option<(u64, usize)> {
     let first = *bytes.first()?;
     let len = 1 << (first >> 6);
     let rest = bytes.get(1..len)?;
@@ -241,7 +246,7 @@ fn read_varint(bytes: &[u8]) -> Option<(u64, usize)> {
 }
 
 /// RFC 9000 §16, in the shortest form.
-fn put_varint(out: &mut BytesMut, value: u64) {
+pub(super) fn put_varint(out: &mut BytesMut, value: u64) {
     match value {
         0..=0x3f => out.put_u8(value as u8),
         0x40..=0x3fff => out.put_u16(value as u16 | 0x4000),

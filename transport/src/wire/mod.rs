@@ -2,11 +2,18 @@
 //!
 //! - [`frame`]: frames, and the order in which a stream may carry them.
 //! - [`metadata`]: HTTP header maps to and from the HEADERS and TRAILERS payloads.
+//! - [`datagram`]: what travels in DATAGRAM frames; [`window`], [`arrivals`], [`losses`]: redundant messages, both sides.
 //! - [`reframe`]: gRPC's length-prefixed messages, as tonic speaks them, to MESSAGE frames.
 
+pub(crate) mod arrivals;
+pub(crate) mod datagram;
 pub(crate) mod frame;
+pub(crate) mod losses;
 pub(crate) mod metadata;
 pub(crate) mod reframe;
+#[cfg(test)]
+mod repeat_tests;
+pub(crate) mod window;
 
 use quinn::VarInt;
 

@@ -19,8 +19,9 @@ pub(crate) struct Reframer {
 }
 
 impl Reframer {
-    /// Takes the next bytes of the body and appends what to write to `out`.
-    pub(crate) fn push(&mut self, mut data: Bytes, out: &mut Vec<Bytes>) {
+    /// Takes the next bytes of the body and appends what to write to `out`. `begun` is called for each frame that begins: with all of
+    /// it, or with None where it comes in pieces.
+    pub(crate) fn push(&mut self, mut data: Bytes, out: &mut Vec<Bytes>, mut begun: impl FnMut(Option<&Bytes>)) {
         while data.has_remaining() {
             if self.missing > 0 {
                 let part = data.split_to(self.missing.min(data.len()));
@@ -38,11 +39,14 @@ impl Reframer {
             let whole = (len as usize <= COPY_BYTES && len as usize <= data.len()).then(|| data.split_to(len as usize));
             let mut frame = BytesMut::with_capacity(16 + whole.as_ref().map_or(0, Bytes::len));
             put_message_header(&mut frame, len, compressed);
+            let is_whole = whole.is_some();
             match whole {
                 Some(message) => frame.put_slice(&message),
                 None => self.missing = len as usize,
             }
-            out.push(frame.freeze());
+            let frame = frame.freeze();
+            begun(is_whole.then_some(&frame));
+            out.push(frame);
         }
     }
 
@@ -81,7 +85,7 @@ mod tests {
             let (mut body, mut reframer, mut out) = (body.freeze(), Reframer::default(), Vec::new());
             for cut in cuts.iter().cycle() {
                 if body.is_empty() { break; }
-                reframer.push(body.split_to((*cut).min(body.len())), &mut out);
+                reframer.push(body.split_to((*cut).min(body.len())), &mut out, |_| {});
             }
             prop_assert!(reframer.at_boundary());
 
