@@ -172,6 +172,11 @@ impl Agents {
         agent
     }
 
+    /// Moves all QUIC connections to a new socket.
+    pub(crate) fn rebind(&self) -> std::io::Result<()> {
+        self.connector.as_ref().map_or(Ok(()), QuicConnector::rebind)
+    }
+
     /// Closes every connection; the agents and what is known of them stay.
     pub(crate) fn disconnect(&self) {
         let agents = self.agents.lock().clone();

@@ -160,6 +160,7 @@ impl Builder {
             redundancy: self.features.has(Feature::Redundancy),
             thin_stream: self.features.has(Feature::ThinStream),
             early_data: self.features.has(Feature::EarlyData),
+            migration: self.features.has(Feature::Migration),
             repeat_first: self.features.has(Feature::RepeatFirst),
         };
         QuicConnector::with_options(material, options)

@@ -91,6 +91,15 @@ impl TitanClient {
         ClientStats { rest_calls: coordinator.calls(), quic: agents.stats(), grpc_fallbacks: dialer.fallbacks() }
     }
 
+    /// Goes on from a new UDP socket, after a change of network that the library does not notice by itself (it does on Linux, unless
+    /// [`Feature::Migration`](crate::Feature::Migration) is off). QUIC answers go on.
+    ///
+    /// # Errors
+    /// When no socket can be bound; then the old one stays.
+    pub fn rebind(&self) -> std::io::Result<()> {
+        self.0.agents.rebind()
+    }
+
     /// Closes the connections to all agents and keeps the routes, as after a change of network. Running QUIC answers break off.
     pub fn disconnect(&self) {
         self.0.agents.disconnect();

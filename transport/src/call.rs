@@ -4,7 +4,7 @@ use std::{pin::Pin, sync::Arc};
 
 use axum::body::Body;
 use bytes::Bytes;
-use futures_util::FutureExt as _;
+use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use http::{HeaderValue, Method, Request, Response, Uri, header::CONTENT_TYPE, request};
 use http_body::{Body as _, Frame};
 use http_body_util::BodyExt as _;
@@ -39,7 +39,10 @@ pub(crate) async fn serve(
     killed: CancellationToken,
 ) {
     let stream = u64::from(send.id());
-    let mut stopped = std::pin::pin!(send.stopped());
+    // Each is asked again only when it has something to say, not at each of the call's messages.
+    let mut endings = FuturesUnordered::new();
+    endings.push(send.stopped().map(drop).boxed());
+    endings.push(killed.cancelled_owned().boxed());
     let mut out = OutgoingStream::new(send, ErrorCode::Internal);
     let call = async {
         let mut body = IncomingBody::request(recv);
@@ -66,20 +69,16 @@ pub(crate) async fn serve(
     };
     let result = tokio::select! {
         result = call => result,
-        // STOP_SENDING, or the connection is gone: dropping `call` drops the handler. Ok(None) would mean that everything
-        // was acknowledged, and then `call` has ended too.
-        _ = &mut stopped => {
-            out.abort(ErrorCode::Cancelled);
-            return;
-        }
-        () = killed.cancelled() => {
+        // STOP_SENDING, or the connection is gone, or the drain has taken too long: dropping `call` drops the handler. Everything
+        // acknowledged is an ending too, and then only repeats are left of `call`.
+        _ = endings.next() => {
             out.abort(ErrorCode::Cancelled);
             return;
         }
     };
     match result {
         // Whoever closes the connection waits for this task, and a close would throw away what is not acknowledged.
-        Ok(()) => drop(timeout(DRAIN_TIMEOUT, stopped).await),
+        Ok(()) => drop(timeout(DRAIN_TIMEOUT, endings.next()).await),
         Err(error) => tracing::debug!(%error, "response not delivered"),
     }
 }

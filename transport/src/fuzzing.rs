@@ -5,8 +5,11 @@ use prost::Message as _;
 use titan_proto::wire::{Headers, Trailers};
 
 use crate::wire::{
+    arrivals::Arrivals,
+    datagram::Datagram,
     frame::{Decoder, Event, Half},
     metadata,
+    window::Window,
 };
 
 /// Decodes `stream` as one half of a call, in pieces of `piece` bytes, with the payloads of its frames.
@@ -33,4 +36,28 @@ pub fn decode(request: bool, piece: usize, stream: &[u8]) {
         }
     }
     let _ = decoder.finish();
+}
+
+/// Takes `datagrams` as a client and as a server would, beside a stream that brings frames now and then.
+pub fn datagrams<'a>(datagrams: impl IntoIterator<Item = &'a [u8]>) {
+    let (mut arrivals, mut window, mut left) = (Arrivals::default(), Window::new(0), 0);
+    for datagram in datagrams {
+        window.push(Some(Bytes::copy_from_slice(datagram)));
+        match Datagram::read(Bytes::copy_from_slice(datagram)) {
+            Some(Datagram::Repeat { first, frames, .. }) => {
+                arrivals.repeated(first, frames);
+            }
+            Some(Datagram::Ack { next, repaired, again, .. }) => {
+                let (more, repaired) = window.acknowledge(next, repaired, again);
+                assert!(repaired <= more);
+            }
+            None => {
+                arrivals.from_stream();
+            }
+        }
+        while arrivals.take_early().is_some() {
+            left += 1;
+        }
+        assert!(arrivals.next() >= left);
+    }
 }

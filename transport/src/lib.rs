@@ -25,7 +25,7 @@
 //! - `server`, `call`: connections and calls on the server. `client`: the channel and its connection.
 //! - [`tls`]: every TLS configuration. [`limits`]: every limit, with its reason. `deadline`: `grpc-timeout`, on both wires.
 //! - `tcp`: HTTP/1.1 and HTTP/2, TLS or plain text, on one port. [`token`]: JWTs, issued and verified.
-//! - `repeat`: redundant messages. `congestion`: for thin streams. `first_packets`: those that go twice.
+//! - `repeat`: redundant messages. `congestion`: for thin streams. `first_packets`: those that go twice. `network`: that it has changed.
 //! - `socket`, `icmp`: how a killed peer is noticed.
 
 mod body;
@@ -39,6 +39,8 @@ pub mod fuzzing;
 #[cfg(target_os = "linux")]
 mod icmp;
 pub mod limits;
+#[cfg(target_os = "linux")]
+mod network;
 mod options;
 mod peer;
 mod repeat;

@@ -31,9 +31,13 @@ pub const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// The client's keep-alive: under the 30 s after which home routers forget a UDP mapping.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(10);
-/// While it waits for an answer, a client asks a silent server this often whether it is there: PROTOCOL.md §9. Half of the
-/// second that a reader may take for a pause in the text.
+/// While it waits for an answer, a client asks a silent server after so long whether it is there: PROTOCOL.md §9. A little more than the
+/// time between two tokens of a slow model; with the round trips that follow, a killed server is noticed within half a second.
+pub const FIRST_PROBE: Duration = Duration::from_millis(150);
+/// The pauses between further questions double up to this.
 pub const PROBE_INTERVAL: Duration = Duration::from_millis(500);
+/// A server that has not answered for so long is not there, or not on this way: six questions are lost together on no path worth waiting for.
+pub const SILENCE_LIMIT: Duration = Duration::from_secs(3);
 /// A response's frames are acknowledged at the latest so long after one came, when another comes: PROTOCOL.md §10.3. At 50 a second,
 /// every third or fourth; an acknowledgement of its own for each would double the client's packets.
 pub const ACK_DELAY: Duration = Duration::from_millis(60);

@@ -9,12 +9,14 @@ pub struct QuicOptions {
     pub thin_stream: bool,
     /// Clients only: requests that are safe to repeat travel as early data.
     pub early_data: bool,
+    /// Clients only: notice that the network has changed, and move there: PROTOCOL.md §14. Linux only.
+    pub migration: bool,
     /// The first packets of a connection and of a request are sent twice: PROTOCOL.md §12.
     pub repeat_first: bool,
 }
 
 impl Default for QuicOptions {
     fn default() -> Self {
-        Self { redundancy: true, thin_stream: true, early_data: true, repeat_first: true }
+        Self { redundancy: true, thin_stream: true, early_data: true, migration: true, repeat_first: true }
     }
 }

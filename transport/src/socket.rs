@@ -60,7 +60,7 @@ pub(crate) fn bind(
     socket.bind(&addr.into())?;
     let socket: UdpSocket = socket.into();
     #[cfg(target_os = "linux")]
-    crate::icmp::listen(&socket, Arc::downgrade(&unreachable.0), unreachable.0.stop.clone())?;
+    crate::icmp::listen(&socket, Arc::downgrade(&unreachable.0), unreachable.0.listen_anew())?;
     let socket = TokioRuntime.wrap_udp_socket(socket)?;
     Ok(match first {
         Some(first) => first.socket(socket, server),
@@ -76,8 +76,8 @@ pub(crate) struct Unreachable(Arc<Watchers>);
 #[derive(Debug, Default)]
 pub(crate) struct Watchers {
     by_addr: Mutex<HashMap<SocketAddr, Weak<Notify>>>,
-    /// Cancelled with the last handle: the listener holds the socket, and so the port.
-    stop: CancellationToken,
+    /// Cancelled with the last handle, and when another socket takes its place: the listener holds the socket, and so the port.
+    stop: Mutex<CancellationToken>,
 }
 
 impl Unreachable {
@@ -111,6 +111,15 @@ impl Unreachable {
 }
 
 impl Watchers {
+    /// Stops the listener that there is; the next one has until this is cancelled.
+    #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "only Linux tells"))]
+    fn listen_anew(&self) -> CancellationToken {
+        let mut stop = self.stop.lock();
+        stop.cancel();
+        *stop = CancellationToken::new();
+        stop.clone()
+    }
+
     fn subscribe(&self, addr: SocketAddr) -> Arc<Notify> {
         let mut watchers = self.by_addr.lock();
         if let Some(notify) = watchers.get(&addr).and_then(Weak::upgrade) {
@@ -136,7 +145,7 @@ impl Watchers {
 
 impl Drop for Watchers {
     fn drop(&mut self) {
-        self.stop.cancel();
+        self.stop.lock().cancel();
     }
 }
 

@@ -13,7 +13,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use futures_util::{
     FutureExt as _,
     future::{BoxFuture, Shared},
@@ -25,10 +24,10 @@ use tokio::{sync::watch, time::timeout};
 use tonic::{Status, body::Body};
 use tower::Service;
 
-use super::{ConnectError, QuicConnector, call};
+use super::{ConnectError, QuicConnector, call, watching};
 use crate::{
     QuicOptions,
-    limits::{HANDSHAKE_TIMEOUT, PROBE_INTERVAL},
+    limits::HANDSHAKE_TIMEOUT,
     repeat::receiver::Inboxes,
     wire::ErrorCode,
 };
@@ -70,7 +69,9 @@ pub(super) struct Live {
     /// The server refuses new calls: the next one needs another connection.
     draining: AtomicBool,
     /// Calls that wait for an answer or read one.
-    calls: watch::Sender<usize>,
+    pub(super) calls: watch::Sender<usize>,
+    /// Nothing has come for [`SILENCE_LIMIT`](crate::limits::SILENCE_LIMIT), although the server was asked.
+    pub(super) silent: watch::Sender<bool>,
 }
 
 /// A call that runs on a connection, for as long as this lives.
@@ -133,6 +134,18 @@ impl QuicChannel {
     /// The smoothed round-trip time of the present connection.
     pub fn rtt(&self) -> Option<Duration> {
         self.current().map(|live| live.connection.rtt())
+    }
+
+    /// Resolves when nothing has come from the server for 3 s, although calls wait and it was asked whether it is there. The connection
+    /// stays, and may come back; new calls use another one.
+    pub async fn silent(&self) {
+        let Some(live) = self.current() else { return std::future::pending().await };
+        let mut silent = live.silent.subscribe();
+        drop(live);
+        if silent.wait_for(|silent| *silent).await.is_err() {
+            // The connection has ended, and its calls tell.
+            std::future::pending().await
+        }
     }
 
     /// Counts since the channel was made.
@@ -201,7 +214,7 @@ impl QuicChannel {
             let (done, complete) = watch::channel(None);
             let (connection, draining) = (connected.connection, AtomicBool::new(false));
             let inboxes = Inboxes::new(&connection);
-            let live = Live { connection, inboxes, complete, draining, calls: watch::Sender::new(0) };
+            let live = Live { connection, inboxes, complete, draining, calls: watch::Sender::new(0), silent: watch::Sender::new(false) };
             let (live, addr) = (Arc::new(live), connected.addr);
             match connected.early {
                 None => {
@@ -214,12 +227,7 @@ impl QuicChannel {
                     tokio::spawn(self.clone().watch_early(live.clone(), addr, accepted, done));
                 }
             }
-            let calls = live.calls.subscribe();
-            tokio::spawn(watch_peer(inner.connector.clone(), live.connection.clone(), calls));
-            if inner.connector.options().redundancy {
-                let inboxes = live.inboxes.clone();
-                tokio::spawn(async move { inboxes.listen().await });
-            }
+            watching::start(&inner.connector, &live);
             (live, addr)
         });
         let mut state = inner.state.lock();
@@ -282,7 +290,7 @@ impl State {
 impl Live {
     /// Whether a new call can use it.
     pub(super) fn usable(&self) -> bool {
-        self.connection.close_reason().is_none() && !self.draining.load(Relaxed)
+        self.connection.close_reason().is_none() && !self.draining.load(Relaxed) && !*self.silent.borrow()
     }
 
     /// Whether the handshake is complete, as far as it is known now.
@@ -319,33 +327,6 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.0.calls.send_modify(|calls| *calls -= 1);
     }
-}
-
-/// Gives a connection up when its server's port is closed, long before the idle timeout.
-async fn watch_peer(connector: QuicConnector, connection: Connection, calls: watch::Receiver<usize>) {
-    tokio::select! {
-        () = connector.unreachable().watch(&connection) => {
-            connection.close(ErrorCode::NoError.code(), b"the server's port is closed");
-        }
-        () = probe(&connection, calls) => {}
-        _ = connection.closed() => {}
-    }
-}
-
-/// PROTOCOL.md §9: whoever only reads sends nothing, and so would not learn that the other end is gone.
-async fn probe(connection: &Connection, mut calls: watch::Receiver<usize>) {
-    let mut heard = 0;
-    // Ends when nobody holds the connection any more.
-    while calls.wait_for(|calls| *calls > 0).await.is_ok() {
-        tokio::time::sleep(PROBE_INTERVAL).await;
-        let now = connection.stats().udp_rx.datagrams;
-        if now == heard {
-            // An error means that the server takes no datagrams, or is gone already.
-            let _ = connection.send_datagram(Bytes::new());
-        }
-        heard = now;
-    }
-    connection.closed().await;
 }
 
 impl Service<Request<Body>> for QuicChannel {

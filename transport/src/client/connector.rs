@@ -8,8 +8,9 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use parking_lot::Mutex;
 use quinn::{Connecting, Connection, ConnectionError};
-use tokio::time::timeout;
+use tokio::{sync::watch, time::timeout};
 
 use super::QuicChannel;
 use crate::{
@@ -36,6 +37,10 @@ struct Inner {
     options: QuicOptions,
     unreachable: Unreachable,
     first: Option<FirstPackets>,
+    /// Counts changes of the network; None where nobody tells.
+    changes: Option<watch::Receiver<u64>>,
+    /// The change that the socket was last bound anew for.
+    rebound: Mutex<u64>,
 }
 
 /// Why there is no connection.
@@ -107,12 +112,45 @@ impl QuicConnector {
         let (endpoint, unreachable) = socket::endpoint((Ipv6Addr::UNSPECIFIED, 0).into(), None, first.as_ref())
             .or_else(|_| socket::endpoint((Ipv4Addr::UNSPECIFIED, 0).into(), None, first.as_ref()))
             .map_err(|error: io::Error| TlsError::Config(format!("cannot bind a UDP socket: {error}")))?;
-        Ok(Self(Arc::new(Inner { endpoint, config, options, unreachable, first })))
+        let changes = options.migration.then(watch_network).flatten();
+        let rebound = Mutex::new(0);
+        Ok(Self(Arc::new(Inner { endpoint, config, options, unreachable, first, changes, rebound })))
     }
 
     /// A channel to the server at `address` (`host:port`) whose certificate holds `server_name`. Connects when needed.
     pub fn channel(&self, address: impl Into<String>, server_name: impl Into<String>) -> QuicChannel {
         QuicChannel::new(self.clone(), address.into(), server_name.into())
+    }
+
+    /// Goes on from a new UDP socket: after a change of network that this library does not see by itself. Connections move with it, and
+    /// calls go on.
+    ///
+    /// # Errors
+    /// When no socket can be bound; then the old one stays.
+    pub fn rebind(&self) -> io::Result<()> {
+        let Inner { endpoint, unreachable, first, .. } = &*self.0;
+        let any = match endpoint.local_addr()? {
+            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+        };
+        endpoint.rebind_abstract(socket::bind(any, unreachable, first.as_ref(), false)?)
+    }
+
+    /// Counts changes of the network.
+    pub(super) fn changes(&self) -> Option<watch::Receiver<u64>> {
+        self.0.changes.clone()
+    }
+
+    /// The same for the change with this number: the first of the connections that noticed it does it for all.
+    pub(super) fn rebind_for(&self, change: u64) {
+        let mut rebound = self.0.rebound.lock();
+        if *rebound < change {
+            *rebound = change;
+            match self.rebind() {
+                Ok(()) => tracing::debug!("the network has changed: a new socket"),
+                Err(error) => tracing::warn!(%error, "the network has changed, and no new socket can be bound"),
+            }
+        }
     }
 
     /// Says goodbye on every connection and waits until that is sent, for at most 200 ms.
@@ -207,6 +245,15 @@ impl QuicConnector {
             Ok(Err(error)) => Err(ConnectError::Handshake { addr, error }),
         }
     }
+}
+
+fn watch_network() -> Option<watch::Receiver<u64>> {
+    #[cfg(target_os = "linux")]
+    return crate::network::changes()
+        .inspect_err(|error| tracing::debug!(%error, "changes of the network are not noticed here"))
+        .ok();
+    #[cfg(not(target_os = "linux"))]
+    None
 }
 
 async fn resolve(address: &str) -> Result<Vec<SocketAddr>, ConnectError> {

@@ -7,6 +7,7 @@ use std::{
     time::Instant,
 };
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use quinn::Connection;
 
@@ -14,6 +15,9 @@ use crate::wire::{
     arrivals::{Acks, Arrivals, InStream},
     datagram::{Datagram, Frame},
 };
+
+/// A datagram that fills a packet.
+const FULL_PACKET_BYTES: usize = 1_100;
 
 /// The responses on one connection that may be repeated.
 #[derive(Debug)]
@@ -51,18 +55,34 @@ impl Inboxes {
         }
     }
 
-    /// Asks for what is missing in every response: something was lost that no later packet will tell of.
-    pub(crate) fn ask_again(&self) {
+    /// Asks for what is missing in every response: the server may have to learn of a new address, or what it sent last is lost and no
+    /// later packet tells of that. False where no response waits.
+    pub(crate) fn ask_again(&self) -> bool {
+        let room = self.connection.max_datagram_size().unwrap_or(0).min(FULL_PACKET_BYTES);
+        let mut asked = false;
         for (stream, inbox) in &*self.inboxes.lock() {
             let inbox = inbox.lock();
-            self.send_ack(*stream, &inbox.arrivals, true);
+            let ack = Datagram::ack(*stream, inbox.arrivals.next(), inbox.arrivals.repaired(), true);
+            // To an address that it has not validated, a server sends at most three times what came from there (RFC 9000 §9.3): one
+            // full packet makes room for what is missing.
+            let ack = if asked { ack } else { padded(&ack, room) };
+            asked = true;
+            let _ = self.connection.send_datagram(ack);
         }
+        asked
     }
 
-    fn send_ack(&self, stream: u64, arrivals: &Arrivals, again: bool) {
+    fn send_ack(&self, stream: u64, arrivals: &Arrivals) {
         // A lost connection has nobody to tell.
-        let _ = self.connection.send_datagram(Datagram::ack(stream, arrivals.next(), arrivals.repaired(), again));
+        let _ = self.connection.send_datagram(Datagram::ack(stream, arrivals.next(), arrivals.repaired(), false));
     }
+}
+
+/// An ACK with zeroes behind it: PROTOCOL.md §10.2 lets anything follow.
+fn padded(ack: &[u8], bytes: usize) -> Bytes {
+    let mut padded = ack.to_vec();
+    padded.resize(bytes.max(ack.len()), 0);
+    padded.into()
 }
 
 /// One response's part of it.
@@ -106,7 +126,7 @@ impl Repeated {
     fn acknowledge(&self, inbox: &mut Inbox, ended: bool) {
         let Inbox { arrivals, acks, .. } = inbox;
         if acks.take_due(arrivals, ended, Instant::now()) {
-            self.inboxes.send_ack(self.stream, arrivals, false);
+            self.inboxes.send_ack(self.stream, arrivals);
         }
     }
 }

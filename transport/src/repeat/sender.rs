@@ -33,6 +33,8 @@ const PROBE_SLACK: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub(crate) struct Repeats {
     connection: Connection,
+    /// Of a datagram, in bytes. A path's packets never become smaller than the handshake's.
+    room: usize,
     /// Held for moments only.
     windows: Mutex<HashMap<u64, Arc<Mutex<Window>>>>,
     losses: Mutex<Losses>,
@@ -41,9 +43,9 @@ pub(crate) struct Repeats {
 impl Repeats {
     /// None where the peer takes no datagrams.
     pub(crate) fn new(connection: &Connection) -> Option<Arc<Self>> {
-        connection.max_datagram_size()?;
+        let room = connection.max_datagram_size()?.min(PACKET_ROOM_BYTES);
         let (windows, losses) = Default::default();
-        Some(Arc::new(Self { connection: connection.clone(), windows, losses }))
+        Some(Arc::new(Self { connection: connection.clone(), room, windows, losses }))
     }
 
     /// Takes acknowledgements until the connection ends.
@@ -61,7 +63,7 @@ impl Repeats {
         let (more, missing) = {
             let mut window = window.lock();
             let more = window.acknowledge(next, repaired, again);
-            (more, window.take_wanted().then(|| window.oldest(self.room(0))).flatten())
+            (more, window.take_wanted().then(|| window.oldest(self.room)).flatten())
         };
         self.losses.lock().acknowledged(more.0, more.1);
         self.send(missing);
@@ -69,11 +71,6 @@ impl Repeats {
 
     fn measure(&self) -> Measure {
         self.losses.lock().measure()
-    }
-
-    /// For a REPEAT, in bytes, beside `written` ones.
-    fn room(&self, written: usize) -> usize {
-        self.connection.max_datagram_size().unwrap_or(0).min(PACKET_ROOM_BYTES).saturating_sub(written)
     }
 
     fn send(&self, datagram: Option<Bytes>) {
@@ -128,7 +125,7 @@ impl Repeater {
     pub(crate) fn ride(&mut self, bytes: usize) {
         let now = Instant::now();
         let measure = self.repeats.measure();
-        let datagram = self.window.lock().newest(measure, self.repeats.room(bytes));
+        let datagram = self.window.lock().newest(measure, self.repeats.room.saturating_sub(bytes));
         self.repeats.send(datagram);
         if let Some(before) = self.written_at.replace(now) {
             self.interval = (self.interval * 7 + (now - before)) / 8;
@@ -162,12 +159,12 @@ impl Repeater {
             (self.repair_at, self.probe_at) = (None, None);
         } else if self.repair_at.is_some_and(|at| at <= now) {
             self.repair_at = None;
-            let datagram = self.window.lock().newest(self.repeats.measure(), self.repeats.room(0));
+            let datagram = self.window.lock().newest(self.repeats.measure(), self.repeats.room);
             self.repeats.send(datagram);
         } else if self.probe_at.is_some_and(|at| at <= now) {
             self.probes += 1;
             self.probe_at = (self.probes < MAX_PROBES).then(|| now + self.probe_timeout() * 2_u32.pow(self.probes));
-            let datagram = self.window.lock().oldest(self.repeats.room(0));
+            let datagram = self.window.lock().oldest(self.repeats.room);
             self.repeats.send(datagram);
         }
     }

@@ -100,7 +100,7 @@ impl Echo {
         Ok(response)
     }
 
-    /// `n` messages; "fail" ends them with an error, "hang" does not end them, "big" makes each 16 KiB.
+    /// `n` messages; "fail" ends them with an error, "hang" does not end them, "big" makes each 16 KiB, "pace" makes one every 10 ms.
     async fn produce(self, request: Request<Blob>) -> Result<Response<BlobStream>, Status> {
         let alive = Alive::new(&self.0);
         let metadata = request.metadata().clone();
@@ -108,11 +108,19 @@ impl Echo {
         if verb == "refuse" {
             return Err(failure(n));
         }
+        let pace = (verb == "pace").then(|| std::time::Duration::from_millis(10));
         let data = bytes::Bytes::from(vec![7; if verb == "big" { 16 << 10 } else { 0 }]);
         let probe = self.0.clone();
-        let messages = stream::iter(0..n).map(move |n| {
-            probe.produced.fetch_add(1, SeqCst);
-            Ok(Blob { data: data.clone(), n, ..Blob::default() })
+        let messages = stream::iter(0..n).then(move |n| {
+            let message = Ok(Blob { data: data.clone(), n, ..Blob::default() });
+            let probe = probe.clone();
+            async move {
+                if let Some(pace) = pace {
+                    tokio::time::sleep(pace).await;
+                }
+                probe.produced.fetch_add(1, SeqCst);
+                message
+            }
         });
         let end: BlobStream = match verb.as_str() {
             "fail" => Box::pin(stream::iter([Err(failure(9))])),

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, dead_code, missing_docs, unreachable_pub, reason = "shared by several test programs")]
 
 pub mod echo;
+pub mod relay;
 pub mod tls;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
