@@ -145,27 +145,36 @@ impl IncomingBody {
 
     /// What comes next, from a datagram or from the stream; None at the proper end of the stream.
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Piece>, IncomingError>> {
-        loop {
-            // Not in the middle of a message that is being passed on.
-            let between = self.decoder.between_messages() || !matches!(self.in_message, InMessage::Pass);
-            if let Some(frame) = self.repeated.as_ref().filter(|_| between).and_then(|repeated| repeated.take_early(cx)) {
-                return Poll::Ready(Ok(Some(match frame {
-                    Repeat::Headers(payload) => Piece::Headers(payload),
-                    Repeat::Message { payload, compressed } => {
-                        // A datagram has at most 64 KiB.
-                        Piece::Message { len: payload.len() as u32, compressed, whole: payload }
-                    }
-                    Repeat::Trailers(payload) => Piece::Trailers(payload),
-                })));
-            }
-            let event = match ready!(self.poll_event(cx))? {
-                Some(event) => event,
-                None => return Poll::Ready(Ok(None)),
+        // The stream first: what only a datagram has brought then tells of a loss.
+        while let Poll::Ready(event) = self.poll_event(cx) {
+            let piece = match event {
+                Ok(Some(event)) => self.take(event),
+                Ok(None) => return Poll::Ready(Ok(None)),
+                // What came before the stream broke is passed on before that is told.
+                Err(error) => return Poll::Ready(self.take_early(cx).map(Some).ok_or(error)),
             };
-            if let Some(piece) = self.take(event) {
-                return Poll::Ready(Ok(Some(piece)));
+            if piece.is_some() {
+                return Poll::Ready(Ok(piece));
             }
         }
+        match self.take_early(cx) {
+            Some(piece) => Poll::Ready(Ok(Some(piece))),
+            None => Poll::Pending,
+        }
+    }
+
+    fn take_early(&self, cx: &mut Context<'_>) -> Option<Piece> {
+        // Not in the middle of a message that is being passed on.
+        let between = self.decoder.between_messages() || !matches!(self.in_message, InMessage::Pass);
+        let frame = self.repeated.as_ref().filter(|_| between)?.take_early(cx)?;
+        Some(match frame {
+            Repeat::Headers(payload) => Piece::Headers(payload),
+            // A datagram has at most 64 KiB.
+            Repeat::Message { payload, compressed } => {
+                Piece::Message { len: payload.len() as u32, compressed, whole: payload }
+            }
+            Repeat::Trailers(payload) => Piece::Trailers(payload),
+        })
     }
 
     /// What to pass on of what the stream has brought.

@@ -163,6 +163,9 @@ impl<'a> Answer<'a> {
     /// Writes `last` and ends the stream.
     async fn finish(&mut self, last: Bytes) -> Result<(), WriteError> {
         self.push(last);
+        if let Some(repeater) = &mut self.repeater {
+            repeater.ends();
+        }
         self.flush().await?;
         self.out.finish();
         Ok(())

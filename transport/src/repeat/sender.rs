@@ -90,8 +90,10 @@ pub(crate) struct Repeater {
     timer: Pin<Box<Sleep>>,
     armed: bool,
     written_at: Option<Instant>,
-    /// Between messages; a moving average.
-    interval: Duration,
+    /// Between messages; a moving average. None before the second one.
+    interval: Option<Duration>,
+    /// The response ends with what is written next.
+    ends: bool,
     repair_at: Option<Instant>,
     probe_at: Option<Instant>,
     probes: u32,
@@ -109,7 +111,8 @@ impl Repeater {
             timer: Box::pin(sleep_until(Instant::now())),
             armed: false,
             written_at: None,
-            interval: Duration::ZERO,
+            interval: None,
+            ends: false,
             repair_at: None,
             probe_at: None,
             probes: 0,
@@ -121,16 +124,24 @@ impl Repeater {
         self.window.lock().push(frame.cloned());
     }
 
+    /// The response ends with what is written next: nothing will follow to repeat it.
+    pub(crate) fn ends(&mut self) {
+        self.ends = true;
+    }
+
     /// `bytes` of frames go out now, all pushed before: the newest frames travel in the same packet, in a datagram.
     pub(crate) fn ride(&mut self, bytes: usize) {
         let now = Instant::now();
         let measure = self.repeats.measure();
         let datagram = self.window.lock().newest(measure, self.repeats.room.saturating_sub(bytes));
         self.repeats.send(datagram);
+        // The reader waits for the first message, and for the last there is nothing that it could ride on.
+        let early = measure.early || self.ends || self.interval.is_none();
         if let Some(before) = self.written_at.replace(now) {
-            self.interval = (self.interval * 7 + (now - before)) / 8;
+            let last = now - before;
+            self.interval = Some(self.interval.map_or(last, |interval| (interval * 7 + last) / 8));
         }
-        self.repair_at = measure.early.then(|| now + repair_delay(self.interval));
+        self.repair_at = early.then(|| now + repair_delay(self.interval));
         self.probes = 0;
         self.probe_at = Some(now + self.probe_timeout());
         self.arm(self.repair_at.or(self.probe_at));

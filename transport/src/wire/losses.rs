@@ -62,9 +62,9 @@ impl Losses {
     }
 }
 
-/// When an early repair follows, for messages that come every `interval`.
-pub(crate) fn repair_delay(interval: Duration) -> Duration {
-    (interval / REPAIR_SHARE).clamp(SOONEST_REPAIR, LATEST_REPAIR)
+/// When an early repair follows, for messages that come every `interval`, if that is known.
+pub(crate) fn repair_delay(interval: Option<Duration>) -> Duration {
+    interval.map_or(LATEST_REPAIR, |interval| (interval / REPAIR_SHARE).clamp(SOONEST_REPAIR, LATEST_REPAIR))
 }
 
 #[cfg(test)]
@@ -88,8 +88,9 @@ mod tests {
 
     #[test]
     fn a_repair_comes_well_before_the_next_message() {
-        assert_eq!(repair_delay(Duration::from_millis(20)), Duration::from_millis(4));
-        assert_eq!(repair_delay(Duration::ZERO), SOONEST_REPAIR);
-        assert_eq!(repair_delay(Duration::from_secs(1)), LATEST_REPAIR);
+        assert_eq!(repair_delay(Some(Duration::from_millis(20))), Duration::from_millis(4));
+        assert_eq!(repair_delay(Some(Duration::ZERO)), SOONEST_REPAIR);
+        assert_eq!(repair_delay(Some(Duration::from_secs(1))), LATEST_REPAIR);
+        assert_eq!(repair_delay(None), LATEST_REPAIR);
     }
 }
