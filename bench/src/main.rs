@@ -7,9 +7,8 @@
 //! - `report`: a page, tables and plots of what `net` stored.
 //!
 //! Reading order: `args`, then `engine`, `load`, `net` or `route`. Beside them `stats` (pure), `usage` (what a process used),
-//! `environment` (the machine), `path` (an emulated network), `report` (JSON, Markdown, pages), `lab` (a private CA and tokens),
-//! `wire` (one client for both wires), `process` (what is measured runs in a process of its own), `open_files` (room for sockets),
-//! `progress`. Whatever measures puts its results into a [`report::Report`].
+//! `environment` (the machine), `report` (JSON, Markdown, pages), `lab` (a private CA and tokens), `wire` (one client for both
+//! wires), `process` (what is measured runs in a process of its own), `open_files` (room for sockets), `progress`. Whatever measures puts its results into a [`report::Report`].
 
 mod args;
 mod engine;
@@ -18,7 +17,6 @@ mod lab;
 mod load;
 mod net;
 mod open_files;
-mod path;
 mod process;
 mod progress;
 mod report;

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, anyhow};
 
-use super::sys::{self, Interfaces};
+use crate::sys::{self, Interfaces};
 
 const DEVICE: &str = "tun0";
 /// The mask of all addresses of the emulated network: on both hosts, all are directly on the device.
@@ -33,7 +33,7 @@ const SETTINGS: [(&str, &str); 3] = [
 ];
 
 /// A host. It is there for as long as this, and as what runs in it.
-pub(crate) struct Host {
+pub struct Host {
     namespace: Arc<OwnedFd>,
     interfaces: Interfaces,
 }
@@ -61,12 +61,12 @@ impl Host {
 
     /// Has `command` run on this host, and killed when the thread that starts it ends. So it is to be started from a thread that stays:
     /// the main one or a worker of tokio's, not one of `spawn_blocking`.
-    pub(crate) fn enter(&self, command: &mut Command) {
+    pub fn enter(&self, command: &mut Command) {
         sys::start_in_namespace(command, Arc::clone(&self.namespace));
     }
 
     /// Runs `f` in a thread on this host. Sockets that it opens stay on this host wherever they go.
-    pub(crate) fn run<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
+    pub fn run<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
         let namespace = Arc::clone(&self.namespace);
         in_thread(move || {
             sys::enter_namespace(namespace.as_fd()).context("cannot enter the host's network namespace")?;

@@ -3,10 +3,11 @@
 
 use std::{net::Ipv4Addr, time::Instant};
 
-use super::{
-    LaneCounters, PathSettings,
+use crate::{
     link::{Fate, Link},
+    network::LaneCounters,
     packet,
+    settings::PathSettings,
 };
 
 /// Where a packet goes.
@@ -113,7 +114,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::net::record::{Loss, Traffic};
+    use crate::{Loss, Traffic};
 
     const UDP: u8 = 17;
     const TCP: u8 = 6;

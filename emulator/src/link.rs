@@ -7,8 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::PathSettings;
-use crate::net::record::Loss;
+use crate::settings::{Loss, PathSettings};
 
 /// The queue before the link, in time at its rate: 100 ms is what home routers without queue management have at least, and the
 /// bandwidth-delay product of a path across a continent.

@@ -14,8 +14,12 @@ use std::{
 use anyhow::{Context as _, anyhow};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::{Host, Network, sys};
-use crate::net::record::{CheckRecord, Conditions, Event, Loss};
+use crate::{
+    netns::Host,
+    network::Network,
+    settings::{Loss, PathSettings},
+    sys,
+};
 
 const PINGS: u16 = 20;
 const PING_INTERVAL: Duration = Duration::from_millis(10);
@@ -46,32 +50,45 @@ const RTT_TOLERANCE_MS: f64 = 1.0;
 const DEVIATIONS: f64 = 4.0;
 
 impl Network {
-    /// Measures `lane`, for about `flow` and a second more, and marks where it is not as `conditions` say. It must have been set
-    /// so, and nothing else may use it. It waits: from asynchronous code, call it by `spawn_blocking`.
+    /// Measures `lane`, for about `flow` and a second more, and marks where it is not as `path` says. It must have been set so, and
+    /// nothing else may use it. It waits: from asynchronous code, call it by `spawn_blocking`.
     ///
     /// # Errors
     ///
     /// If nothing could be measured: no socket, or not a single ping came back.
-    pub(crate) fn check(&self, lane: u8, conditions: &Conditions, flow: Duration) -> anyhow::Result<CheckRecord> {
+    pub fn check(&self, lane: u8, path: &PathSettings, flow: Duration) -> anyhow::Result<Check> {
         let server = Self::server_address(lane);
-        let patience = Duration::try_from_secs_f64(conditions.rtt_ms / 1e3).unwrap_or_default() + GRACE;
+        let patience = path.one_way_delay * 2 + GRACE;
         let rtt_ms = ping(self.client(), server, patience)
             .context("cannot ping over the emulated network")?
             .with_context(|| format!("of {PINGS} pings over lane {lane} of the emulated network none came back"))?;
-        let per_s = conditions.rate_mbit.map_or(FLOW_PACKETS_PER_S, |rate| {
-            (rate * 1e6 / 8.0 / FLOW_PACKET_BYTES * MOST_OF_RATE).clamp(1.0, FLOW_PACKETS_PER_S)
+        let per_s = path.rate_bits_per_s.map_or(FLOW_PACKETS_PER_S, |rate| {
+            (rate / 8.0 / FLOW_PACKET_BYTES * MOST_OF_RATE).clamp(1.0, FLOW_PACKETS_PER_S)
         });
         let flow = udp_flow(self, server, per_s, flow, patience)?;
-        Ok(CheckRecord {
-            conditions: conditions.clone(),
+        Ok(Check {
             ping_rtt_ms: rtt_ms,
             sent_packets: flow.sent,
             lost_to_server_percent: lost_percent(flow.sent, flow.at_server),
             lost_to_client_percent: lost_percent(flow.at_server, flow.at_client),
-            emulator_late_p99_ms: 0.0,
-            marked: judge(conditions, rtt_ms, &flow),
+            marked: judge(path, rtt_ms, &flow),
         })
     }
+}
+
+/// What a lane really does.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Check {
+    /// Median.
+    pub ping_rtt_ms: f64,
+    /// Of the UDP flow, in each direction.
+    pub sent_packets: u64,
+    /// Of the packets sent.
+    pub lost_to_server_percent: f64,
+    /// Of the answers.
+    pub lost_to_client_percent: f64,
+    /// What is off by more than it may be. `None`: nothing.
+    pub marked: Option<String>,
 }
 
 /// Packets of the flow, each with an answer.
@@ -83,14 +100,14 @@ struct Flow {
 }
 
 /// What is off, if anything.
-fn judge(conditions: &Conditions, rtt_ms: f64, flow: &Flow) -> Option<String> {
+fn judge(path: &PathSettings, rtt_ms: f64, flow: &Flow) -> Option<String> {
     let mut off = Vec::new();
-    let on_the_link_ms = conditions.rate_mbit.map_or(0.0, |rate| PING_BYTES * 8.0 / (rate * 1e3));
-    let expected_ms = conditions.rtt_ms + 2.0 * on_the_link_ms;
+    let on_the_link_ms = path.rate_bits_per_s.map_or(0.0, |rate| PING_BYTES * 8.0 / rate * 1e3);
+    let expected_ms = 2.0 * (path.one_way_delay.as_secs_f64() * 1e3 + on_the_link_ms);
     if (rtt_ms - expected_ms).abs() > RTT_TOLERANCE_MS.max(TOLERANCE * expected_ms) {
         off.push(format!("the round trip is {rtt_ms:.2} ms, not {expected_ms:.2} ms"));
     }
-    if conditions.event == Event::UdpBlocked {
+    if path.udp_blocked {
         if flow.at_server > 0 {
             off.push(format!("{} of {} UDP packets got through a block", flow.at_server, flow.sent));
         }
@@ -98,9 +115,9 @@ fn judge(conditions: &Conditions, rtt_ms: f64, flow: &Flow) -> Option<String> {
         for (direction, sent, arrived) in
             [("server", flow.sent, flow.at_server), ("client", flow.at_server, flow.at_client)]
         {
-            if is_off(conditions.loss, sent, arrived) {
+            if is_off(path.loss, sent, arrived) {
                 let lost = lost_percent(sent, arrived);
-                off.push(format!("{lost:.2} % are lost to the {direction}, not {}", conditions.loss));
+                off.push(format!("{lost:.2} % are lost to the {direction}, not {}", path.loss));
             }
         }
     }
@@ -300,6 +317,11 @@ mod tests {
 
     use super::*;
 
+    fn plain(rtt_ms: f64, loss: Loss) -> PathSettings {
+        let one_way_delay = Duration::from_secs_f64(rtt_ms / 2e3);
+        PathSettings { one_way_delay, loss, ..PathSettings::NOTHING }
+    }
+
     fn arrived(at_server: u64, at_client: u64) -> Flow {
         Flow { sent: 4000, at_server, at_client }
     }
@@ -311,7 +333,7 @@ mod tests {
         for (claimed, measured, good) in
             [(0.0, 0.9, true), (0.0, 1.1, false), (100.0, 104.9, true), (100.0, 105.2, false), (100.0, 94.0, false)]
         {
-            let marked = judge(&Conditions::plain(claimed, Loss::None), measured, &NOTHING_LOST);
+            let marked = judge(&plain(claimed, Loss::None), measured, &NOTHING_LOST);
             assert_eq!(marked.is_none(), good, "{marked:?}");
         }
     }
@@ -319,30 +341,30 @@ mod tests {
     #[test]
     fn the_time_on_a_slow_link_is_part_of_the_round_trip() {
         // 28 bytes at 0.1 Mbit/s: 2.24 ms each way.
-        let slow = Conditions { rate_mbit: Some(0.1), ..Conditions::plain(20.0, Loss::None) };
+        let slow = PathSettings { rate_bits_per_s: Some(0.1e6), ..plain(20.0, Loss::None) };
         assert_eq!(judge(&slow, 24.48, &NOTHING_LOST), None);
         assert!(judge(&slow, 20.0, &NOTHING_LOST).is_some());
     }
 
     #[test]
     fn losses_beyond_chance_are_marked() {
-        let iid = Conditions::plain(0.0, Loss::Iid { percent: 1.0 });
+        let iid = plain(0.0, Loss::Iid { percent: 1.0 });
         assert_eq!(judge(&iid, 0.0, &arrived(3960, 3920)), None);
         // Four deviations of 4000 packets are 25.
         assert_eq!(judge(&iid, 0.0, &arrived(3936, 3896)), None);
         assert!(judge(&iid, 0.0, &arrived(3930, 3891)).unwrap().contains("to the server, not 1 %"));
         assert!(judge(&iid, 0.0, &arrived(3960, 3960)).unwrap().contains("to the client"));
-        let burst = Conditions::plain(0.0, Loss::Burst { percent: 1.0, mean_packets: 3.0 });
+        let burst = plain(0.0, Loss::Burst { percent: 1.0, mean_packets: 3.0 });
         assert_eq!(judge(&burst, 0.0, &arrived(3910, 3870)), None, "bursts spread more");
         assert!(judge(&burst, 0.0, &arrived(3880, 3840)).is_some());
-        let none = Conditions::plain(0.0, Loss::None);
+        let none = plain(0.0, Loss::None);
         assert!(judge(&none, 0.0, &arrived(3999, 3999)).is_some(), "a path without loss loses nothing");
         assert!(judge(&none, 0.0, &arrived(0, 0)).is_some());
     }
 
     #[test]
     fn of_many_packets_five_per_cent_are_tolerated() {
-        let iid = Conditions::plain(0.0, Loss::Iid { percent: 50.0 });
+        let iid = plain(0.0, Loss::Iid { percent: 50.0 });
         let sent = 1_000_000;
         assert_eq!(judge(&iid, 0.0, &Flow { sent, at_server: 480_000, at_client: 240_000 }), None);
         assert!(judge(&iid, 0.0, &Flow { sent, at_server: 470_000, at_client: 235_000 }).is_some());
@@ -350,7 +372,7 @@ mod tests {
 
     #[test]
     fn a_block_lets_nothing_through() {
-        let blocked = Conditions { event: Event::UdpBlocked, ..Conditions::plain(0.0, Loss::Iid { percent: 1.0 }) };
+        let blocked = PathSettings { udp_blocked: true, ..plain(0.0, Loss::Iid { percent: 1.0 }) };
         assert_eq!(judge(&blocked, 0.0, &arrived(0, 0)), None);
         assert!(judge(&blocked, 0.0, &arrived(1, 1)).is_some());
     }
