@@ -43,7 +43,7 @@ pub(super) fn run(client: &File, server: &File, stop: &PipeReader, lanes: &Mutex
             if readable {
                 for _ in 0..BATCH {
                     let Some(packet) = take(device, &mut buffer) else { break };
-                    if let Some(ticket) = lanes.lock().send(direction, packet, Instant::now()) {
+                    for ticket in lanes.lock().send(direction, packet, Instant::now()) {
                         on_their_way.add(ticket, direction, packet);
                     }
                 }

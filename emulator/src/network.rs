@@ -68,7 +68,10 @@ impl Network {
     pub fn new(lanes: u8) -> anyhow::Result<Self> {
         anyhow::ensure!((1..=MOST_LANES).contains(&lanes), "{lanes} lanes were asked for: 1 to {MOST_LANES} can be");
         Self::make(lanes)
-            .context("an emulated network needs root, or CAP_SYS_ADMIN and CAP_NET_ADMIN, and /dev/net/tun")
+            .context(
+            "an emulated network needs root (CAP_SYS_ADMIN and CAP_NET_ADMIN), or a system that allows everyone user namespaces, and \
+             /dev/net/tun, readable and writable",
+        )
     }
 
     fn make(lanes: u8) -> anyhow::Result<Self> {

@@ -15,12 +15,36 @@ pub struct PathSettings {
     pub rate_bits_per_s: Option<f64>,
     /// UDP packets are lost, all of them.
     pub udp_blocked: bool,
+    /// Packets that are overtaken.
+    pub reordering: Reordering,
+    /// Of the packets that arrive, so many percent arrive twice; the copy is not held back by [`reordering`](Self::reordering).
+    pub duplicated_percent: f64,
 }
 
 impl PathSettings {
     /// Packets arrive at once.
-    pub const NOTHING: Self =
-        Self { one_way_delay: Duration::ZERO, loss: Loss::None, rate_bits_per_s: None, udp_blocked: false };
+    pub const NOTHING: Self = Self {
+        one_way_delay: Duration::ZERO,
+        loss: Loss::None,
+        rate_bits_per_s: None,
+        udp_blocked: false,
+        reordering: Reordering::NONE,
+        duplicated_percent: 0.0,
+    };
+}
+
+/// Packets that are held back, so that those behind them arrive before them. As with [`Loss::Iid`] each is chosen by itself.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Reordering {
+    /// Of all packets.
+    pub percent: f64,
+    /// Beside the delay of the path. A packet is overtaken by those that are sent within this time after it.
+    pub held_back: Duration,
+}
+
+impl Reordering {
+    /// Packets arrive in the order in which they were sent.
+    pub const NONE: Self = Self { percent: 0.0, held_back: Duration::ZERO };
 }
 
 /// Packets that never arrive, in each direction.

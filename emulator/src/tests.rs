@@ -11,7 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Host, LaneCounters, Loss, Network, PathSettings, Traffic, emulator, network::LISTING, sys};
+use crate::{
+    Host, LaneCounters, Loss, Network, PathSettings, Process, Reordering, Traffic, emulator, network::LISTING, sys,
+};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -84,7 +86,7 @@ fn tcp_arrives_intact_through_loss_and_a_slow_link() {
         loss: Loss::Iid { percent: 5.0 },
         rate_bits_per_s: Some(50e6),
         one_way_delay: Duration::from_millis(5),
-        udp_blocked: false,
+        ..PathSettings::NOTHING
     };
     network.set(0, &path, 3);
     let sent: Vec<u8> = (0..300_000_u32).map(|at| (at % 251) as u8).collect();
@@ -132,6 +134,33 @@ fn the_same_seed_loses_the_same_packets() {
     assert_eq!(arriving(&second, 1), numbers);
     assert_eq!(arriving(&second, 1), numbers, "also when the lane is set again");
     assert_ne!(arriving(&second, 2), numbers);
+}
+
+#[test]
+fn a_lane_that_reorders_and_doubles_does_so_and_tcp_bears_it() {
+    let Some(network) = network(1) else { return };
+    let path = PathSettings {
+        reordering: Reordering { percent: 10.0, held_back: Duration::from_millis(20) },
+        duplicated_percent: 5.0,
+        ..delayed(10)
+    };
+    network.set(0, &path, 4);
+    let marked = network.check(0, &path, Duration::from_secs(1)).unwrap().marked.unwrap_or_default();
+    assert!(!marked.contains("overtaken") && !marked.contains("doubled"), "{marked}");
+    let told_otherwise = network.check(0, &delayed(10), Duration::from_millis(500)).unwrap().marked.unwrap_or_default();
+    assert!(told_otherwise.contains("are overtaken") && told_otherwise.contains("are doubled"), "{told_otherwise}");
+
+    let sent: Vec<u8> = (0..200_000_u32).map(|at| (at % 251) as u8).collect();
+    let listener = listen(&network, 0);
+    let (mut client, (mut server, _)) = (connect(&network, &listener), listener.accept().unwrap());
+    let writer = thread::spawn({
+        let sent = sent.clone();
+        move || client.write_all(&sent).unwrap()
+    });
+    let mut received = Vec::new();
+    server.read_to_end(&mut received).unwrap();
+    writer.join().unwrap();
+    assert!(received == sent);
 }
 
 #[test]
@@ -229,6 +258,26 @@ fn what_runs_on_a_host_dies_with_the_thread_that_started_it() {
     let mut child = thread::spawn(move || command.spawn().unwrap()).join().unwrap();
     // Otherwise for 1000 s.
     assert!(!child.wait().unwrap().success());
+}
+
+#[test]
+fn a_process_on_a_host_is_killed_at_once_and_at_the_latest_when_it_is_dropped() {
+    let Some(network) = network(1) else { return };
+    let sleep = || {
+        let mut command = Command::new("sleep");
+        command.arg("1000");
+        Process::start(network.server(), command, "sleep").unwrap()
+    };
+    let mut process = sleep();
+    assert_eq!(process.ended(), None);
+    process.kill();
+    assert!(!process.ended().unwrap().success());
+    let dropped = sleep();
+    let pid = dropped.id();
+    drop(dropped);
+    assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    let error = Process::start(network.server(), Command::new("/no/such/program"), "a ghost").unwrap_err();
+    assert!(format!("{error:#}").contains("cannot start a ghost"), "{error:#}");
 }
 
 #[test]

@@ -124,6 +124,7 @@ pub(crate) fn path_of(conditions: &Conditions) -> PathSettings {
         loss: conditions.loss,
         rate_bits_per_s: conditions.rate_mbit.map(|rate| rate * 1e6),
         udp_blocked: conditions.event == Event::UdpBlocked,
+        ..PathSettings::NOTHING
     }
 }
 
