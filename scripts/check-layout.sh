@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Imports run one way (proto <- certs, transport <- client, coord, agent <- cli, bench), and no source file passes 500 lines.
+# Imports run one way (proto <- certs, transport <- client, coord, agent <- cli, bench; emulator <- cli, bench), and no source file
+# of ours passes 500 lines.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,8 +11,9 @@ declare -A allowed=(
   [titan-client]="titan-proto titan-certs titan-transport"
   [titan-coord]="titan-proto titan-certs titan-transport"
   [titan-agent]="titan-proto titan-certs titan-transport"
-  [titan]="titan-proto titan-certs titan-transport titan-client titan-coord titan-agent"
-  [titan-bench]="titan-proto titan-certs titan-transport titan-client titan-coord titan-agent"
+  [titan-emulator]=""
+  [titan]="titan-proto titan-certs titan-transport titan-client titan-coord titan-agent titan-emulator"
+  [titan-bench]="titan-proto titan-certs titan-transport titan-client titan-coord titan-agent titan-emulator"
 )
 failed=0
 for crate in "${!allowed[@]}"; do
@@ -26,5 +28,5 @@ for crate in "${!allowed[@]}"; do
 done
 while read -r lines file; do
   if [ "$file" != total ] && [ "$lines" -gt 500 ]; then echo "$file has $lines lines; the limit is 500"; failed=1; fi
-done < <(git ls-files '*.rs' | xargs wc -l)
+done < <(git ls-files '*.rs' ':!vendor' | xargs wc -l)
 exit "$failed"

@@ -7,6 +7,7 @@ use serde::Serialize;
 use titan_transport::limits::MAX_CALLS_PER_CONNECTION;
 
 use crate::{
+    chaos::{ChaosArgs, ChaosServerArgs},
     net::args::{HostArgs, NetArgs},
     route::{BenchCoordinatorArgs, RouteArgs},
     wire::Wire,
@@ -34,6 +35,11 @@ pub(crate) enum Command {
     /// The clients that `net` starts
     #[command(hide = true)]
     NetClient(HostArgs),
+    /// Nothing of an answer is lost or repeated, whatever networks and agents do: 24 combinations, 100 streams each
+    Chaos(ChaosArgs),
+    /// A coordinator or an agent that `chaos` starts, and kills
+    #[command(hide = true)]
+    ChaosServer(ChaosServerArgs),
     /// The coordinator's REST call on loopback: requests/s per core, latency, by number of agents and signing algorithm
     Route(RouteArgs),
     /// A page, a table and a CSV of what `net` stored

@@ -3,22 +3,22 @@
 //! - `engine`: a real model by mistral.rs alone, and through an agent over each wire.
 //! - `load`: a thousand paced token streams from one agent, over each wire.
 //! - `net`: both wires and what users would pick instead, over emulated networks.
+//! - `chaos`: nothing of an answer is lost or repeated, whatever networks and agents do.
 //! - `route`: the coordinator's REST call, by number of agents and signing algorithm.
 //! - `report`: a page, tables and plots of what `net` stored.
 //!
-//! Reading order: `args`, then `engine`, `load`, `net` or `route`. Beside them `stats` (pure), `usage` (what a process used),
-//! `environment` (the machine), `path` (an emulated network), `report` (JSON, Markdown, pages), `lab` (a private CA and tokens),
-//! `wire` (one client for both wires), `process` (what is measured runs in a process of its own), `open_files` (room for sockets),
-//! `progress`. Whatever measures puts its results into a [`report::Report`].
+//! Reading order: `args`, then `engine`, `load`, `net`, `chaos` or `route`. Beside them `stats` (pure), `usage` (what a process used),
+//! `environment` (the machine), `report` (JSON, Markdown, pages), `lab` (a private CA and tokens), `wire` (one client for both
+//! wires), `process` (what is measured runs in a process of its own), `open_files` (room for sockets), `progress`. Whatever measures puts its results into a [`report::Report`].
 
 mod args;
+mod chaos;
 mod engine;
 mod environment;
 mod lab;
 mod load;
 mod net;
 mod open_files;
-mod path;
 mod process;
 mod progress;
 mod report;
@@ -53,6 +53,8 @@ async fn main() -> ExitCode {
         Command::Net(args) => net::run(*args, on_ctrl_c(&interrupt)).await,
         Command::NetServer(args) => net::run_server(args).await,
         Command::NetClient(args) => net::run_client(args).await,
+        Command::Chaos(args) => chaos::run(args, on_ctrl_c(&interrupt)).await,
+        Command::ChaosServer(args) => chaos::serve(args).await,
         Command::Route(args) => route::run(args, on_ctrl_c(&interrupt)).await,
         Command::Report(args) => report::run(&args),
         Command::SyntheticAgent(args) => load::serve(args).await,

@@ -26,6 +26,7 @@ use std::{
 
 use anyhow::Context as _;
 use clap::ValueEnum as _;
+use titan_emulator::Network;
 use tokio_util::sync::CancellationToken;
 
 use self::{
@@ -36,7 +37,7 @@ use self::{
     subject::Subject,
 };
 pub(crate) use self::{client_host::run as run_client, server_host::run as run_server};
-use crate::{environment::Environment, lab::Lab, path::Network, report};
+use crate::{environment::Environment, lab::Lab, report};
 
 /// Measures, stores, and writes the report.
 pub(crate) async fn run(args: NetArgs, interrupt: CancellationToken) -> anyhow::Result<()> {

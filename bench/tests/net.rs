@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use std::{
     collections::HashSet,
     fs,
@@ -11,6 +13,8 @@ use std::{
     process::{Command, Output, Stdio},
     time::{Duration, Instant},
 };
+
+use crate::support::has_network;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_titan-bench");
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -36,17 +40,6 @@ fn samples(out: &Path, kind: &str) -> Vec<serde_json::Value> {
 
 fn run(out: &Path) -> serde_json::Value {
     serde_json::from_slice(&fs::read(out.join("run.json")).unwrap()).unwrap()
-}
-
-/// Whether there can be an emulated network here. A container's root may lack the rights, too.
-fn has_network() -> bool {
-    // SAFETY: a system call with a number. The thread that it moves ends here.
-    let namespaces = std::thread::spawn(|| unsafe { libc::unshare(libc::CLONE_NEWNET) } == 0).join().unwrap();
-    let has = namespaces && Path::new("/dev/net/tun").exists();
-    if !has {
-        eprintln!("skipped: an emulated network needs root and /dev/net/tun");
-    }
-    has
 }
 
 #[test]

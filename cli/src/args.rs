@@ -3,6 +3,7 @@
 //! Values that can be checked alone are checked here (`values`), so that the error names the flag and the value. What fits
 //! together is checked by each part's own `Config::validate`, before anything is bound.
 
+pub(crate) mod demo;
 pub(crate) mod serve;
 pub(crate) mod values;
 
@@ -35,6 +36,7 @@ Examples:
   titan run --model ./qwen.gguf \"Hello\"   the same with a model of your own
   titan up                                a local cluster, for titan run, curl and Python beside it
   titan certs init                        a private CA, for a cluster of several machines
+  titan demo roaming                      what a change of network does to a stream, over gRPC and over QUIC
 
 Directories (each can be moved by its environment variable):
   TITAN_DATA_DIR    certificates and signing keys [default: ~/.local/share/titan]
@@ -50,6 +52,8 @@ pub(crate) enum Command {
     Agent(AgentArgs),
     #[command(subcommand)]
     Certs(CertsCommand),
+    #[command(subcommand)]
+    Demo(demo::DemoCommand),
 }
 
 /// Send one prompt and print the text as it arrives.

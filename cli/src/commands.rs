@@ -3,6 +3,7 @@
 mod agent;
 mod certs;
 mod coord;
+pub(crate) mod demo;
 mod run;
 mod up;
 
@@ -43,6 +44,7 @@ pub(crate) async fn execute(command: Command, verbose: u8) -> anyhow::Result<Out
         Command::Up(args) => up::up(args).await,
         Command::Coord(args) => coord::coord(args).await,
         Command::Agent(args) => agent::agent(args).await,
+        Command::Demo(command) => demo::demo(command).await,
         Command::Certs(command) => certs::certs(command).map(|()| Outcome::Done),
     }
 }

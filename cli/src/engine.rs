@@ -17,7 +17,7 @@ use crate::{args::serve::EngineArgs, progress::Progress};
 #[derive(Clone, Debug)]
 pub(crate) enum EnginePlan {
     /// Tokens at a fixed rate.
-    Synthetic { tokens_per_second: f64 },
+    Synthetic { tokens_per_second: f64, words: bool },
     /// Models.
     Models { models: Vec<Planned>, settings: Settings },
 }
@@ -69,7 +69,9 @@ impl EnginePlan {
     /// Loads it, as one of `shares` engines that divide the machine's cores.
     pub(crate) async fn load(&self, shares: usize, progress: &Arc<Progress>) -> anyhow::Result<Arc<dyn Engine>> {
         let (models, settings) = match self {
-            Self::Synthetic { tokens_per_second } => return Ok(Arc::new(SyntheticEngine::new(*tokens_per_second))),
+            Self::Synthetic { tokens_per_second, words } => {
+                return Ok(Arc::new(SyntheticEngine::new(*tokens_per_second).words(*words)));
+            }
             Self::Models { models, settings } => (models, settings),
         };
         let mut specs = Vec::new();

@@ -18,11 +18,17 @@ use std::{io::Write as _, process::ExitCode};
 
 use clap::Parser as _;
 
-use crate::{args::Cli, commands::Outcome};
+use crate::{
+    args::{Cli, Command},
+    commands::Outcome,
+};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     logs::init(&cli);
+    if let Command::Demo(command) = &cli.command {
+        commands::demo::prepare(command);
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&anyhow::anyhow!("cannot start the runtime: {error}")),

@@ -1,7 +1,10 @@
 //! Tokens at a fixed rate, for transports and benchmarks. Chosen by its own name, never a fallback.
 //!
 //! A token's text begins with its index in eight digits, so that a lost, doubled or reordered one is seen: [`token_index`]. With
-//! [`SyntheticEngine::timestamps`] it is a [`Stamp`] instead: index and moment of sending in twelve characters.
+//! [`SyntheticEngine::timestamps`] it is a [`Stamp`] instead: index and moment of sending in twelve characters. With
+//! [`SyntheticEngine::words`] it is a [`word`] of a book, for people to read.
+
+mod words;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,6 +14,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
+pub use self::words::word;
 use super::{Engine, EngineError, Event, FinishReason, Generate, GenerateFuture, TokenStream, Usage};
 
 /// The name that [`SyntheticEngine::new`] serves.
@@ -21,7 +25,25 @@ pub const SYNTHETIC_MODEL: &str = "synthetic";
 pub struct SyntheticEngine {
     models: Vec<String>,
     interval: Duration,
-    timestamps: bool,
+    says: Says,
+}
+
+/// What a token's text is.
+#[derive(Clone, Copy, Debug)]
+enum Says {
+    Index,
+    Stamp,
+    Word,
+}
+
+impl Says {
+    fn text(self, index: u32) -> String {
+        match self {
+            Self::Index => format!("{index:08} tok "),
+            Self::Stamp => Stamp { index, sent_ns: now_ns() }.text(),
+            Self::Word => word(index).to_owned(),
+        }
+    }
 }
 
 /// Events that wait for a slow reader. A reader further behind than this delays its own stream, which then catches up with the schedule.
@@ -31,7 +53,7 @@ impl SyntheticEngine {
     /// Serves the model `synthetic`. A rate that is not a positive number means as fast as the reader takes them.
     pub fn new(tokens_per_second: f64) -> Self {
         let interval = Duration::try_from_secs_f64(1.0 / tokens_per_second).unwrap_or(Duration::ZERO);
-        Self { models: vec![SYNTHETIC_MODEL.to_owned()], interval, timestamps: false }
+        Self { models: vec![SYNTHETIC_MODEL.to_owned()], interval, says: Says::Index }
     }
 
     /// Serves these names. Defaults to `synthetic` alone.
@@ -42,7 +64,13 @@ impl SyntheticEngine {
 
     /// Puts the moment of sending into each token. Defaults to false.
     pub fn timestamps(mut self, timestamps: bool) -> Self {
-        self.timestamps = timestamps;
+        self.says = if timestamps { Says::Stamp } else { Says::Index };
+        self
+    }
+
+    /// Says the words of a book, [`word`] by word. Defaults to false.
+    pub fn words(mut self, words: bool) -> Self {
+        self.says = if words { Says::Word } else { Says::Index };
         self
     }
 
@@ -57,7 +85,7 @@ impl SyntheticEngine {
             completion_tokens: request.sampling.max_tokens,
             finish_reason: FinishReason::Length,
         };
-        tokio::spawn(tick(self.interval, self.timestamps, usage, events));
+        tokio::spawn(tick(self.interval, self.says, usage, events));
         Ok(stream)
     }
 }
@@ -111,7 +139,7 @@ impl Stamp {
     }
 }
 
-async fn tick(interval: Duration, timestamps: bool, usage: Usage, events: mpsc::Sender<Result<Event, EngineError>>) {
+async fn tick(interval: Duration, says: Says, usage: Usage, events: mpsc::Sender<Result<Event, EngineError>>) {
     let start = Instant::now();
     for index in 0..usage.completion_tokens {
         // Each moment is reckoned from the start: a late one does not shift those after it.
@@ -123,8 +151,7 @@ async fn tick(interval: Duration, timestamps: bool, usage: Usage, events: mpsc::
                 () = sleep_until(due) => {}
             }
         }
-        let text = if timestamps { Stamp { index, sent_ns: now_ns() }.text() } else { format!("{index:08} tok ") };
-        if events.send(Ok(Event::Text(text))).await.is_err() {
+        if events.send(Ok(Event::Text(says.text(index)))).await.is_err() {
             return;
         }
     }
@@ -191,6 +218,16 @@ mod tests {
             assert_eq!((stamp.index, text.len()), (index, 12));
             assert!(stamp.sent_ns + 1_000_000_000 > before);
         }
+    }
+
+    #[tokio::test]
+    async fn with_words_its_answer_is_the_book() {
+        let mut stream = SyntheticEngine::new(0.0).words(true).generate(request(40)).await.unwrap();
+        let mut text = String::new();
+        while let Some(Ok(Event::Text(word))) = stream.recv().await {
+            text.push_str(&word);
+        }
+        assert_eq!(text, (0..40).map(word).collect::<String>());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The command line of `titan-bench net`.
 
-use std::{path::PathBuf, str::FromStr};
+use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
 
@@ -103,28 +103,6 @@ pub(crate) struct HostArgs {
     pub(crate) token_rate: f64,
 }
 
-impl FromStr for Loss {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong =
-            || format!("{text:?} is no loss: percent from 0 to 50, as 1 or 0.5, or with the length of bursts, as 5x3");
-        let (percent, burst) = match text.split_once('x') {
-            Some((percent, burst)) => (percent, Some(burst)),
-            None => (text, None),
-        };
-        let percent: f64 = percent.parse().ok().filter(|percent| (0.0..=50.0).contains(percent)).ok_or_else(wrong)?;
-        match burst {
-            None if percent == 0.0 => Ok(Self::None),
-            None => Ok(Self::Iid { percent }),
-            Some(burst) => {
-                let mean_packets = burst.parse().ok().filter(|mean| (1.0..=100.0).contains(mean)).ok_or_else(wrong)?;
-                if percent == 0.0 { Err(wrong()) } else { Ok(Self::Burst { percent, mean_packets }) }
-            }
-        }
-    }
-}
-
 /// No token rate or bandwidth beyond this is emulated faithfully.
 const MOST: f64 = 10_000.0;
 /// Longer streams than an hour show nothing new.
@@ -155,16 +133,6 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-
-    #[test]
-    fn losses_are_read() {
-        assert_eq!("0".parse(), Ok(Loss::None));
-        assert_eq!("0.1".parse(), Ok(Loss::Iid { percent: 0.1 }));
-        assert_eq!("5x3".parse(), Ok(Loss::Burst { percent: 5.0, mean_packets: 3.0 }));
-        for wrong in ["", "x", "-1", "51", "5x", "5x0", "0x3", "NaN", "1%"] {
-            assert!(wrong.parse::<Loss>().unwrap_err().contains("5x3"), "{wrong}");
-        }
-    }
 
     #[test]
     fn lists_are_read_and_nonsense_is_refused() {

@@ -8,9 +8,9 @@ use std::{
 };
 
 use anyhow::Context as _;
+use titan_emulator::{Check, LaneCounters, Loss, Network, PathSettings, Traffic};
 
-use super::record::{CheckRecord, Conditions, Loss, Traffic};
-use crate::path::{LaneCounters, Network, PathSettings};
+use super::record::{CheckRecord, Conditions, Event};
 
 /// One of the two hosts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +81,7 @@ impl Ground {
     /// How late the emulator gave out 99 of 100 packets at most since this was asked last, in milliseconds.
     pub(crate) fn take_emulator_lateness(&self) -> f64 {
         match self {
-            Self::Emulated(network) => network.take_lateness().quantile_ns(0.99) as f64 / 1e6,
+            Self::Emulated(network) => network.take_lateness().p99.as_secs_f64() * 1e3,
             Self::Loopback => 0.0,
         }
     }
@@ -95,18 +95,42 @@ impl Ground {
     ) -> anyhow::Result<Option<CheckRecord>> {
         match self {
             Self::Emulated(network) => {
-                let (network, conditions) = (network.clone(), conditions.clone());
-                let check = tokio::task::spawn_blocking(move || network.check(lane, &conditions, time));
-                check.await.context("the check broke down")?.map(Some)
+                let (network, path) = (network.clone(), path_of(conditions));
+                let check = tokio::task::spawn_blocking(move || network.check(lane, &path, time));
+                Ok(Some(record_of(conditions, check.await.context("the check broke down")??)))
             }
             Self::Loopback => Ok(None),
         }
     }
 }
 
-/// A path under `conditions`, but that it loses nothing.
+fn record_of(conditions: &Conditions, check: Check) -> CheckRecord {
+    let Check { ping_rtt_ms, sent_packets, lost_to_server_percent, lost_to_client_percent, marked } = check;
+    CheckRecord {
+        conditions: conditions.clone(),
+        ping_rtt_ms,
+        sent_packets,
+        lost_to_server_percent,
+        lost_to_client_percent,
+        emulator_late_p99_ms: 0.0,
+        marked,
+    }
+}
+
+/// A path under `conditions`.
+pub(crate) fn path_of(conditions: &Conditions) -> PathSettings {
+    PathSettings {
+        one_way_delay: Duration::try_from_secs_f64(conditions.rtt_ms / 2e3).unwrap_or_default(),
+        loss: conditions.loss,
+        rate_bits_per_s: conditions.rate_mbit.map(|rate| rate * 1e6),
+        udp_blocked: conditions.event == Event::UdpBlocked,
+        ..PathSettings::NOTHING
+    }
+}
+
+/// The same, but that it loses nothing.
 pub(crate) fn lossless(conditions: &Conditions) -> PathSettings {
-    PathSettings { loss: Loss::None, ..PathSettings::from(conditions) }
+    PathSettings { loss: Loss::None, ..path_of(conditions) }
 }
 
 /// Half a round trip.

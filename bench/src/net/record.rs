@@ -11,6 +11,8 @@ use std::{
 use anyhow::Context as _;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
+/// What records tell of the network.
+pub(crate) use titan_emulator::{Loss, Traffic};
 
 use super::subject::Subject;
 use crate::{environment::Environment, stats::Durations};
@@ -49,22 +51,6 @@ pub(crate) struct Conditions {
     pub(crate) event: Event,
     /// Of TCP, on both hosts.
     pub(crate) congestion_control: String,
-}
-
-/// Packets that never arrive, in each direction.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "model", rename_all = "snake_case")]
-pub(crate) enum Loss {
-    None,
-    /// Each packet with the same probability.
-    Iid {
-        percent: f64,
-    },
-    /// Gilbert-Elliott: as many in all, but in bursts of so many packets on average.
-    Burst {
-        percent: f64,
-        mean_packets: f64,
-    },
 }
 
 /// What happens in the middle of the stream.
@@ -153,15 +139,6 @@ pub(crate) struct Delivery {
     pub(crate) duplicated: u64,
 }
 
-/// IP packets, those that the path lost included.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Traffic {
-    pub(crate) packets: u64,
-    /// IP headers included.
-    pub(crate) bytes: u64,
-    pub(crate) lost_packets: u64,
-}
-
 /// What the emulated path really does, measured by ping and a UDP flow beside the subjects.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct CheckRecord {
@@ -240,16 +217,6 @@ impl fmt::Display for Conditions {
             write!(out, ", {}", self.congestion_control)?;
         }
         Ok(())
-    }
-}
-
-impl fmt::Display for Loss {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::None => out.write_str("0 %"),
-            Self::Iid { percent } => write!(out, "{percent} %"),
-            Self::Burst { percent, mean_packets } => write!(out, "{percent} % in bursts of {mean_packets}"),
-        }
     }
 }
 

@@ -143,6 +143,9 @@ pub(crate) struct AgentArgs {
     /// Tokens per second of --engine synthetic; 0 is as fast as they are read.
     #[arg(long, value_name = "RATE", value_parser = values::rate)]
     pub(crate) rate: Option<f64>,
+    /// The tokens of --engine synthetic are the words of a book, for people to read, and not numbers.
+    #[arg(long)]
+    pub(crate) words: bool,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
     #[command(flatten)]

@@ -43,12 +43,15 @@ pub(super) async fn agent(args: AgentArgs) -> anyhow::Result<Outcome> {
 
 fn plan(args: &AgentArgs) -> anyhow::Result<EnginePlan> {
     match (args.kind, args.rate) {
+        (EngineKind::Mistral, _) if args.words => bail!(Usage("--words is for --engine synthetic only".to_owned())),
         (EngineKind::Mistral, None) => EnginePlan::new(&args.engine),
         (EngineKind::Mistral, Some(_)) => bail!(Usage("--rate is for --engine synthetic only".to_owned())),
         (EngineKind::Synthetic, _) if !args.engine.models.is_empty() || args.engine.self_test => {
             bail!(Usage("--engine synthetic runs no model: leave --model and --self-test out".to_owned()))
         }
-        (EngineKind::Synthetic, rate) => Ok(EnginePlan::Synthetic { tokens_per_second: rate.unwrap_or_default() }),
+        (EngineKind::Synthetic, rate) => {
+            Ok(EnginePlan::Synthetic { tokens_per_second: rate.unwrap_or_default(), words: args.words })
+        }
     }
 }
 

@@ -27,7 +27,7 @@ use crate::{
 /// Brings a cluster up and keeps it until a signal.
 pub(super) async fn up(args: UpArgs) -> anyhow::Result<Outcome> {
     let plan = match args.synthetic {
-        Some(tokens_per_second) => EnginePlan::Synthetic { tokens_per_second },
+        Some(tokens_per_second) => EnginePlan::Synthetic { tokens_per_second, words: false },
         None => EnginePlan::new(&args.engine)?,
     };
     let agent_ports = agent_ports(&args)?;

@@ -4,6 +4,7 @@
 
 mod certs;
 mod cluster;
+mod demo;
 mod kills;
 mod mistakes;
 mod parts;

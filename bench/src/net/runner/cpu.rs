@@ -3,6 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use futures_util::future::try_join_all;
+use titan_emulator::PathSettings;
 use tokio::time::sleep;
 
 use super::{Pair, put_all};
@@ -14,7 +15,6 @@ use crate::{
         record::{CpuRecord, Record, Recorder},
         subject::Subject,
     },
-    path::PathSettings,
     progress::Progress,
     usage::Usage,
 };

@@ -2,6 +2,8 @@
 
 use std::{net::IpAddr, ops::Range, path::Path, time::Duration};
 
+use titan_emulator::PathSettings;
+
 use super::put_all;
 use crate::{
     net::{
@@ -12,7 +14,6 @@ use crate::{
         record::{MemoryRecord, Record, Recorder},
         subject::Subject,
     },
-    path::PathSettings,
     progress::Progress,
 };
 

@@ -6,13 +6,11 @@ use futures_util::future::join_all;
 use tokio::sync::Semaphore;
 
 use super::{CellRun, Lane, put_all};
-use crate::{
-    net::{
-        plan::starts_at_once,
-        protocol::{Answer, Order, Start, Starts},
-        record::{Record, Recorder, StartRecord, StartState},
-    },
-    path::PathSettings,
+use crate::net::{
+    ground::path_of,
+    plan::starts_at_once,
+    protocol::{Answer, Order, Start, Starts},
+    record::{Record, Recorder, StartRecord, StartState},
 };
 
 /// For one start. Handshakes whose packets are lost again and again back off to several seconds.
@@ -28,7 +26,7 @@ impl CellRun<'_> {
         let lanes = self.lanes();
         for lane in &lanes {
             // Another stream of luck than that of the tokens.
-            self.ground.set(lane.lane, PathSettings::from(&self.cell.conditions), !lane.seed);
+            self.ground.set(lane.lane, path_of(&self.cell.conditions), !lane.seed);
         }
         let turns = Semaphore::new(starts_at_once(self.cell.conditions.rtt_ms));
         let results = join_all(lanes.iter().map(async |lane| {

@@ -7,13 +7,10 @@ use futures_util::future::{join_all, try_join_all};
 use titan_agent::engine::synthetic::now_ns;
 
 use super::{CHECK_LANE, CellRun, Lane, put_all};
-use crate::{
-    net::{
-        ground::{lossless, one_way},
-        protocol::{Answer, Order, Streamed},
-        record::{CheckRecord, Delivery, Event, Record, Recorder, StreamRecord, Traffic},
-    },
-    path::PathSettings,
+use crate::net::{
+    ground::{lossless, one_way, path_of},
+    protocol::{Answer, Order, Streamed},
+    record::{CheckRecord, Delivery, Event, Record, Recorder, StreamRecord, Traffic},
 };
 
 /// For connecting over a path that loses nothing, with all others at the same time.
@@ -40,9 +37,9 @@ impl CellRun<'_> {
         let opened = join_all(lanes.iter().map(|lane| self.open(lane))).await;
         tokio::time::sleep(SETTLE + 2 * one_way(conditions)).await;
         for lane in &lanes {
-            self.ground.set(lane.lane, PathSettings::from(conditions), lane.seed);
+            self.ground.set(lane.lane, path_of(conditions), lane.seed);
         }
-        self.ground.set(CHECK_LANE, PathSettings::from(conditions), self.seed);
+        self.ground.set(CHECK_LANE, path_of(conditions), self.seed);
         let length = Duration::from_secs_f64(f64::from(self.cell.tokens) / conditions.token_rate);
         self.ground.take_emulator_lateness();
         let check = async {

@@ -3,10 +3,11 @@
 
 use std::{net::Ipv4Addr, time::Instant};
 
-use super::{
-    LaneCounters, PathSettings,
+use crate::{
     link::{Fate, Link},
+    network::LaneCounters,
     packet,
+    settings::PathSettings,
 };
 
 /// Where a packet goes.
@@ -64,8 +65,17 @@ impl Lanes {
         self.lanes[usize::from(lane)].counters
     }
 
-    /// A packet enters at `now`. `None`: it does not arrive.
-    pub(super) fn send(&mut self, direction: Direction, bytes: &[u8], now: Instant) -> Option<Ticket> {
+    /// A packet enters at `now`. A ticket for each time that it arrives: none, one or two.
+    pub(super) fn send(
+        &mut self,
+        direction: Direction,
+        bytes: &[u8],
+        now: Instant,
+    ) -> impl Iterator<Item = Ticket> + use<> {
+        self.tickets(direction, bytes, now).into_iter().flatten().flatten()
+    }
+
+    fn tickets(&mut self, direction: Direction, bytes: &[u8], now: Instant) -> Option<[Option<Ticket>; 2]> {
         let header = packet::parse(bytes)?;
         let index = lane_of(match direction {
             Direction::ToServer => header.destination,
@@ -80,7 +90,10 @@ impl Lanes {
         traffic.bytes += bytes.len() as u64;
         let fate = if header.is_udp && lane.udp_blocked { Fate::Lost } else { link.send(now, bytes.len()) };
         match fate {
-            Fate::Arrives(arrives) => Some(Ticket { arrives, lane: index, generation: lane.generation }),
+            Fate::Arrives { at, copy_at } => {
+                let ticket = |arrives| Ticket { arrives, lane: index, generation: lane.generation };
+                Some([Some(ticket(at)), copy_at.map(ticket)])
+            }
             Fate::Lost | Fate::QueueFull => {
                 traffic.lost_packets += 1;
                 None
@@ -113,7 +126,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::net::record::{Loss, Traffic};
+    use crate::{Loss, Traffic};
 
     const UDP: u8 = 17;
     const TCP: u8 = 6;
@@ -137,11 +150,11 @@ mod tests {
         let now = Instant::now();
         let there = packet(CLIENT, server_address(1), UDP);
         let back = packet(server_address(1), CLIENT, UDP);
-        assert_eq!(lanes.send(Direction::ToServer, &there, now).unwrap().arrives, now + delay);
-        assert_eq!(lanes.send(Direction::ToServer, &there, now).unwrap().arrives, now + delay);
-        assert_eq!(lanes.send(Direction::ToClient, &back, now).unwrap().arrives, now + delay);
+        assert_eq!(lanes.send(Direction::ToServer, &there, now).next().unwrap().arrives, now + delay);
+        assert_eq!(lanes.send(Direction::ToServer, &there, now).next().unwrap().arrives, now + delay);
+        assert_eq!(lanes.send(Direction::ToClient, &back, now).next().unwrap().arrives, now + delay);
         let other = packet(CLIENT, server_address(0), UDP);
-        assert_eq!(lanes.send(Direction::ToServer, &other, now).unwrap().arrives, now);
+        assert_eq!(lanes.send(Direction::ToServer, &other, now).next().unwrap().arrives, now);
         let one = Traffic { packets: 1, bytes: 100, lost_packets: 0 };
         let two = Traffic { packets: 2, bytes: 200, lost_packets: 0 };
         assert_eq!(lanes.counters(1), LaneCounters { to_client: one, to_server: two });
@@ -152,7 +165,7 @@ mod tests {
     fn a_lane_that_is_set_again_forgets() {
         let mut lanes = Lanes::new(1);
         let now = Instant::now();
-        let ticket = lanes.send(Direction::ToServer, &packet(CLIENT, server_address(0), TCP), now).unwrap();
+        let ticket = lanes.send(Direction::ToServer, &packet(CLIENT, server_address(0), TCP), now).next().unwrap();
         assert!(lanes.is_current(&ticket));
         lanes.set(0, &PathSettings::NOTHING, 1);
         assert!(!lanes.is_current(&ticket));
@@ -160,12 +173,23 @@ mod tests {
     }
 
     #[test]
+    fn a_doubled_packet_has_two_tickets_and_is_counted_once() {
+        let mut lanes = Lanes::new(1);
+        lanes.set(0, &PathSettings { duplicated_percent: 100.0, ..PathSettings::NOTHING }, 1);
+        let now = Instant::now();
+        let tickets: Vec<Ticket> =
+            lanes.send(Direction::ToServer, &packet(CLIENT, server_address(0), TCP), now).collect();
+        assert!(tickets.len() == 2 && tickets.iter().all(|ticket| lanes.is_current(ticket)));
+        assert_eq!(lanes.counters(0).to_server.packets, 1);
+    }
+
+    #[test]
     fn a_block_of_udp_lets_tcp_through() {
         let mut lanes = Lanes::new(1);
         lanes.set(0, &PathSettings { udp_blocked: true, ..PathSettings::NOTHING }, 1);
         let now = Instant::now();
-        assert_eq!(lanes.send(Direction::ToServer, &packet(CLIENT, server_address(0), UDP), now), None);
-        assert!(lanes.send(Direction::ToServer, &packet(CLIENT, server_address(0), TCP), now).is_some());
+        assert_eq!(lanes.send(Direction::ToServer, &packet(CLIENT, server_address(0), UDP), now).count(), 0);
+        assert!(lanes.send(Direction::ToServer, &packet(CLIENT, server_address(0), TCP), now).next().is_some());
         let counted = Traffic { packets: 2, bytes: 200, lost_packets: 1 };
         assert_eq!(lanes.counters(0).to_server, counted);
     }
@@ -178,8 +202,8 @@ mod tests {
         let (there, back) = (packet(CLIENT, server_address(0), UDP), packet(server_address(0), CLIENT, UDP));
         let alike = (0..1000)
             .filter(|_| {
-                lanes.send(Direction::ToServer, &there, now).is_some()
-                    == lanes.send(Direction::ToClient, &back, now).is_some()
+                lanes.send(Direction::ToServer, &there, now).next().is_some()
+                    == lanes.send(Direction::ToClient, &back, now).next().is_some()
             })
             .count();
         assert!((400..600).contains(&alike), "{alike}");
@@ -190,7 +214,7 @@ mod tests {
         let mut lanes = Lanes::new(1);
         let now = Instant::now();
         for address in [server_address(1), CLIENT, Ipv4Addr::new(10, 78, 0, 0), Ipv4Addr::BROADCAST] {
-            assert_eq!(lanes.send(Direction::ToServer, &packet(CLIENT, address, UDP), now), None);
+            assert_eq!(lanes.send(Direction::ToServer, &packet(CLIENT, address, UDP), now).count(), 0);
         }
         assert_eq!(lanes.counters(0), LaneCounters::default());
     }

@@ -12,11 +12,11 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::{
+use crate::{
     lane::{Direction, Lanes, Ticket},
+    lateness::Lates,
     sys,
 };
-use crate::stats::Durations;
 
 /// As `ps` shows the thread; at most 15 characters.
 pub(super) const THREAD_NAME: &str = "titan-path";
@@ -26,7 +26,7 @@ const BATCH: usize = 32;
 const LONGEST_PACKET: usize = u16::MAX as usize;
 
 /// Ends when the writing end of `stop` is closed, or when a device is gone.
-pub(super) fn run(client: &File, server: &File, stop: &PipeReader, lanes: &Mutex<Lanes>, lateness: &Mutex<Durations>) {
+pub(super) fn run(client: &File, server: &File, stop: &PipeReader, lanes: &Mutex<Lanes>, lateness: &Mutex<Lates>) {
     sys::be_punctual();
     let mut buffer = vec![0; LONGEST_PACKET];
     let mut on_their_way = OnTheirWay::default();
@@ -43,14 +43,14 @@ pub(super) fn run(client: &File, server: &File, stop: &PipeReader, lanes: &Mutex
             if readable {
                 for _ in 0..BATCH {
                     let Some(packet) = take(device, &mut buffer) else { break };
-                    if let Some(ticket) = lanes.lock().send(direction, packet, Instant::now()) {
+                    for ticket in lanes.lock().send(direction, packet, Instant::now()) {
                         on_their_way.add(ticket, direction, packet);
                     }
                 }
             }
             while let Some((due, late)) = on_their_way.pop_due(Instant::now()) {
                 if lanes.lock().is_current(&due.ticket) {
-                    lateness.lock().record_ns(late.as_nanos().try_into().unwrap_or(u64::MAX));
+                    lateness.lock().record(late);
                     give(if due.direction == Direction::ToServer { server } else { client }, &due.packet);
                 }
             }

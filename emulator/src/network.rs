@@ -1,21 +1,4 @@
-//! The emulated network: two hosts, and between them lanes, each a path with a delay, a rate and losses of its own.
-//!
-//! The hosts are network namespaces without names, joined by two TUN devices; a thread moves the packets. All of it hangs on open
-//! files, so that nothing is left behind however the program ends. The client's host has one address, the server's one for each
-//! lane: lanes are used side by side, and a server bound to 0.0.0.0 serves them all.
-//!
-//! Reading order: this file, `lane` and `link` (pure: what becomes of a packet), `emulator` (the thread), `netns` (hosts), `sys`
-//! (the kernel's calls), `check` (whether a lane does what it was told).
-
-mod check;
-mod emulator;
-mod lane;
-mod link;
-mod netns;
-mod packet;
-mod sys;
-#[cfg(test)]
-mod tests;
+//! The network: its parts put together, and changed while they are in use.
 
 use std::{
     fs,
@@ -26,87 +9,76 @@ use std::{
         atomic::{AtomicU16, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
 };
 
 use anyhow::Context as _;
 use parking_lot::{Mutex, MutexGuard};
+use serde::{Deserialize, Serialize};
 
-use self::lane::Lanes;
-pub(crate) use self::netns::Host;
 use crate::{
-    net::record::{Conditions, Event, Loss, Traffic},
-    stats::Durations,
+    emulator,
+    lane::{self, Lanes},
+    lateness::{Lateness, Lates},
+    netns::{self, Host},
+    settings::PathSettings,
 };
 
 /// As many addresses as 10.78.0.0/24 has, without its first and last.
 const MOST_LANES: u8 = 254;
 
 /// Two hosts and the network between them. Dropping it ends all of it, save what still runs on the hosts.
-pub(crate) struct Network {
+pub struct Network {
     client: Host,
     server: Host,
     lanes: Arc<Mutex<Lanes>>,
-    lateness: Arc<Mutex<Durations>>,
+    lateness: Arc<Mutex<Lates>>,
     /// How many addresses the client had.
     moves: AtomicU16,
-    emulator: Option<Emulator>,
+    pub(crate) emulator: Option<Emulator>,
 }
 
-struct Emulator {
+pub(crate) struct Emulator {
     /// Closing it stops the thread.
     stop: PipeWriter,
-    thread: JoinHandle<()>,
-}
-
-/// What a lane does to packets, the same in both directions.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct PathSettings {
-    pub(crate) one_way_delay: Duration,
-    pub(crate) loss: Loss,
-    /// `None`: unlimited.
-    pub(crate) rate_bits_per_s: Option<f64>,
-    /// UDP packets are lost, all of them.
-    pub(crate) udp_blocked: bool,
-}
-
-impl PathSettings {
-    /// Packets arrive at once.
-    pub(crate) const NOTHING: Self =
-        Self { one_way_delay: Duration::ZERO, loss: Loss::None, rate_bits_per_s: None, udp_blocked: false };
-}
-
-impl From<&Conditions> for PathSettings {
-    fn from(conditions: &Conditions) -> Self {
-        Self {
-            one_way_delay: Duration::try_from_secs_f64(conditions.rtt_ms / 2e3).unwrap_or_default(),
-            loss: conditions.loss,
-            rate_bits_per_s: conditions.rate_mbit.map(|rate| rate * 1e6),
-            udp_blocked: conditions.event == Event::UdpBlocked,
-        }
-    }
+    pub(crate) thread: JoinHandle<()>,
 }
 
 /// What entered a lane since it was set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct LaneCounters {
-    pub(crate) to_client: Traffic,
-    pub(crate) to_server: Traffic,
+pub struct LaneCounters {
+    /// On the way from the server's host.
+    pub to_client: Traffic,
+    /// On the way from the client's host.
+    pub to_server: Traffic,
+}
+
+/// IP packets, those that the path lost included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// How many.
+    pub packets: u64,
+    /// IP headers included.
+    pub bytes: u64,
+    /// Of the packets.
+    pub lost_packets: u64,
 }
 
 impl Network {
     /// With so many lanes (1 to 254) that do nothing to packets yet.
-    pub(crate) fn new(lanes: u8) -> anyhow::Result<Self> {
+    pub fn new(lanes: u8) -> anyhow::Result<Self> {
         anyhow::ensure!((1..=MOST_LANES).contains(&lanes), "{lanes} lanes were asked for: 1 to {MOST_LANES} can be");
         Self::make(lanes)
-            .context("an emulated network needs root, or CAP_SYS_ADMIN and CAP_NET_ADMIN, and /dev/net/tun")
+            .context(
+            "an emulated network needs root (CAP_SYS_ADMIN and CAP_NET_ADMIN), or a system that allows everyone user namespaces, and \
+             /dev/net/tun, readable and writable",
+        )
     }
 
     fn make(lanes: u8) -> anyhow::Result<Self> {
         let (client, client_device) = Host::new(vec![client_address(0)])?;
         let (server, server_device) = Host::new((0..lanes).map(Self::server_address).collect())?;
         let lanes = Arc::new(Mutex::new(Lanes::new(lanes)));
-        let lateness = Arc::new(Mutex::new(Durations::new()));
+        let lateness = Arc::new(Mutex::new(Lates::new()));
         let (stopped, stop) = io::pipe().context("cannot make a pipe")?;
         let thread = {
             let (lanes, lateness) = (Arc::clone(&lanes), Arc::clone(&lateness));
@@ -126,17 +98,17 @@ impl Network {
     }
 
     /// Where the server is reached over `lane`.
-    pub(crate) fn server_address(lane: u8) -> Ipv4Addr {
+    pub fn server_address(lane: u8) -> Ipv4Addr {
         lane::server_address(lane)
     }
 
     /// The host of the clients.
-    pub(crate) fn client(&self) -> &Host {
+    pub fn client(&self) -> &Host {
         &self.client
     }
 
     /// The host of the servers.
-    pub(crate) fn server(&self) -> &Host {
+    pub fn server(&self) -> &Host {
         &self.server
     }
 
@@ -146,7 +118,7 @@ impl Network {
     /// # Panics
     ///
     /// If there is no such lane.
-    pub(crate) fn set(&self, lane: u8, path: &PathSettings, seed: u64) {
+    pub fn set(&self, lane: u8, path: &PathSettings, seed: u64) {
         self.lanes.lock().set(lane, path, seed);
     }
 
@@ -155,18 +127,18 @@ impl Network {
     /// # Panics
     ///
     /// If there is no such lane.
-    pub(crate) fn counters(&self, lane: u8) -> LaneCounters {
+    pub fn counters(&self, lane: u8) -> LaneCounters {
         self.lanes.lock().counters(lane)
     }
 
     /// Gives the client's host another address, one it never had; the old one is gone, and what is on its way to it is lost.
-    pub(crate) fn move_client(&self) -> anyhow::Result<()> {
+    pub fn move_client(&self) -> anyhow::Result<()> {
         let address = client_address(self.moves.fetch_add(1, Ordering::Relaxed).wrapping_add(1));
         self.client.move_to(address).with_context(|| format!("cannot move the client to {address}"))
     }
 
     /// Sets what TCP uses on both hosts, for connections made from now on.
-    pub(crate) fn set_congestion_control(&self, name: &str) -> anyhow::Result<()> {
+    pub fn set_congestion_control(&self, name: &str) -> anyhow::Result<()> {
         let _allowed = AllowedCongestionControl::with(name);
         self.client.set_congestion_control(name)?;
         self.server.set_congestion_control(name)
@@ -174,8 +146,8 @@ impl Network {
 
     /// How late the emulator gave packets out since this was asked last. Beside the delays asked for, it says how far to trust
     /// a run: a machine without a CPU to spare makes it late.
-    pub(crate) fn take_lateness(&self) -> Durations {
-        std::mem::replace(&mut *self.lateness.lock(), Durations::new())
+    pub fn take_lateness(&self) -> Lateness {
+        self.lateness.lock().take()
     }
 }
 
@@ -202,7 +174,7 @@ struct AllowedCongestionControl {
     _alone: MutexGuard<'static, ()>,
 }
 
-static LISTING: Mutex<()> = Mutex::new(());
+pub(crate) static LISTING: Mutex<()> = Mutex::new(());
 
 impl AllowedCongestionControl {
     const SETTING: &str = "net/ipv4/tcp_allowed_congestion_control";

@@ -4,14 +4,16 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream, UdpSocket},
+    net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
     path::Path,
     process::Command,
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use super::*;
+use crate::{
+    Host, LaneCounters, Loss, Network, PathSettings, Process, Reordering, Traffic, emulator, network::LISTING, sys,
+};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -32,6 +34,10 @@ fn network(lanes: u8) -> Option<Network> {
 
 fn delayed(delay_ms: u64) -> PathSettings {
     PathSettings { one_way_delay: Duration::from_millis(delay_ms), ..PathSettings::NOTHING }
+}
+
+fn plain(rtt_ms: f64, loss: Loss) -> PathSettings {
+    PathSettings { one_way_delay: Duration::from_secs_f64(rtt_ms / 2e3), loss, ..PathSettings::NOTHING }
 }
 
 fn udp(host: &Host, address: Ipv4Addr) -> UdpSocket {
@@ -80,7 +86,7 @@ fn tcp_arrives_intact_through_loss_and_a_slow_link() {
         loss: Loss::Iid { percent: 5.0 },
         rate_bits_per_s: Some(50e6),
         one_way_delay: Duration::from_millis(5),
-        udp_blocked: false,
+        ..PathSettings::NOTHING
     };
     network.set(0, &path, 3);
     let sent: Vec<u8> = (0..300_000_u32).map(|at| (at % 251) as u8).collect();
@@ -128,6 +134,33 @@ fn the_same_seed_loses_the_same_packets() {
     assert_eq!(arriving(&second, 1), numbers);
     assert_eq!(arriving(&second, 1), numbers, "also when the lane is set again");
     assert_ne!(arriving(&second, 2), numbers);
+}
+
+#[test]
+fn a_lane_that_reorders_and_doubles_does_so_and_tcp_bears_it() {
+    let Some(network) = network(1) else { return };
+    let path = PathSettings {
+        reordering: Reordering { percent: 10.0, held_back: Duration::from_millis(20) },
+        duplicated_percent: 5.0,
+        ..delayed(10)
+    };
+    network.set(0, &path, 4);
+    let marked = network.check(0, &path, Duration::from_secs(1)).unwrap().marked.unwrap_or_default();
+    assert!(!marked.contains("overtaken") && !marked.contains("doubled"), "{marked}");
+    let told_otherwise = network.check(0, &delayed(10), Duration::from_millis(500)).unwrap().marked.unwrap_or_default();
+    assert!(told_otherwise.contains("are overtaken") && told_otherwise.contains("are doubled"), "{told_otherwise}");
+
+    let sent: Vec<u8> = (0..200_000_u32).map(|at| (at % 251) as u8).collect();
+    let listener = listen(&network, 0);
+    let (mut client, (mut server, _)) = (connect(&network, &listener), listener.accept().unwrap());
+    let writer = thread::spawn({
+        let sent = sent.clone();
+        move || client.write_all(&sent).unwrap()
+    });
+    let mut received = Vec::new();
+    server.read_to_end(&mut received).unwrap();
+    writer.join().unwrap();
+    assert!(received == sent);
 }
 
 #[test]
@@ -228,6 +261,26 @@ fn what_runs_on_a_host_dies_with_the_thread_that_started_it() {
 }
 
 #[test]
+fn a_process_on_a_host_is_killed_at_once_and_at_the_latest_when_it_is_dropped() {
+    let Some(network) = network(1) else { return };
+    let sleep = || {
+        let mut command = Command::new("sleep");
+        command.arg("1000");
+        Process::start(network.server(), command, "sleep").unwrap()
+    };
+    let mut process = sleep();
+    assert_eq!(process.ended(), None);
+    process.kill();
+    assert!(!process.ended().unwrap().success());
+    let dropped = sleep();
+    let pid = dropped.id();
+    drop(dropped);
+    assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    let error = Process::start(network.server(), Command::new("/no/such/program"), "a ghost").unwrap_err();
+    assert!(format!("{error:#}").contains("cannot start a ghost"), "{error:#}");
+}
+
+#[test]
 fn a_dropped_network_leaves_nothing() {
     let Some(network) = network(200) else { return };
     let inodes = [network.client().namespace_inode().unwrap(), network.server().namespace_inode().unwrap()];
@@ -255,9 +308,9 @@ fn a_lane_that_does_as_told_is_not_marked() {
     for (rtt_ms, loss, rate_mbit) in
         [(40.0, Loss::Iid { percent: 5.0 }, None), (100.0, Loss::Burst { percent: 2.0, mean_packets: 3.0 }, Some(1.0))]
     {
-        let conditions = Conditions { rate_mbit, ..Conditions::plain(rtt_ms, loss) };
-        network.set(0, &PathSettings::from(&conditions), 5);
-        let record = network.check(0, &conditions, Duration::from_secs(1)).unwrap();
+        let path = PathSettings { rate_bits_per_s: rate_mbit.map(|rate: f64| rate * 1e6), ..plain(rtt_ms, loss) };
+        network.set(0, &path, 5);
+        let record = network.check(0, &path, Duration::from_secs(1)).unwrap();
         // How late the machine is that runs the tests is not for them to say: only what does not depend on it.
         assert!(record.ping_rtt_ms >= rtt_ms, "{record:?}");
         let marked = record.marked.unwrap_or_default();
@@ -268,32 +321,32 @@ fn a_lane_that_does_as_told_is_not_marked() {
 #[test]
 fn a_lane_that_does_otherwise_is_marked() {
     let Some(network) = network(1) else { return };
-    let really = Conditions::plain(50.0, Loss::Iid { percent: 2.0 });
-    network.set(0, &PathSettings::from(&really), 5);
-    let marked = |claimed: &Conditions| {
+    let really = plain(50.0, Loss::Iid { percent: 2.0 });
+    network.set(0, &really, 5);
+    let marked = |claimed: &PathSettings| {
         network.check(0, claimed, Duration::from_millis(500)).unwrap().marked.unwrap_or_default()
     };
-    let claimed = Conditions::plain(40.0, Loss::Iid { percent: 10.0 });
+    let claimed = plain(40.0, Loss::Iid { percent: 10.0 });
     let text = marked(&claimed);
     for part in ["the round trip is", "not 40.00 ms", "lost to the server, not 10 %", "lost to the client, not 10 %"] {
         assert!(text.contains(part), "{part:?} is not in {text:?}");
     }
-    let text = marked(&Conditions { event: Event::UdpBlocked, ..really.clone() });
+    let text = marked(&PathSettings { udp_blocked: true, ..really });
     assert!(text.contains("got through a block"), "{text}");
-    network.set(0, &PathSettings { udp_blocked: true, ..PathSettings::from(&really) }, 5);
+    network.set(0, &PathSettings { udp_blocked: true, ..really }, 5);
     let text = marked(&really);
     assert!(text.contains("100.00 % are lost to the server"), "{text}");
 }
 
-/// Figures of the emulator on this machine, the other load on it included: `cargo test -p titan-bench -- --ignored what_the_emulator_costs --nocapture`
+/// Figures of the emulator on this machine, the other load on it included: `cargo test -p titan-emulator -- --ignored what_the_emulator_costs --nocapture`
 #[test]
 #[ignore = "prints figures and judges nothing"]
 fn what_the_emulator_costs() {
     let Some(network) = network(1) else { return };
     for rtt_ms in [0.0, 20.0, 100.0, 300.0] {
-        let conditions = Conditions::plain(rtt_ms, Loss::Iid { percent: 1.0 });
-        network.set(0, &PathSettings::from(&conditions), 1);
-        let record = network.check(0, &conditions, Duration::from_secs(2)).unwrap();
+        let path = plain(rtt_ms, Loss::Iid { percent: 1.0 });
+        network.set(0, &path, 1);
+        let record = network.check(0, &path, Duration::from_secs(2)).unwrap();
         eprintln!(
             "{rtt_ms} ms, 1 % lost: ping {:.3} ms, {:.2} % and {:.2} % of {} lost, marked: {:?}",
             record.ping_rtt_ms,
@@ -344,8 +397,8 @@ fn what_the_emulator_costs() {
             "{rate}/s: {sent} sent, {entered} entered, {} received; emulator {:.2} us CPU a packet, late p50 {} us, p99 {} us; as read, over 50 ms: p50 {:?}, p99 {:?}",
             delays.len(),
             cpu.as_secs_f64() * 1e6 / entered as f64,
-            late.quantile_ns(0.5) / 1000,
-            late.quantile_ns(0.99) / 1000,
+            late.p50.as_micros(),
+            late.p99.as_micros(),
             over(0.5),
             over(0.99),
         );

@@ -1,14 +1,14 @@
 //! One direction of a path, as a machine without clock or packets: told when a packet of so many bytes enters, it says when it
-//! arrives, or that it does not.
+//! arrives and whether it does so twice, or that it does not.
 //!
 //! A packet waits behind those before it, takes the time that its bits need at the link's rate, and then the delay. Whether it is
-//! lost depends on the seed and on how many packets entered before it, and on nothing else: neither on the clock nor on the
-//! queue. A lost packet has taken its time on the link, as one that noise destroyed.
+//! lost, held back or duplicated depends on the seed and on how many packets entered before it, and on nothing else: neither on
+//! the clock nor on the queue, and none of the three on the others. A lost packet has taken its time on the link, as one that noise
+//! destroyed; holding back and duplicating come after the link, and take none of its time.
 
 use std::time::{Duration, Instant};
 
-use super::PathSettings;
-use crate::net::record::Loss;
+use crate::settings::{Loss, PathSettings, Reordering};
 
 /// The queue before the link, in time at its rate: 100 ms is what home routers without queue management have at least, and the
 /// bandwidth-delay product of a path across a continent.
@@ -19,7 +19,11 @@ const LEAST_QUEUE_BYTES: f64 = 16.0 * 1500.0;
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
-    Arrives(Instant),
+    Arrives {
+        at: Instant,
+        /// When its copy does, if it has one.
+        copy_at: Option<Instant>,
+    },
     Lost,
     QueueFull,
 }
@@ -33,6 +37,7 @@ pub(super) struct Link {
     /// When the last bit of what has been sent so far is on its way.
     free_at: Option<Instant>,
     loss: Losses,
+    detours: Detours,
 }
 
 impl Link {
@@ -40,13 +45,15 @@ impl Link {
     pub(super) fn new(path: &PathSettings, seed: u64) -> Self {
         let bytes_per_s = path.rate_bits_per_s.map(|rate| rate / 8.0);
         let queue = bytes_per_s.map_or(Duration::ZERO, |rate| seconds(LEAST_QUEUE_BYTES / rate).max(QUEUE));
-        Self { delay: path.one_way_delay, bytes_per_s, queue, free_at: None, loss: Losses::new(path.loss, seed) }
+        let (loss, detours) = (Losses::new(path.loss, seed), Detours::new(path, seed));
+        Self { delay: path.one_way_delay, bytes_per_s, queue, free_at: None, loss, detours }
     }
 
     /// A packet of so many bytes, its IP header included, enters at `now`.
     pub(super) fn send(&mut self, now: Instant, bytes: usize) -> Fate {
         // Drawn for every packet, so that the queue has no say in which are lost.
         let lost = self.loss.takes_next();
+        let Detour { held_back, doubled } = self.detours.of_next();
         let sent_at = match self.bytes_per_s {
             None => now,
             Some(rate) => {
@@ -58,7 +65,11 @@ impl Link {
                 *self.free_at.insert(start + takes)
             }
         };
-        if lost { Fate::Lost } else { Fate::Arrives(sent_at + self.delay) }
+        if lost {
+            return Fate::Lost;
+        }
+        let undisturbed = sent_at + self.delay;
+        Fate::Arrives { at: undisturbed + held_back, copy_at: doubled.then_some(undisturbed) }
     }
 }
 
@@ -116,6 +127,36 @@ impl Losses {
     }
 }
 
+/// What becomes of packets that are not lost, one after the other.
+#[derive(Debug)]
+struct Detours {
+    random: Random,
+    reordered: f64,
+    by: Duration,
+    doubled: f64,
+}
+
+struct Detour {
+    held_back: Duration,
+    doubled: bool,
+}
+
+impl Detours {
+    /// Luck of its own: the same packets are lost with and without it.
+    const SALT: u64 = 0x7265_6f72_6465_7221;
+
+    fn new(path: &PathSettings, seed: u64) -> Self {
+        let Reordering { percent, held_back } = path.reordering;
+        let random = Random(seed ^ Self::SALT);
+        Self { random, reordered: share(percent), by: held_back, doubled: share(path.duplicated_percent) }
+    }
+
+    fn of_next(&mut self) -> Detour {
+        let (reordered, doubled) = (self.random.share() < self.reordered, self.random.share() < self.doubled);
+        Detour { held_back: if reordered { self.by } else { Duration::ZERO }, doubled }
+    }
+}
+
 /// SplitMix64. Written here since the packets that a seed loses may not change with the version of a crate.
 #[derive(Debug)]
 struct Random(u64);
@@ -154,8 +195,12 @@ mod tests {
 
     use super::*;
 
-    const NONE: PathSettings =
-        PathSettings { one_way_delay: Duration::ZERO, loss: Loss::None, rate_bits_per_s: None, udp_blocked: false };
+    const NONE: PathSettings = PathSettings::NOTHING;
+
+    /// Once.
+    fn arrives(at: Instant) -> Fate {
+        Fate::Arrives { at, copy_at: None }
+    }
 
     fn lost(loss: Loss, seed: u64, packets: usize) -> Vec<bool> {
         let mut link = Link::new(&PathSettings { loss, ..NONE }, seed);
@@ -179,7 +224,7 @@ mod tests {
         let mut link = Link::new(&PathSettings { one_way_delay: delay, ..NONE }, 1);
         let now = Instant::now();
         for at in [now, now, now + Duration::from_micros(3)] {
-            assert_eq!(link.send(at, 1500), Fate::Arrives(at + delay));
+            assert_eq!(link.send(at, 1500), arrives(at + delay));
         }
     }
 
@@ -224,14 +269,39 @@ mod tests {
     }
 
     #[test]
+    fn the_share_asked_for_is_held_back_and_the_share_asked_for_doubled() {
+        const PACKETS: usize = 100_000;
+        let held_back = Duration::from_millis(7);
+        let (reordering, duplicated_percent) = (Reordering { percent: 20.0, held_back }, 5.0);
+        let path = PathSettings { reordering, duplicated_percent, one_way_delay: Duration::from_millis(10), ..NONE };
+        let mut link = Link::new(&path, 9);
+        let now = Instant::now();
+        let due = now + path.one_way_delay;
+        let (mut late, mut copies, mut both) = (0_u32, 0_u32, 0_u32);
+        for _ in 0..PACKETS {
+            let Fate::Arrives { at, copy_at } = link.send(now, 100) else { panic!("nothing is lost") };
+            assert!(at == due || at == due + held_back);
+            assert!(copy_at.is_none_or(|copy| copy == due), "a copy is not held back");
+            late += u32::from(at > due);
+            copies += u32::from(copy_at.is_some());
+            both += u32::from(at > due && copy_at.is_some());
+        }
+        let of_all = |count: u32| f64::from(count) / PACKETS as f64;
+        // Four standard deviations.
+        assert!((of_all(late) - 0.2).abs() < 0.0051, "{late}");
+        assert!((of_all(copies) - 0.05).abs() < 0.0028, "{copies}");
+        assert!((of_all(both) - 0.01).abs() < 0.0013, "each by itself: {both}");
+    }
+
+    #[test]
     fn what_the_queue_cannot_hold_is_dropped() {
         // 1 Mbit/s: 16 packets of 1500 bytes are the queue, and more than 100 ms.
         let mut link = Link::new(&PathSettings { rate_bits_per_s: Some(1e6), ..NONE }, 1);
         let now = Instant::now();
         let fates: Vec<Fate> = (0..18).map(|_| link.send(now, 1500)).collect();
-        assert_eq!(fates[15], Fate::Arrives(now + Duration::from_millis(16 * 12)));
+        assert_eq!(fates[15], arrives(now + Duration::from_millis(16 * 12)));
         assert_eq!(fates[16..], [Fate::QueueFull; 2]);
-        assert!(matches!(link.send(now + Duration::from_millis(12), 1500), Fate::Arrives(_)));
+        assert!(matches!(link.send(now + Duration::from_millis(12), 1500), Fate::Arrives { .. }));
     }
 
     fn loss() -> impl Strategy<Value = Loss> {
@@ -244,6 +314,20 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn neither_holding_back_nor_doubling_changes_which_are_lost(
+            (loss, seed) in (loss(), any::<u64>()),
+            (percent, duplicated_percent, held_us) in (0.0..=100.0, 0.0..=100.0, 0_u64..100_000),
+        ) {
+            let reordering = Reordering { percent, held_back: Duration::from_micros(held_us) };
+            let mut link = Link::new(&PathSettings { loss, reordering, duplicated_percent, ..NONE }, seed);
+            let mut twin = Link::new(&PathSettings { loss, ..NONE }, seed);
+            let now = Instant::now();
+            for _ in 0..300 {
+                prop_assert_eq!(link.send(now, 100) == Fate::Lost, twin.send(now, 100) == Fate::Lost);
+            }
+        }
+
         #[test]
         fn order_and_rate_are_held_and_the_queue_has_no_say_in_losses(
             packets in proptest::collection::vec((0_u64..2_000, 20_usize..1500), 1..200),
@@ -259,8 +343,8 @@ mod tests {
                 now += Duration::from_micros(gap_us);
                 let lost_by_twin = twin.send(begin, 1) == Fate::Lost;
                 match link.send(now, bytes) {
-                    Fate::Arrives(at) => {
-                        prop_assert!(!lost_by_twin);
+                    Fate::Arrives { at, copy_at } => {
+                        prop_assert!(!lost_by_twin && copy_at.is_none());
                         prop_assert!(at >= last && at >= now + one_way_delay);
                         last = at;
                         bytes_through += bytes;

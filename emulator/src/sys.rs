@@ -1,7 +1,7 @@
 //! What the kernel offers for hosts made of nothing: all the unsafe code of the emulated network.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io, mem,
     net::{Ipv4Addr, UdpSocket},
     os::{
@@ -22,6 +22,22 @@ pub(super) fn new_namespace() -> io::Result<OwnedFd> {
     // SAFETY: takes no pointers; what it changes is the calling thread's.
     check(unsafe { libc::unshare(libc::CLONE_NEWNET) })?;
     Ok(File::open("/proc/thread-self/ns/net")?.into())
+}
+
+/// Makes the calling process root of a new user namespace, in which its user and group are the only ones.
+///
+/// # Errors
+///
+/// Also where it has more than one thread.
+pub(super) fn become_root_of_own_namespace() -> io::Result<()> {
+    // SAFETY: they have no arguments and cannot fail.
+    let (user, group) = unsafe { (libc::geteuid(), libc::getegid()) };
+    // SAFETY: takes no pointers; what it changes is the calling process's.
+    check(unsafe { libc::unshare(libc::CLONE_NEWUSER) })?;
+    // user_namespaces(7): who may not set groups may map its own, once each.
+    fs::write("/proc/self/setgroups", "deny")?;
+    fs::write("/proc/self/uid_map", format!("0 {user} 1"))?;
+    fs::write("/proc/self/gid_map", format!("0 {group} 1"))
 }
 
 /// Moves the calling thread into `namespace`.

@@ -1,4 +1,4 @@
-//! Whether a lane really does what it was told: its round trip by ping, its losses by a flow of UDP packets.
+//! Whether a lane really does what it was told: its round trip by ping; what it loses, reorders and duplicates by a flow of UDP packets.
 
 use std::{
     io::{self, Read as _},
@@ -14,8 +14,12 @@ use std::{
 use anyhow::{Context as _, anyhow};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::{Host, Network, sys};
-use crate::net::record::{CheckRecord, Conditions, Event, Loss};
+use crate::{
+    netns::Host,
+    network::Network,
+    settings::{Loss, PathSettings},
+    sys,
+};
 
 const PINGS: u16 = 20;
 const PING_INTERVAL: Duration = Duration::from_millis(10);
@@ -46,61 +50,93 @@ const RTT_TOLERANCE_MS: f64 = 1.0;
 const DEVIATIONS: f64 = 4.0;
 
 impl Network {
-    /// Measures `lane`, for about `flow` and a second more, and marks where it is not as `conditions` say. It must have been set
-    /// so, and nothing else may use it. It waits: from asynchronous code, call it by `spawn_blocking`.
+    /// Measures `lane`, for about `flow` and a second more, and marks where it is not as `path` says. It must have been set so, and
+    /// nothing else may use it. It waits: from asynchronous code, call it by `spawn_blocking`.
     ///
     /// # Errors
     ///
     /// If nothing could be measured: no socket, or not a single ping came back.
-    pub(crate) fn check(&self, lane: u8, conditions: &Conditions, flow: Duration) -> anyhow::Result<CheckRecord> {
+    pub fn check(&self, lane: u8, path: &PathSettings, flow: Duration) -> anyhow::Result<Check> {
         let server = Self::server_address(lane);
-        let patience = Duration::try_from_secs_f64(conditions.rtt_ms / 1e3).unwrap_or_default() + GRACE;
+        let patience = path.one_way_delay * 2 + GRACE;
         let rtt_ms = ping(self.client(), server, patience)
             .context("cannot ping over the emulated network")?
             .with_context(|| format!("of {PINGS} pings over lane {lane} of the emulated network none came back"))?;
-        let per_s = conditions.rate_mbit.map_or(FLOW_PACKETS_PER_S, |rate| {
-            (rate * 1e6 / 8.0 / FLOW_PACKET_BYTES * MOST_OF_RATE).clamp(1.0, FLOW_PACKETS_PER_S)
+        let per_s = path.rate_bits_per_s.map_or(FLOW_PACKETS_PER_S, |rate| {
+            (rate / 8.0 / FLOW_PACKET_BYTES * MOST_OF_RATE).clamp(1.0, FLOW_PACKETS_PER_S)
         });
-        let flow = udp_flow(self, server, per_s, flow, patience)?;
-        Ok(CheckRecord {
-            conditions: conditions.clone(),
+        let flow = udp_flow(self, server, per_s, flow, patience + path.reordering.held_back * 2)?;
+        Ok(Check {
             ping_rtt_ms: rtt_ms,
             sent_packets: flow.sent,
-            lost_to_server_percent: lost_percent(flow.sent, flow.at_server),
-            lost_to_client_percent: lost_percent(flow.at_server, flow.at_client),
-            emulator_late_p99_ms: 0.0,
-            marked: judge(conditions, rtt_ms, &flow),
+            lost_to_server_percent: lost_percent(flow.sent, flow.at_server.packets),
+            lost_to_client_percent: lost_percent(flow.at_server.packets, flow.at_client.packets),
+            marked: judge(path, rtt_ms, &flow),
         })
     }
+}
+
+/// What a lane really does.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Check {
+    /// Median.
+    pub ping_rtt_ms: f64,
+    /// Of the UDP flow, in each direction.
+    pub sent_packets: u64,
+    /// Of the packets sent.
+    pub lost_to_server_percent: f64,
+    /// Of the answers.
+    pub lost_to_client_percent: f64,
+    /// What is off by more than it may be. `None`: nothing.
+    pub marked: Option<String>,
 }
 
 /// Packets of the flow, each with an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Flow {
     sent: u64,
-    at_server: u64,
-    at_client: u64,
+    at_server: Arrived,
+    at_client: Arrived,
+}
+
+/// What came of one direction of the flow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Arrived {
+    packets: u64,
+    /// Of the packets, those that a later one came before.
+    overtaken: u64,
+    /// Beside the packets.
+    copies: u64,
 }
 
 /// What is off, if anything.
-fn judge(conditions: &Conditions, rtt_ms: f64, flow: &Flow) -> Option<String> {
+fn judge(path: &PathSettings, rtt_ms: f64, flow: &Flow) -> Option<String> {
     let mut off = Vec::new();
-    let on_the_link_ms = conditions.rate_mbit.map_or(0.0, |rate| PING_BYTES * 8.0 / (rate * 1e3));
-    let expected_ms = conditions.rtt_ms + 2.0 * on_the_link_ms;
+    let on_the_link_ms = path.rate_bits_per_s.map_or(0.0, |rate| PING_BYTES * 8.0 / rate * 1e3);
+    let expected_ms = 2.0 * (path.one_way_delay.as_secs_f64() * 1e3 + on_the_link_ms);
     if (rtt_ms - expected_ms).abs() > RTT_TOLERANCE_MS.max(TOLERANCE * expected_ms) {
         off.push(format!("the round trip is {rtt_ms:.2} ms, not {expected_ms:.2} ms"));
     }
-    if conditions.event == Event::UdpBlocked {
-        if flow.at_server > 0 {
-            off.push(format!("{} of {} UDP packets got through a block", flow.at_server, flow.sent));
+    if path.udp_blocked {
+        if flow.at_server.packets > 0 {
+            off.push(format!("{} of {} UDP packets got through a block", flow.at_server.packets, flow.sent));
         }
     } else {
         for (direction, sent, arrived) in
-            [("server", flow.sent, flow.at_server), ("client", flow.at_server, flow.at_client)]
+            [("server", flow.sent, flow.at_server), ("client", flow.at_server.packets, flow.at_client)]
         {
-            if is_off(conditions.loss, sent, arrived) {
-                let lost = lost_percent(sent, arrived);
-                off.push(format!("{lost:.2} % are lost to the {direction}, not {}", conditions.loss));
+            if is_off(path.loss, sent, arrived.packets) {
+                let lost = lost_percent(sent, arrived.packets);
+                off.push(format!("{lost:.2} % are lost to the {direction}, not {}", path.loss));
+            }
+            let share = |count: u64| count as f64 / arrived.packets.max(1) as f64 * 100.0;
+            for (what, asked_percent, count) in [
+                ("overtaken", path.reordering.percent, arrived.overtaken),
+                ("doubled", path.duplicated_percent, arrived.copies),
+            ] {
+                if is_share_off(asked_percent, arrived.packets, count) {
+                    off.push(format!("{:.2} % are {what} to the {direction}, not {asked_percent} %", share(count)));
+                }
             }
         }
     }
@@ -122,6 +158,13 @@ fn is_off(loss: Loss, sent: u64, arrived: u64) -> bool {
     let deviation = (sent_packets * expected * kept * widened).sqrt();
     let off = (sent.saturating_sub(arrived) as f64 - sent_packets * expected).abs();
     sent == 0 || off > (DEVIATIONS * deviation).max(TOLERANCE * sent_packets * expected)
+}
+
+/// The same for what happens to each packet by itself.
+fn is_share_off(percent: f64, packets: u64, count: u64) -> bool {
+    let (share, packets) = (percent / 100.0, packets as f64);
+    let deviation = (packets * share * (1.0 - share)).sqrt();
+    (count as f64 - packets * share).abs() > (DEVIATIONS * deviation).max(TOLERANCE * packets * share)
 }
 
 /// All of nothing is lost: a number, where there is none, that no one takes for a good one.
@@ -209,7 +252,7 @@ fn udp_flow(
     };
     let answers = {
         let (done, socket) = (Arc::clone(&done), client_socket.try_clone()?);
-        thread::spawn(move || count(&socket, flow, packets, &done, |_, _| Ok(())))
+        thread::spawn(move || count(&socket, flow, packets, &done, |_| Ok(())))
     };
     let sent = send_flow(&client_socket, flow, packets, per_s);
     // What is still on its way.
@@ -239,29 +282,42 @@ fn send_flow(socket: &UdpSocket, flow: u64, packets: u32, per_s: f64) -> io::Res
     Ok(())
 }
 
-/// Answers every packet of `flow` with itself, until told that it is `done`; returns how many there were.
-fn echo(socket: &UdpSocket, flow: u64, packets: u32, done: &AtomicBool) -> io::Result<u64> {
-    count(socket, flow, packets, done, |packet, from| socket.send_to(packet, from).map(drop))
+/// Answers every packet of `flow` once, until told that it is `done`; returns what there was. The answers have numbers of their own,
+/// in the order in which they are sent: what became of the packets before is no part of theirs.
+fn echo(socket: &UdpSocket, flow: u64, packets: u32, done: &AtomicBool) -> io::Result<Arrived> {
+    let mut answers = 0;
+    count(socket, flow, packets, done, |from| {
+        let answer = flow_packet(flow, answers);
+        answers += 1;
+        socket.send_to(&answer, from).map(drop)
+    })
 }
 
-/// Reads packets of `flow`, each number once, until all are there, or none comes any more and it is `done`.
+/// Reads packets of `flow` until all are there, or none comes any more and it is `done`.
 fn count(
     socket: &UdpSocket,
     flow: u64,
     packets: u32,
     done: &AtomicBool,
-    mut on_packet: impl FnMut(&[u8], SocketAddr) -> io::Result<()>,
-) -> io::Result<u64> {
-    let (mut seen, mut count) = (vec![false; packets as usize], 0);
+    mut on_packet: impl FnMut(SocketAddr) -> io::Result<()>,
+) -> io::Result<Arrived> {
+    let (mut seen, mut arrived, mut newest) = (vec![false; packets as usize], Arrived::default(), 0);
     let mut buffer = [0; 64];
-    while count < u64::from(packets) {
+    while arrived.packets < u64::from(packets) {
         match socket.recv_from(&mut buffer) {
             Ok((length, from)) => {
                 let packet = buffer.get(..length).unwrap_or_default();
-                if let Some(first @ false) = flow_number(packet, flow).and_then(|number| seen.get_mut(number)) {
-                    *first = true;
-                    count += 1;
-                    on_packet(packet, from)?;
+                let Some(number) = flow_number(packet, flow) else { continue };
+                match seen.get_mut(number) {
+                    Some(first @ false) => {
+                        *first = true;
+                        arrived.packets += 1;
+                        arrived.overtaken += u64::from(number < newest);
+                        newest = newest.max(number);
+                        on_packet(from)?;
+                    }
+                    Some(true) => arrived.copies += 1,
+                    None => {}
                 }
             }
             Err(error) if !is_timeout(&error) => return Err(error),
@@ -269,7 +325,7 @@ fn count(
             Err(_) => {}
         }
     }
-    Ok(count)
+    Ok(arrived)
 }
 
 fn flow_packet(flow: u64, number: u32) -> [u8; 12] {
@@ -299,19 +355,29 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::settings::Reordering;
 
-    fn arrived(at_server: u64, at_client: u64) -> Flow {
-        Flow { sent: 4000, at_server, at_client }
+    fn plain(rtt_ms: f64, loss: Loss) -> PathSettings {
+        let one_way_delay = Duration::from_secs_f64(rtt_ms / 2e3);
+        PathSettings { one_way_delay, loss, ..PathSettings::NOTHING }
     }
 
-    const NOTHING_LOST: Flow = Flow { sent: 4000, at_server: 4000, at_client: 4000 };
+    const fn in_order(packets: u64) -> Arrived {
+        Arrived { packets, overtaken: 0, copies: 0 }
+    }
+
+    fn arrived(at_server: u64, at_client: u64) -> Flow {
+        Flow { sent: 4000, at_server: in_order(at_server), at_client: in_order(at_client) }
+    }
+
+    const NOTHING_LOST: Flow = Flow { sent: 4000, at_server: in_order(4000), at_client: in_order(4000) };
 
     #[test]
     fn a_round_trip_may_be_off_by_a_millisecond_or_five_per_cent() {
         for (claimed, measured, good) in
             [(0.0, 0.9, true), (0.0, 1.1, false), (100.0, 104.9, true), (100.0, 105.2, false), (100.0, 94.0, false)]
         {
-            let marked = judge(&Conditions::plain(claimed, Loss::None), measured, &NOTHING_LOST);
+            let marked = judge(&plain(claimed, Loss::None), measured, &NOTHING_LOST);
             assert_eq!(marked.is_none(), good, "{marked:?}");
         }
     }
@@ -319,38 +385,54 @@ mod tests {
     #[test]
     fn the_time_on_a_slow_link_is_part_of_the_round_trip() {
         // 28 bytes at 0.1 Mbit/s: 2.24 ms each way.
-        let slow = Conditions { rate_mbit: Some(0.1), ..Conditions::plain(20.0, Loss::None) };
+        let slow = PathSettings { rate_bits_per_s: Some(0.1e6), ..plain(20.0, Loss::None) };
         assert_eq!(judge(&slow, 24.48, &NOTHING_LOST), None);
         assert!(judge(&slow, 20.0, &NOTHING_LOST).is_some());
     }
 
     #[test]
     fn losses_beyond_chance_are_marked() {
-        let iid = Conditions::plain(0.0, Loss::Iid { percent: 1.0 });
+        let iid = plain(0.0, Loss::Iid { percent: 1.0 });
         assert_eq!(judge(&iid, 0.0, &arrived(3960, 3920)), None);
         // Four deviations of 4000 packets are 25.
         assert_eq!(judge(&iid, 0.0, &arrived(3936, 3896)), None);
         assert!(judge(&iid, 0.0, &arrived(3930, 3891)).unwrap().contains("to the server, not 1 %"));
         assert!(judge(&iid, 0.0, &arrived(3960, 3960)).unwrap().contains("to the client"));
-        let burst = Conditions::plain(0.0, Loss::Burst { percent: 1.0, mean_packets: 3.0 });
+        let burst = plain(0.0, Loss::Burst { percent: 1.0, mean_packets: 3.0 });
         assert_eq!(judge(&burst, 0.0, &arrived(3910, 3870)), None, "bursts spread more");
         assert!(judge(&burst, 0.0, &arrived(3880, 3840)).is_some());
-        let none = Conditions::plain(0.0, Loss::None);
+        let none = plain(0.0, Loss::None);
         assert!(judge(&none, 0.0, &arrived(3999, 3999)).is_some(), "a path without loss loses nothing");
         assert!(judge(&none, 0.0, &arrived(0, 0)).is_some());
     }
 
     #[test]
     fn of_many_packets_five_per_cent_are_tolerated() {
-        let iid = Conditions::plain(0.0, Loss::Iid { percent: 50.0 });
+        let iid = plain(0.0, Loss::Iid { percent: 50.0 });
         let sent = 1_000_000;
-        assert_eq!(judge(&iid, 0.0, &Flow { sent, at_server: 480_000, at_client: 240_000 }), None);
-        assert!(judge(&iid, 0.0, &Flow { sent, at_server: 470_000, at_client: 235_000 }).is_some());
+        assert_eq!(judge(&iid, 0.0, &Flow { sent, at_server: in_order(480_000), at_client: in_order(240_000) }), None);
+        assert!(judge(&iid, 0.0, &Flow { sent, at_server: in_order(470_000), at_client: in_order(235_000) }).is_some());
+    }
+
+    #[test]
+    fn packets_out_of_order_and_copies_beyond_chance_are_marked() {
+        let held_back = Duration::from_millis(5);
+        let reordering = PathSettings { reordering: Reordering { percent: 10.0, held_back }, ..plain(0.0, Loss::None) };
+        let doubling = PathSettings { duplicated_percent: 2.0, ..plain(0.0, Loss::None) };
+        let flow = |overtaken, copies| Flow { at_client: Arrived { packets: 4000, overtaken, copies }, ..NOTHING_LOST };
+        for (path, as_told, not) in [(reordering, flow(400, 0), flow(300, 0)), (doubling, flow(0, 80), flow(0, 130))] {
+            let to_server = as_told.at_client;
+            assert_eq!(judge(&path, 0.0, &Flow { at_server: to_server, ..as_told }), None);
+            let marked = judge(&path, 0.0, &Flow { at_server: to_server, ..not }).unwrap();
+            assert!(marked.contains("to the client") && !marked.contains("to the server"), "{marked}");
+        }
+        let marked = judge(&plain(0.0, Loss::None), 0.0, &flow(1, 1)).unwrap();
+        assert!(marked.contains("are overtaken") && marked.contains("are doubled"), "{marked}");
     }
 
     #[test]
     fn a_block_lets_nothing_through() {
-        let blocked = Conditions { event: Event::UdpBlocked, ..Conditions::plain(0.0, Loss::Iid { percent: 1.0 }) };
+        let blocked = PathSettings { udp_blocked: true, ..plain(0.0, Loss::Iid { percent: 1.0 }) };
         assert_eq!(judge(&blocked, 0.0, &arrived(0, 0)), None);
         assert!(judge(&blocked, 0.0, &arrived(1, 1)).is_some());
     }

@@ -7,12 +7,12 @@ use std::{
     os::fd::{AsFd as _, OwnedFd},
     process::Command,
     sync::Arc,
-    thread,
+    thread::{self, JoinHandle},
 };
 
 use anyhow::{Context as _, anyhow};
 
-use super::sys::{self, Interfaces};
+use crate::sys::{self, Interfaces};
 
 const DEVICE: &str = "tun0";
 /// The mask of all addresses of the emulated network: on both hosts, all are directly on the device.
@@ -33,7 +33,7 @@ const SETTINGS: [(&str, &str); 3] = [
 ];
 
 /// A host. It is there for as long as this, and as what runs in it.
-pub(crate) struct Host {
+pub struct Host {
     namespace: Arc<OwnedFd>,
     interfaces: Interfaces,
 }
@@ -42,7 +42,7 @@ impl Host {
     /// A new host with `addresses`, and the device that its packets come from and go to.
     pub(super) fn new(addresses: Vec<Ipv4Addr>) -> anyhow::Result<(Self, File)> {
         // A thread of its own, since this one stays where it is.
-        in_thread(move || {
+        let made = spawn(move || {
             let namespace = sys::new_namespace().context("cannot make a network namespace (needs CAP_SYS_ADMIN)")?;
             for (name, value) in SETTINGS {
                 write_setting(name, value).or_else(|error| match error.kind() {
@@ -56,22 +56,35 @@ impl Host {
             let interfaces = Interfaces::here().context("cannot open a socket")?;
             set_up(&interfaces, &addresses).context("cannot set a TUN device up")?;
             Ok((Self { namespace: Arc::new(namespace), interfaces }, device))
-        })?
+        });
+        joined(made?)?
     }
 
     /// Has `command` run on this host, and killed when the thread that starts it ends. So it is to be started from a thread that stays:
     /// the main one or a worker of tokio's, not one of `spawn_blocking`.
-    pub(crate) fn enter(&self, command: &mut Command) {
+    pub fn enter(&self, command: &mut Command) {
         sys::start_in_namespace(command, Arc::clone(&self.namespace));
     }
 
-    /// Runs `f` in a thread on this host. Sockets that it opens stay on this host wherever they go.
-    pub(crate) fn run<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
+    /// Runs `f` in a thread on this host, to its end. Sockets that it opens stay on this host wherever they go.
+    pub fn run<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
+        joined(self.spawn(f)?)?
+    }
+
+    /// Starts `f` in a thread on this host. Sockets that it opens, and threads that it starts, are on this host too.
+    ///
+    /// # Errors
+    ///
+    /// If there can be no thread. If it cannot enter the host, `f` is not run, and the thread returns that.
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        f: impl FnOnce() -> T + Send + 'static,
+    ) -> anyhow::Result<JoinHandle<anyhow::Result<T>>> {
         let namespace = Arc::clone(&self.namespace);
-        in_thread(move || {
+        spawn(move || {
             sys::enter_namespace(namespace.as_fd()).context("cannot enter the host's network namespace")?;
             Ok(f())
-        })?
+        })
     }
 
     /// Sets what TCP connections use from now on.
@@ -120,7 +133,10 @@ pub(super) fn write_setting(name: &str, value: &str) -> io::Result<()> {
     fs::write(format!("/proc/sys/{name}"), value)
 }
 
-fn in_thread<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
-    let thread = thread::Builder::new().name("titan-host".into()).spawn(f).context("cannot start a thread")?;
+fn spawn<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<JoinHandle<T>> {
+    thread::Builder::new().name("titan-host".into()).spawn(f).context("cannot start a thread")
+}
+
+fn joined<T>(thread: JoinHandle<T>) -> anyhow::Result<T> {
     thread.join().map_err(|_| anyhow!("a thread on an emulated host panicked"))
 }
