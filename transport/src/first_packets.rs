@@ -89,7 +89,8 @@ struct Mark {
 #[derive(Debug)]
 struct Peer {
     since: Instant,
-    heard: Option<Instant>,
+    /// When a packet with a short header came last: the handshake is over.
+    established: Option<Instant>,
     received: u64,
     sent: u64,
 }
@@ -124,16 +125,18 @@ impl Plan {
     fn received(&mut self, peer: SocketAddr, handshake: bool, bytes: usize, now: Instant) {
         let known = if handshake { self.peer(peer, now) } else { self.peers.get_mut(&peer) };
         if let Some(peer) = known {
-            peer.heard = Some(now);
             peer.received += bytes as u64;
+            if !handshake {
+                peer.established = Some(now);
+            }
         }
     }
 
-    /// Whether a copy of what went to `peer` at `sent_at` is of use still, and allowed.
+    /// Whether a copy of the handshake's packet that went to `peer` at `sent_at` is of use still, and allowed.
     fn may_copy(&mut self, peer: SocketAddr, sent_at: Instant, bytes: usize, server: bool) -> bool {
-        // A request to a peer that is long known.
-        let Some(peer) = self.peers.get_mut(&peer) else { return true };
-        if peer.heard.is_some_and(|heard| heard > sent_at) {
+        let Some(peer) = self.peers.get_mut(&peer) else { return !server };
+        // A packet with a long header says nothing: it may be the peer's own copy of what it sent before.
+        if peer.established.is_some_and(|at| at > sent_at) {
             return false;
         }
         let allowed = !server || peer.sent + bytes as u64 <= AMPLIFICATION * peer.received;
@@ -150,10 +153,10 @@ impl Plan {
                 return None;
             }
         }
-        let peer = self.peers.entry(peer).or_insert(Peer { since: now, heard: None, received: 0, sent: 0 });
+        let peer = self.peers.entry(peer).or_insert(Peer { since: now, established: None, received: 0, sent: 0 });
         // Another connection from the same port.
         if now >= peer.since + HANDSHAKE_TIME {
-            *peer = Peer { since: now, heard: None, received: 0, sent: 0 };
+            *peer = Peer { since: now, established: None, received: 0, sent: 0 };
         }
         Some(peer)
     }
@@ -162,10 +165,10 @@ impl Plan {
 /// A packet to send again.
 struct Copy {
     sent_at: Instant,
+    handshake: bool,
     destination: SocketAddr,
     ecn: Option<EcnCodepoint>,
     contents: Box<[u8]>,
-    segment_size: Option<usize>,
     src_ip: Option<std::net::IpAddr>,
 }
 
@@ -199,14 +202,21 @@ impl Socket {
             }
             again
         };
-        if again && self.shared.waiting.load(Relaxed) < MAX_WAITING {
+        if !again {
+            return;
+        }
+        // One by one: of several that were sent together, a server may be allowed to copy the first alone.
+        for packet in transmit.contents.chunks(transmit.segment_size.unwrap_or(transmit.contents.len()).max(1)) {
+            if self.shared.waiting.load(Relaxed) >= MAX_WAITING {
+                return;
+            }
             self.shared.waiting.fetch_add(1, Relaxed);
             let copy = Copy {
                 sent_at: now,
+                handshake,
                 destination: transmit.destination,
                 ecn: transmit.ecn,
-                contents: transmit.contents.into(),
-                segment_size: transmit.segment_size,
+                contents: packet.into(),
                 src_ip: transmit.src_ip,
             };
             // Its task ends with the runtime only.
@@ -232,13 +242,15 @@ async fn send_copies(socket: Weak<Socket>, mut copies: mpsc::UnboundedReceiver<C
         let Some(socket) = socket.upgrade() else { return };
         socket.shared.waiting.fetch_sub(1, Relaxed);
         let peer = canonical(copy.destination);
-        if socket.shared.plan.lock().may_copy(peer, copy.sent_at, copy.contents.len(), socket.server) {
+        let allowed =
+            || socket.shared.plan.lock().may_copy(peer, copy.sent_at, copy.contents.len(), socket.server);
+        if !copy.handshake || allowed() {
             // A full socket has more urgent things to send.
             let _ = socket.inner.try_send(&Transmit {
                 destination: copy.destination,
                 ecn: copy.ecn,
                 contents: &copy.contents,
-                segment_size: copy.segment_size,
+                segment_size: None,
                 src_ip: copy.src_ip,
             });
         }
@@ -303,13 +315,15 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     #[test]
-    fn a_handshake_goes_twice_until_the_other_end_is_heard() {
+    fn a_handshake_goes_twice_until_it_is_over() {
         let (mut plan, now) = (Plan::default(), Instant::now());
         assert!(plan.sent(peer(1), true, 1200, now));
         assert!(plan.may_copy(peer(1), now, 1200, false));
         plan.received(peer(1), true, 1200, now + MS);
+        assert!(plan.may_copy(peer(1), now, 1200, false), "this may be a copy as well");
+        plan.received(peer(1), false, 100, now + MS);
         assert!(!plan.may_copy(peer(1), now, 1200, false), "it has arrived");
-        assert!(plan.may_copy(peer(1), now + MS * 2, 100, false), "what was sent since may not have");
+        assert!(plan.may_copy(peer(1), now + MS * 2, 100, false), "another handshake from the same port");
     }
 
     #[test]

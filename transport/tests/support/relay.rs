@@ -4,7 +4,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -34,6 +34,8 @@ pub struct Relay {
     client: Arc<Mutex<Option<SocketAddr>>>,
     inside: Arc<UdpSocket>,
     pub packets: Arc<AtomicU64>,
+    /// Everything is lost.
+    silent: Arc<AtomicBool>,
     tasks: Mutex<Vec<AbortHandle>>,
 }
 
@@ -49,15 +51,20 @@ impl Relay {
             client: Arc::default(),
             inside: inside.clone(),
             packets: Arc::default(),
+            silent: Arc::default(),
             tasks: Mutex::default(),
         };
         let (current, client, packets) = (relay.outside.clone(), relay.client.clone(), relay.packets.clone());
+        let silent = relay.silent.clone();
         let task = tokio::spawn(async move {
             let (mut random, mut buffer) = (StdRng::seed_from_u64(seed), [0; 2048]);
             // A peer that is gone makes the socket report an error, and says nothing of the next packet.
             loop {
                 let Ok((len, from)) = inside.recv_from(&mut buffer).await else { continue };
                 *client.lock() = Some(from);
+                if silent.load(SeqCst) {
+                    continue;
+                }
                 packets.fetch_add(1, SeqCst);
                 pass(path, &mut random, &current.lock().clone(), &buffer[..len], server);
             }
@@ -77,15 +84,21 @@ impl Relay {
         self.listen(outside, 7);
     }
 
+    /// Whether everything is lost from now on.
+    pub fn silent(&self, silent: bool) {
+        self.silent.store(silent, SeqCst);
+    }
+
     fn listen(&self, outside: Arc<UdpSocket>, seed: u64) {
         let (inside, client, path, packets) = (self.inside.clone(), self.client.clone(), self.path, self.packets.clone());
+        let silent = self.silent.clone();
         let task = tokio::spawn(async move {
             let (mut random, mut buffer) = (StdRng::seed_from_u64(seed), [0; 2048]);
             loop {
                 let Ok(len) = outside.recv(&mut buffer).await else { continue };
                 packets.fetch_add(1, SeqCst);
                 let to = *client.lock();
-                if let Some(to) = to {
+                if let Some(to) = to.filter(|_| !silent.load(SeqCst)) {
                     pass(path, &mut random, &inside, &buffer[..len], to);
                 }
             }
