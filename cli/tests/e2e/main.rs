@@ -7,5 +7,6 @@ mod cluster;
 mod kills;
 mod mistakes;
 mod parts;
+mod prefill;
 mod real_model;
 mod support;

@@ -1,0 +1,161 @@
+//! Prefill ahead, from the question to the coordinator to the first token, over a path as long as an ocean is wide. PROTOCOL.md §17.
+//! In this process, and not by the binary: its synthetic engine takes no time for a prompt.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::StreamExt as _;
+use tempfile::TempDir;
+use titan_agent::{
+    Agent,
+    engine::synthetic::{SYNTHETIC_MODEL, SyntheticEngine},
+};
+use titan_certs::{CertDir, LeafRequest, Role};
+use titan_client::{ClientError, Feature, Generation, Prompt, TitanClient, WirePreference};
+use titan_coord::Coordinator;
+use titan_transport::{tls::TlsMaterial, token::Algorithm};
+use tokio::{net::UdpSocket, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+/// Half a round trip.
+const ONE_WAY: Duration = Duration::from_millis(100);
+/// What the prompt takes: the time that a new connection and the request need together.
+const PREFILL: Duration = Duration::from_millis(300);
+/// The other end of the long path.
+const FAR: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
+/// Longest wait for a cluster that is about to be ready.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_token_comes_earlier_when_the_agent_has_begun_ahead() {
+    let cluster = Cluster::start().await;
+    let (mut without, mut with) = (Duration::MAX, Duration::MAX);
+    // The best of a few, in turn: whatever else runs on this machine slows both.
+    for _ in 0..3 {
+        let plain = generate(&cluster.client(false)).await.unwrap();
+        let ahead = generate(&cluster.client(true)).await.unwrap();
+        let (plain_usage, ahead_usage) = (plain.usage().unwrap(), ahead.usage().unwrap());
+        assert!(!plain_usage.prefilled && ahead_usage.prefilled);
+        assert_eq!(plain_usage.completion_tokens, ahead_usage.completion_tokens);
+        without = without.min(plain.ttft().unwrap());
+        with = with.min(ahead.ttft().unwrap());
+    }
+    println!("first token after {without:.0?}, with prefill ahead after {with:.0?}");
+    assert!(with.mul_f64(1.2) < without, "first token after {without:?}, with prefill ahead after {with:?}");
+}
+
+/// Has a prompt answered, and gives the answer back when it is complete.
+async fn generate(client: &TitanClient) -> Result<Generation, ClientError> {
+    let mut prompt = Prompt::new(SYNTHETIC_MODEL, "Tell me something.");
+    prompt.max_tokens = 3;
+    prompt.options.insert("seed".to_owned(), "5".to_owned());
+    let mut generation = client.generate(prompt).await?;
+    while let Some(text) = generation.next().await {
+        text?;
+    }
+    Ok(generation)
+}
+
+/// A coordinator beside its clients, and an agent far away from them. Ends when it is dropped.
+struct Cluster {
+    url: String,
+    tls: TlsMaterial,
+    _tasks: JoinSet<()>,
+    _dir: TempDir,
+}
+
+impl Cluster {
+    async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let certs = CertDir::new(dir.path());
+        certs.init().unwrap();
+        let material = |role, name| {
+            certs.issue(&LeafRequest::new(role, name).hosts(["localhost", "127.0.0.1"])).unwrap();
+            TlsMaterial::from_files(&certs.ca_pem(), &certs.leaf_pem(role, name), &certs.leaf_key(role, name)).unwrap()
+        };
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let coordinator = Coordinator::bind(titan_coord::Config {
+            http_addr: any,
+            grpc_addr: any,
+            tls: Some(material(Role::Coordinator, "coordinator")),
+            token_algorithm: Algorithm::ES256,
+            key_dir: dir.path().join("keys"),
+            prefill_ahead: true,
+            ..titan_coord::Config::default()
+        });
+        let coordinator = coordinator.await.unwrap();
+        let config = titan_agent::Config {
+            grpc_addr: any,
+            coordinator: Some(coordinator.grpc_addr().to_string()),
+            tls: Some(material(Role::Agent, "agent-1")),
+            ..titan_agent::Config::new("agent-1")
+        };
+        let engine = SyntheticEngine::new(0.0).prefill(PREFILL);
+        let agent = Agent::bind(config, Arc::new(engine)).await.unwrap();
+
+        let url = format!("http://{}", coordinator.http_addr());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(long_path(agent.quic_addr().unwrap()));
+        tasks.spawn(async { coordinator.run(CancellationToken::new()).await.unwrap() });
+        tasks.spawn(async { agent.run(CancellationToken::new()).await.unwrap() });
+        let cluster = Self { url, tls: material(Role::Client, "tester"), _tasks: tasks, _dir: dir };
+        cluster.ready().await;
+        cluster
+    }
+
+    async fn ready(&self) {
+        let wait = async {
+            while generate(&self.client(false)).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait).await.unwrap();
+    }
+
+    /// A client that has no route and no connection yet.
+    fn client(&self, prefill_ahead: bool) -> TitanClient {
+        let builder = TitanClient::builder(&self.url).tls(self.tls.clone()).wire(WirePreference::Quic);
+        // The agent says `localhost`; for this client that is at the other end.
+        let builder = builder.resolve("localhost", FAR);
+        if prefill_ahead { builder.with(Feature::PrefillAhead) } else { builder }.build().unwrap()
+    }
+}
+
+/// Passes packets on to `server`, and back, each after its time. It listens under the server's port at [`FAR`].
+async fn long_path(server: SocketAddr) {
+    let front = Arc::new(UdpSocket::bind((FAR, server.port())).await.unwrap());
+    let mut clients: HashMap<SocketAddr, Arc<UdpSocket>> = HashMap::new();
+    let mut tasks = JoinSet::new();
+    let mut packet = [0; 2048];
+    loop {
+        // Linux tells of a client that is gone; the others go on.
+        let Ok((len, client)) = front.recv_from(&mut packet).await else { continue };
+        if !clients.contains_key(&client) {
+            let rear = Arc::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap());
+            rear.connect(server).await.unwrap();
+            clients.insert(client, Arc::clone(&rear));
+            tasks.spawn(way_back(rear, Arc::clone(&front), client));
+        }
+        let (rear, bytes) = (Arc::clone(&clients[&client]), packet[..len].to_vec());
+        tasks.spawn(async move {
+            tokio::time::sleep(ONE_WAY).await;
+            rear.send(&bytes).await.ok();
+        });
+    }
+}
+
+async fn way_back(rear: Arc<UdpSocket>, front: Arc<UdpSocket>, client: SocketAddr) {
+    let mut packet = [0; 2048];
+    loop {
+        let Ok(len) = rear.recv(&mut packet).await else { continue };
+        let (front, bytes) = (Arc::clone(&front), packet[..len].to_vec());
+        tokio::spawn(async move {
+            tokio::time::sleep(ONE_WAY).await;
+            front.send_to(&bytes, client).await.ok();
+        });
+    }
+}
