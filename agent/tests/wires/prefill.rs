@@ -181,7 +181,8 @@ async fn a_job_is_claimed_when_its_client_comes_and_not_before() {
 #[tokio::test]
 async fn a_request_that_differs_runs_as_if_nothing_had_been_begun() {
     let world = World::new(Counted::new(), 4, LONG).await;
-    let differing: [(&str, fn(&mut StreamRequest)); 5] = [
+    type Change = fn(&mut StreamRequest);
+    let differing: [(&str, Change); 5] = [
         ("prompt", |request| request.prompt.push('!')),
         ("max_tokens", |request| request.max_tokens = 6),
         ("temperature", |request| request.temperature = 0.5),

@@ -1,8 +1,9 @@
 //! Prefill ahead, from the question to the coordinator to the first token, over a path as long as an ocean is wide. PROTOCOL.md §17.
-//! In this process, and not by the binary: its synthetic engine takes no time for a prompt.
+//! That in this process, and not by the binary: its synthetic engine takes no time for a prompt.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
+    io::BufRead as _,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -20,6 +21,8 @@ use titan_coord::Coordinator;
 use titan_transport::{tls::TlsMaterial, token::Algorithm};
 use tokio::{net::UdpSocket, task::JoinSet};
 use tokio_util::sync::CancellationToken;
+
+use crate::support::{Process, User, read_json, stderr};
 
 /// Half a round trip.
 const ONE_WAY: Duration = Duration::from_millis(100);
@@ -46,6 +49,34 @@ async fn the_first_token_comes_earlier_when_the_agent_has_begun_ahead() {
     }
     println!("first token after {without:.0?}, with prefill ahead after {with:.0?}");
     assert!(with.mul_f64(1.2) < without, "first token after {without:?}, with prefill ahead after {with:?}");
+}
+
+#[test]
+fn no_log_at_any_level_shows_a_prompt_that_is_begun_ahead() {
+    const SECRET: &str = "zanzibar";
+    let user = User::new();
+    let up =
+        "up --json --http-port 0 --grpc-port 0 --agent-port 0 --token-algorithm ES256 --synthetic 0 --prefill-ahead";
+    let mut up = user.titan(up.split(' '));
+    up.env("RUST_LOG", "trace");
+    let (process, mut stdout) = Process::spawn(up, user.dir.path());
+    let mut ready = String::new();
+    stdout.read_line(&mut ready).unwrap();
+    let ready: serde_json::Value = serde_json::from_str(&ready).unwrap();
+    let coordinator = ready["rest"].as_str().unwrap();
+    // The second is not accepted, and that is logged too. What the agent says to the client itself may quote the client's own option.
+    for (option, accepted) in [("seed=5", true), ("top_p=zanzibar", false)] {
+        let arguments =
+            ["run", "--json", "--prefill-ahead", "-m", "synthetic", "--coordinator", coordinator, "-o", option, SECRET];
+        let output = user.titan(arguments).output().unwrap();
+        assert_eq!(output.status.success(), accepted, "{}", stderr(&output));
+        if accepted {
+            assert!(read_json(&output.stdout).1["prefilled"].is_boolean());
+        }
+    }
+    let log = process.log();
+    assert!(log.contains("prefill ahead") && log.contains("TRACE"), "{log}");
+    assert!(!log.contains(SECRET), "{}", log.lines().find(|line| line.contains(SECRET)).unwrap_or_default());
 }
 
 /// Has a prompt answered, and gives the answer back when it is complete.
@@ -134,13 +165,16 @@ async fn long_path(server: SocketAddr) {
     loop {
         // Linux tells of a client that is gone; the others go on.
         let Ok((len, client)) = front.recv_from(&mut packet).await else { continue };
-        if !clients.contains_key(&client) {
-            let rear = Arc::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap());
-            rear.connect(server).await.unwrap();
-            clients.insert(client, Arc::clone(&rear));
-            tasks.spawn(way_back(rear, Arc::clone(&front), client));
-        }
-        let (rear, bytes) = (Arc::clone(&clients[&client]), packet[..len].to_vec());
+        let rear = match clients.entry(client) {
+            Entry::Occupied(known) => Arc::clone(known.get()),
+            Entry::Vacant(new) => {
+                let rear = Arc::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap());
+                rear.connect(server).await.unwrap();
+                tasks.spawn(way_back(Arc::clone(&rear), Arc::clone(&front), client));
+                Arc::clone(new.insert(rear))
+            }
+        };
+        let bytes = packet[..len].to_vec();
         tasks.spawn(async move {
             tokio::time::sleep(ONE_WAY).await;
             rear.send(&bytes).await.ok();
