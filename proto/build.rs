@@ -15,6 +15,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Kept for gRPC reflection.
     let out = PathBuf::from(env::var("OUT_DIR")?).join("descriptors.bin");
     fs::write(out, descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().bytes(".titan.wire.v1.Entry").compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .bytes(".titan.wire.v1.Entry")
+        // Their `Debug` shows no prompt: see src/private.rs.
+        .skip_debug([
+            ".titancompute.v1.InferenceRequest",
+            ".titancompute.v1.Prefill",
+            ".titancompute.v1.StreamRequest",
+            ".titancompute.v1.Continuation",
+        ])
+        .compile_fds(descriptors)?;
     Ok(())
 }

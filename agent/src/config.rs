@@ -35,6 +35,9 @@ pub struct Config {
     pub models: Vec<String>,
     /// Time between two heartbeats; the coordinator may ask for a shorter one. Defaults to 10 s.
     pub heartbeat_interval: Duration,
+    /// How long a prompt that was begun ahead waits for its client. Defaults to 2 s: many times what a client needs to connect from
+    /// anywhere, and soon over for one that does not come.
+    pub prefill_wait: Duration,
     /// How long running generations may take to finish at shutdown. Defaults to 25 s, under the 30 s after which service
     /// managers kill.
     pub drain_time: Duration,
@@ -55,6 +58,7 @@ impl Config {
             max_jobs: 4,
             models: Vec::new(),
             heartbeat_interval: Duration::from_secs(10),
+            prefill_wait: Duration::from_secs(2),
             drain_time: Duration::from_secs(25),
         }
     }

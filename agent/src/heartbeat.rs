@@ -135,7 +135,12 @@ impl<'a> Session<'a> {
             let deadline = self.round_trip.oldest_unanswered().map(|sent_at| Instant::from_std(sent_at) + ACK_TIMEOUT);
             tokio::select! {
                 ack = acks.next() => {
-                    let Some(ack) = ack.transpose()? else { return Ok(()) };
+                    let Some(mut ack) = ack.transpose()? else { return Ok(()) };
+                    // No acknowledgement, but a hint: PROTOCOL.md §17.
+                    if let Some(prefill) = ack.prefill.take() {
+                        self.heartbeat.core.begin(prefill);
+                        continue;
+                    }
                     self.round_trip.acknowledged(ack.timestamp, std::time::Instant::now());
                     if self.acknowledge(&ack.status, &ack.message, ack.heartbeat_interval_seconds) {
                         next = Instant::now();

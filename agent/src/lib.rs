@@ -10,7 +10,8 @@
 //!    [`engine`] (generate).
 //! 3. `response`: the engine's stream as gRPC messages, with the usage on the last one.
 //!
-//! Beside it, `heartbeat` tells the coordinator that the agent is there and how busy it is (`telemetry`), and brings its keys.
+//! Beside it, `heartbeat` tells the coordinator that the agent is there and how busy it is (`telemetry`), and brings its keys, and hints of
+//! requests whose clients are on their way: `prefill` begins with those.
 //!
 //! It does not choose agents, queue for other agents, or issue tokens: that is the coordinator's work.
 
@@ -21,6 +22,7 @@ mod coordinator;
 pub mod engine;
 mod heartbeat;
 pub mod options;
+mod prefill;
 mod replay;
 mod response;
 mod server;

@@ -35,6 +35,8 @@ struct Generation {
     slot: Slot,
     clock: Clock,
     note: Option<Note>,
+    /// It was begun before the request came.
+    prefilled: bool,
 }
 
 impl ResponseStream {
@@ -47,9 +49,16 @@ impl ResponseStream {
         abort: CancellationToken,
     ) -> Self {
         note.iter_mut().for_each(Note::started);
-        let generation = Generation { tokens, slot, clock: Clock::start(received_at, Instant::now()), note };
+        let generation =
+            Generation { tokens, slot, clock: Clock::start(received_at, Instant::now()), note, prefilled: false };
         // A token of its own: at every message, a thousand streams would else meet at one lock.
         Self { generation: Some(generation), aborted: Box::pin(abort.child_token().cancelled_owned()) }
+    }
+
+    /// Whether the tokens are those of a generation that was begun before the request came. Defaults to false.
+    pub(crate) fn prefilled(mut self, prefilled: bool) -> Self {
+        self.generation.iter_mut().for_each(|generation| generation.prefilled = prefilled);
+        self
     }
 }
 
@@ -85,10 +94,11 @@ impl Stream for ResponseStream {
 impl Generation {
     fn finish(&self, usage: Usage) -> StreamResponse {
         let timing = self.clock.timing(usage.completion_tokens, Instant::now());
-        if timing.tokens_per_second > 0.0 {
+        // What was made ahead comes at once, and says nothing about the machine's speed.
+        if timing.tokens_per_second > 0.0 && !self.prefilled {
             self.slot.record_speed(timing.tokens_per_second);
         }
-        let metadata = HashMap::from([
+        let mut metadata = HashMap::from([
             ("prompt_tokens".to_owned(), usage.prompt_tokens.to_string()),
             ("completion_tokens".to_owned(), usage.completion_tokens.to_string()),
             ("queue_ms".to_owned(), milliseconds(timing.queue)),
@@ -96,6 +106,9 @@ impl Generation {
             ("tokens_per_second".to_owned(), format!("{:.2}", timing.tokens_per_second)),
             ("finish_reason".to_owned(), usage.finish_reason.as_str().to_owned()),
         ]);
+        if self.prefilled {
+            metadata.insert("prefilled".to_owned(), "true".to_owned());
+        }
         StreamResponse { done: true, metadata, created_at: unix_ms(), ..Default::default() }
     }
 
@@ -233,12 +246,28 @@ mod tests {
         assert_eq!(last.metadata["prompt_tokens"], "7");
         assert_eq!(last.metadata["completion_tokens"], "2");
         assert_eq!(last.metadata["finish_reason"], "length");
+        assert!(!last.metadata.contains_key("prefilled"));
         for number in ["ttft_ms", "queue_ms", "tokens_per_second"] {
             assert!(last.metadata[number].parse::<f64>().unwrap() >= 0.0, "{number}");
         }
         assert_eq!(fixture.admission.load().running, 0, "the slot is free with the last message");
         assert!(fixture.admission.load().tokens_per_second.is_some());
         assert!(stream.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn what_was_made_ahead_is_said_and_does_not_count_as_speed() {
+        let (fixture, sender, stream) = stream();
+        let mut stream = stream.prefilled(true);
+        for event in [Event::Text("a".into()), Event::Text("b".into()), Event::Done(USAGE)] {
+            sender.try_send(Ok(event)).unwrap();
+        }
+        let mut last = None;
+        while let Some(message) = stream.next().await {
+            last = Some(message.unwrap());
+        }
+        assert_eq!(last.unwrap().metadata["prefilled"], "true");
+        assert_eq!(fixture.admission.load().tokens_per_second, None);
     }
 
     #[tokio::test]

@@ -27,6 +27,7 @@ use crate::{
     coordinator::Coordinator,
     engine::Engine,
     heartbeat::Heartbeat,
+    prefill::Prefills,
     service::{Core, Service, count},
     telemetry::Telemetry,
 };
@@ -78,6 +79,7 @@ impl Agent {
             engine,
             auth: Arc::new(Authenticator::new(config.agent_id.clone(), verifier, source)),
             admission: Admission::new(config.max_jobs),
+            prefills: Prefills::new(config.prefill_wait),
             telemetry,
             replay: Arc::default(),
             abort: CancellationToken::new(),
@@ -161,6 +163,7 @@ impl Agent {
 /// Lets what runs finish; what has not by then is ended.
 async fn drain(core: &Core, health: &HealthReporter, drain_time: Duration) {
     core.admission.drain();
+    core.prefills.clear();
     health.set_not_serving::<AgentServiceServer<Service>>().await;
     health.set_service_status("", ServingStatus::NotServing).await;
     tracing::info!(running = core.admission.load().running, "draining");

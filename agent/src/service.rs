@@ -19,6 +19,7 @@ use crate::{
     auth::{Authenticator, allowed_model, check_role},
     engine::{Engine, EngineError, Generate, TokenStream},
     options,
+    prefill::Prefills,
     replay::{MAX_NONCE_BYTES, Note, ReplayCache, Verdict},
     response::{ResponseStream, engine_status},
     telemetry::Telemetry,
@@ -38,6 +39,7 @@ pub(crate) struct Core {
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) auth: Arc<Authenticator>,
     pub(crate) admission: Admission,
+    pub(crate) prefills: Prefills,
     pub(crate) telemetry: Telemetry,
     pub(crate) replay: Arc<Mutex<ReplayCache>>,
     /// Ends what still runs when the drain is over.
@@ -95,6 +97,7 @@ impl Core {
                 "nonce has {bytes} bytes; at most {MAX_NONCE_BYTES} are accepted"
             )));
         }
+        let anew = request.continuation.is_none();
         let generate = options::generate(request, model)?;
 
         let early_data = peer.and_then(|peer| peer.early_data.as_ref());
@@ -103,9 +106,15 @@ impl Core {
         }
         // The slot first: a request that finds none has not run and may come again with the same nonce.
         let slot = self.admission.admit(&claims.job_id)?;
+        let begun = self.claim(&claims.job_id, &generate);
         let note = self.run_once(claims, nonce, early_data).await?;
-        let tokens = self.generate(generate).await?;
-        Ok(ResponseStream::new(tokens, slot, received_at, note, self.abort.clone()))
+        let begun = self.taken_over(begun.filter(|_| anew)).await;
+        let prefilled = begun.is_some();
+        let tokens = match begun {
+            Some(tokens) => tokens,
+            None => self.generate(generate).await?,
+        };
+        Ok(ResponseStream::new(tokens, slot, received_at, note, self.abort.clone()).prefilled(prefilled))
     }
 
     /// Refuses a request that ran already.

@@ -103,6 +103,10 @@ pub(crate) struct RunArgs {
     /// Close the connection between repetitions: with -v shows that the next one begins with early data (0-RTT).
     #[arg(long)]
     pub(crate) reconnect: bool,
+    /// Send the prompt to the coordinator too, which lets the agent begin with it while this program still connects. Of use where the
+    /// coordinator runs with --prefill-ahead, and for a first request: a kept route asks no coordinator.
+    #[arg(long)]
+    pub(crate) prefill_ahead: bool,
     /// Switch a feature off, to see what it is worth: redundancy, thin-stream, early-data, stored-sessions, migration, resume, move,
     /// repeat-first. May be repeated.
     #[arg(long, value_name = "FEATURE", value_delimiter = ',')]

@@ -136,7 +136,9 @@ impl Builder {
             return Err(BuildError::NoRuntime);
         }
         let url = self.url()?;
-        let coordinator = Coordinator::new(url, self.tls.as_ref(), self.names.clone()).map_err(BuildError::Http)?;
+        let ahead = self.features.has(Feature::PrefillAhead);
+        let coordinator =
+            Coordinator::new(url, self.tls.as_ref(), self.names.clone(), ahead).map_err(BuildError::Http)?;
         let connector = self.connector()?;
         let dialer = Dialer::new(self.wire, self.quic_timeout);
         Ok(TitanClient::new(self.client_id, coordinator, Agents::new(connector, self.tls), dialer))

@@ -42,6 +42,8 @@ pub(crate) struct Coordinator {
     http: reqwest::Client,
     url: Url,
     names: Names,
+    /// Questions carry the prompt: PROTOCOL.md §17.
+    prefill_ahead: bool,
     calls: AtomicU64,
 }
 
@@ -109,7 +111,12 @@ impl CoordinatorError {
 
 impl Coordinator {
     /// `tls` holds the CA that an https coordinator's certificate must be of, and perhaps an identity.
-    pub(crate) fn new(mut url: Url, tls: Option<&TlsMaterial>, names: Names) -> Result<Self, String> {
+    pub(crate) fn new(
+        mut url: Url,
+        tls: Option<&TlsMaterial>,
+        names: Names,
+        prefill_ahead: bool,
+    ) -> Result<Self, String> {
         url.set_path(&format!("{}{PATH}", url.path().trim_end_matches('/')));
         // The port stands in the URL, and 0 leaves it as it is.
         let http = names
@@ -125,7 +132,7 @@ impl Coordinator {
             .no_proxy()
             .build()
             .map_err(|error| chain(&error))?;
-        Ok(Self { http, url, names, calls: AtomicU64::new(0) })
+        Ok(Self { http, url, names, prefill_ahead, calls: AtomicU64::new(0) })
     }
 
     /// How often it was asked.
@@ -133,16 +140,22 @@ impl Coordinator {
         self.calls.load(Relaxed)
     }
 
-    /// Asks who serves `prompt`. The text of the prompt stays here, its digest goes.
+    /// Asks who serves `prompt`. The text of the prompt stays here and its digest goes, except for prefill ahead: then everything goes that
+    /// the agent will be asked.
     pub(crate) async fn ask(&self, client_id: &str, prompt: &Prompt) -> Result<Arc<Route>, CoordinatorError> {
         self.calls.fetch_add(1, Relaxed);
+        let (text, parameters) = if self.prefill_ahead {
+            (Some(prompt.prompt.clone()), prompt.options.clone())
+        } else {
+            (None, BTreeMap::from([(PROMPT_DIGEST.to_owned(), digest(&prompt.prompt))]))
+        };
         let question = InferenceRequest {
             client_id: Some(client_id.to_owned()),
             model: Some(prompt.model.clone()),
-            prompt: None,
+            prompt: text,
             max_tokens: Some(prompt.max_tokens_on_the_wire()),
             temperature: Some(prompt.temperature),
-            parameters: BTreeMap::from([(PROMPT_DIGEST.to_owned(), digest(&prompt.prompt))]),
+            parameters,
         };
         let sent = self.http.post(self.url.clone()).json(&question).send().await;
         let response = sent.map_err(|error| self.failed(&error))?;

@@ -19,7 +19,8 @@ pub enum Feature {
     Resume,
     /// An answer whose agent is lost goes on at another agent.
     Move,
-    /// The prompt goes to the coordinator too, which lets the agent begin with it before the client has connected. Off by default.
+    /// The prompt goes to the coordinator too, which lets the agent begin with it before the client has connected. Off by default, and of
+    /// use only where the coordinator does that, and for requests that ask it: a kept route asks nobody.
     PrefillAhead,
     /// The first packets of a connection and of a request are sent twice.
     RepeatFirst,

@@ -53,6 +53,8 @@ pub struct Usage {
     pub tokens_per_second: f64,
     /// `stop`, `length`, …
     pub finish_reason: String,
+    /// Whether the agent had begun before the request came ([`Feature::PrefillAhead`](crate::Feature::PrefillAhead)).
+    pub prefilled: bool,
 }
 
 impl Generation {
@@ -178,6 +180,7 @@ impl Usage {
             ttft_ms: number(metadata, "ttft_ms"),
             tokens_per_second: number(metadata, "tokens_per_second"),
             finish_reason: metadata.get("finish_reason").cloned().unwrap_or_default(),
+            prefilled: metadata.get("prefilled").is_some_and(|value| value == "true"),
         }
     }
 }
@@ -194,8 +197,10 @@ mod tests {
     fn usage_is_what_the_agent_says_and_no_more() {
         let said =
             [("prompt_tokens", "7"), ("ttft_ms", "1.5"), ("completion_tokens", "many"), ("finish_reason", "stop")];
-        let usage = Usage::read(&said.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect());
+        let read =
+            |said: &[(&str, &str)]| Usage::read(&said.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect());
         let expected = Usage { prompt_tokens: 7, ttft_ms: 1.5, finish_reason: "stop".to_owned(), ..Usage::default() };
-        assert_eq!(usage, expected);
+        assert_eq!(read(&said), expected);
+        assert!(read(&[("prefilled", "true")]).prefilled && !read(&[("prefilled", "false")]).prefilled);
     }
 }

@@ -20,7 +20,7 @@
 //! - What never reached a model is tried again, a few times. Everything else is an error that says whether a model may have seen the
 //!   prompt ([`ClientError::processed`]) and whether another try would help ([`ClientError::retryable`]).
 //!
-//! The prompt goes to the agent alone; the coordinator gets its digest.
+//! The prompt goes to the agent alone; the coordinator gets its digest, unless [`Feature::PrefillAhead`] is switched on.
 //!
 //! # Where things are
 //!

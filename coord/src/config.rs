@@ -47,6 +47,9 @@ pub struct Config {
     pub booking_timeout: Duration,
     /// How the scheduler compares agents. Defaults to 40 : 30 : 20 : 10.
     pub weights: Weights,
+    /// Tell an agent of a request at once, prompt included, so that it begins while the client still connects. Where routing requests
+    /// carry no prompt it changes nothing. Defaults to false: prompts then go no further than here.
+    pub prefill_ahead: bool,
     /// Origins (`https://example.com`) whose pages may call REST; empty means any. Defaults to any.
     pub cors_origins: Vec<String>,
 }
@@ -66,6 +69,7 @@ impl Default for Config {
             heartbeat_interval: Duration::from_secs(10),
             booking_timeout: Duration::from_secs(5),
             weights: Weights::default(),
+            prefill_ahead: false,
             cors_origins: Vec::new(),
         }
     }

@@ -15,7 +15,7 @@ use titan_proto::{
     ALPN, COORDINATOR_NAME, DEFAULT_MAX_TOKENS, FILE_DESCRIPTOR_SET, MAX_REST_BODY_BYTES,
     v1::{
         AgentRegistration, AgentStatus, DeregistrationRequest, DeregistrationResponse, Endpoints, GrpcEndpoint,
-        HealthUpdate, InferenceRequest, InferenceResponse, PublicKeyRequest, PublicKeyResponse, QuicEndpoint,
+        HealthUpdate, InferenceRequest, InferenceResponse, Prefill, PublicKeyRequest, PublicKeyResponse, QuicEndpoint,
         RegistrationResponse, StatusRequest, SystemStatus,
         coordinator_service_server::{CoordinatorService, CoordinatorServiceServer},
     },
@@ -82,14 +82,23 @@ impl CoordinatorService for Service {
         request: Request<InferenceRequest>,
     ) -> Result<Response<InferenceResponse>, Status> {
         let request = request.into_inner();
+        let max_tokens = if request.max_tokens == 0 { DEFAULT_MAX_TOKENS } else { request.max_tokens };
         let route = self.dispatcher.route(&RouteRequest {
             client_id: &request.client_id,
             model: &request.model,
             prompt: &request.prompt,
             prompt_digest: request.parameters.get(PROMPT_DIGEST).map(String::as_str),
-            max_tokens: if request.max_tokens == 0 { DEFAULT_MAX_TOKENS } else { request.max_tokens },
+            max_tokens,
             temperature: request.temperature,
         })?;
+        self.dispatcher.tell_ahead(&route, || Prefill {
+            job_id: route.job_id.clone(),
+            model: request.model,
+            prompt: request.prompt,
+            max_tokens,
+            temperature: request.temperature,
+            options: request.parameters,
+        });
         Ok(Response::new(answer(route)))
     }
 

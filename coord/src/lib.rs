@@ -7,14 +7,16 @@
 //!   no socket, no clock.
 //! - `scheduler`: which of them is best; a pure function, [`choose`].
 //! - `rest` and `grpc`: the two interfaces over the same `routing`. An agent's health stream is `grpc::health_stream`.
+//! - `prefill`: hints to agents of requests whose clients are still on their way; an option.
 //! - `server`: two ports, each with TLS and, from this machine, plain text (`titan-transport` tells them apart).
 //!
-//! Prompts are checked for their length and forgotten; nothing logs them. Not here: engines, queues, retries, and a shared
+//! Prompts are checked for their length and forgotten, or with the option passed on to the chosen agent; nothing logs them. Not here: engines, queues, retries, and a shared
 //! registry of several coordinators.
 
 mod agent_input;
 mod config;
 mod grpc;
+mod prefill;
 mod registry;
 mod rest;
 mod routing;

@@ -20,6 +20,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use titan_proto::{
     ALPN, COORDINATOR_NAME, DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE,
     rest::{Agent, Endpoints, GrpcEndpoint, Health, InferenceResponse, QuicEndpoint, Status},
+    v1::Prefill,
 };
 use titan_transport::token::JwkSet;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
@@ -61,14 +62,24 @@ async fn request_inference(
     body: Body,
 ) -> Result<Json<InferenceResponse>, ApiError> {
     let request = body::parse(&body::read(&headers, body).await?)?;
+    let max_tokens = request.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS);
+    let temperature = request.temperature.unwrap_or(DEFAULT_TEMPERATURE);
     let route = dispatcher.route(&RouteRequest {
         client_id: request.client_id.as_deref().unwrap_or_default(),
         model: request.model.as_deref().unwrap_or_default(),
         prompt: request.prompt.as_deref().unwrap_or_default(),
         prompt_digest: request.parameters.get(PROMPT_DIGEST).map(String::as_str),
-        max_tokens: request.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS),
-        temperature: request.temperature.unwrap_or(DEFAULT_TEMPERATURE),
+        max_tokens,
+        temperature,
     })?;
+    dispatcher.tell_ahead(&route, || Prefill {
+        job_id: route.job_id.clone(),
+        model: request.model.unwrap_or_default(),
+        prompt: request.prompt.unwrap_or_default(),
+        max_tokens,
+        temperature,
+        options: request.parameters.into_iter().collect(),
+    });
     Ok(Json(answer(route)))
 }
 

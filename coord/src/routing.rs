@@ -6,7 +6,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use titan_proto::{COORDINATOR_NAME, MAX_PROMPT_BYTES};
+use titan_proto::{COORDINATOR_NAME, MAX_PROMPT_BYTES, v1::Prefill};
 use titan_transport::token::{Claims, TokenIssuer, new_jti, unix_seconds};
 use tracing::{debug, error, info};
 use uuid::Uuid;
@@ -14,6 +14,7 @@ use uuid::Uuid;
 use crate::{
     agent_input::MAX_MODEL_NAME_BYTES,
     config::Config,
+    prefill::Outboxes,
     registry::{BookError, Policy, Profile, Registry},
     scheduler::WeightsError,
 };
@@ -40,11 +41,13 @@ pub(crate) struct Dispatcher {
     pub(crate) heartbeat_interval: Duration,
     pub(crate) heartbeat_timeout: Duration,
     pub(crate) started: Instant,
+    /// What agents are told ahead; `None` where that is off.
+    pub(crate) prefill: Option<Outboxes>,
     token_ttl: Duration,
 }
 
-/// A request to be routed, as it came.
-#[derive(Clone, Copy, Debug)]
+/// A request to be routed, as it came. No `Debug`: it holds a prompt.
+#[derive(Clone, Copy)]
 pub(crate) struct RouteRequest<'a> {
     pub(crate) client_id: &'a str,
     pub(crate) model: &'a str,
@@ -131,6 +134,7 @@ impl Dispatcher {
             heartbeat_interval: config.heartbeat_interval,
             heartbeat_timeout: config.heartbeat_timeout,
             started: Instant::now(),
+            prefill: config.prefill_ahead.then(Outboxes::default),
             token_ttl: config.token_ttl,
         })
     }
@@ -163,6 +167,18 @@ impl Dispatcher {
         })?;
         debug!(%job_id, agent = %agent.id, model = request.model, "routed");
         Ok(Route { agent, session_token, expires_at, job_id, estimated_rtt_ms: booked.rtt_ms.unwrap_or(0.0) })
+    }
+
+    /// Tells the agent of `route` what its client is about to ask, where that is on and the request said it. Waits for nobody.
+    pub(crate) fn tell_ahead(&self, route: &Route, prefill: impl FnOnce() -> Prefill) {
+        let Some(outboxes) = &self.prefill else { return };
+        let mut prefill = prefill();
+        if prefill.prompt.is_empty() {
+            return;
+        }
+        prefill.options.remove(PROMPT_DIGEST);
+        let taken = outboxes.offer(&route.agent.id, prefill, Instant::now());
+        debug!(job_id = route.job_id, agent = %route.agent.id, taken, "prefill ahead");
     }
 
     /// Tidies the registry; to be called now and then.

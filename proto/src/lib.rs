@@ -10,6 +10,7 @@
 
 #![allow(missing_docs, reason = "the generated code's documentation stands in the .proto files")]
 
+mod private;
 pub mod rest;
 
 /// The gRPC services and messages of package `titancompute.v1`.

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 /// Body of `POST /api/v1/inference/request`.
 ///
 /// Everything is optional here so that the coordinator can say which field is missing, each with its own error code.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+/// Its `Debug` shows no prompt.
+#[derive(Clone, Default, Serialize, Deserialize)]
 pub struct InferenceRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_id: Option<String>,

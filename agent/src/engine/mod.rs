@@ -11,12 +11,12 @@ mod requantize;
 pub mod stop;
 pub mod synthetic;
 
-use std::{future::Future, pin::Pin};
+use std::{fmt, future::Future, pin::Pin};
 
 use tokio::sync::mpsc;
 
-/// One request to an engine, already validated: see [`crate::options`].
-#[derive(Clone, Debug)]
+/// One request to an engine, already validated: see [`crate::options`]. Its `Debug` shows no prompt.
+#[derive(Clone, PartialEq)]
 pub struct Generate {
     /// A name out of [`Engine::models`].
     pub model: String,
@@ -24,6 +24,16 @@ pub struct Generate {
     pub prompt: String,
     /// How to choose tokens.
     pub sampling: Sampling,
+}
+
+impl fmt::Debug for Generate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Generate")
+            .field("model", &self.model)
+            .field("prompt_bytes", &self.prompt.len())
+            .field("max_tokens", &self.sampling.max_tokens)
+            .finish_non_exhaustive()
+    }
 }
 
 /// How tokens are chosen. `None` leaves the sampler's neutral value.
@@ -123,6 +133,11 @@ pub trait Engine: Send + Sync + 'static {
     /// Generations that wait for a free sequence now.
     fn queued(&self) -> usize {
         0
+    }
+
+    /// Whether a generation by this model would begin at once.
+    fn idle(&self, _model: &str) -> bool {
+        self.queued() == 0
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 
 pub use self::words::word;
@@ -25,6 +25,7 @@ pub const SYNTHETIC_MODEL: &str = "synthetic";
 pub struct SyntheticEngine {
     models: Vec<String>,
     interval: Duration,
+    prefill: Duration,
     says: Says,
 }
 
@@ -53,12 +54,18 @@ impl SyntheticEngine {
     /// Serves the model `synthetic`. A rate that is not a positive number means as fast as the reader takes them.
     pub fn new(tokens_per_second: f64) -> Self {
         let interval = Duration::try_from_secs_f64(1.0 / tokens_per_second).unwrap_or(Duration::ZERO);
-        Self { models: vec![SYNTHETIC_MODEL.to_owned()], interval, says: Says::Index }
+        Self { models: vec![SYNTHETIC_MODEL.to_owned()], interval, prefill: Duration::ZERO, says: Says::Index }
     }
 
     /// Serves these names. Defaults to `synthetic` alone.
     pub fn models(mut self, models: Vec<String>) -> Self {
         self.models = models;
+        self
+    }
+
+    /// Sets how long a prompt takes: the first token comes so much later. Defaults to no time at all.
+    pub fn prefill(mut self, prefill: Duration) -> Self {
+        self.prefill = prefill;
         self
     }
 
@@ -85,7 +92,7 @@ impl SyntheticEngine {
             completion_tokens: request.sampling.max_tokens,
             finish_reason: FinishReason::Length,
         };
-        tokio::spawn(tick(self.interval, self.says, usage, events));
+        tokio::spawn(run(self.clone(), usage, events));
         Ok(stream)
     }
 }
@@ -137,6 +144,17 @@ impl Stamp {
         let age = now_ns.wrapping_sub(number(sent)) & STAMP_TIME_MASK;
         Some(Self { index: u32::try_from(number(index)).ok()?, sent_ns: now_ns.saturating_sub(age) })
     }
+}
+
+async fn run(engine: SyntheticEngine, usage: Usage, events: mpsc::Sender<Result<Event, EngineError>>) {
+    if !engine.prefill.is_zero() {
+        tokio::select! {
+            biased;
+            () = events.closed() => return,
+            () = sleep(engine.prefill) => {}
+        }
+    }
+    tick(engine.interval, engine.says, usage, events).await;
 }
 
 async fn tick(interval: Duration, says: Says, usage: Usage, events: mpsc::Sender<Result<Event, EngineError>>) {
@@ -238,6 +256,17 @@ mod tests {
         }
         for wrong in ["", "00000001 tok ", "AAAA", "AAAAAAAAAAAAAAAA", "AAAAAAAAAA=="] {
             assert_eq!(Stamp::read(wrong, now_ns()), None, "{wrong:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_token_comes_after_the_prompt() {
+        let engine = SyntheticEngine::new(50.0).prefill(Duration::from_millis(300));
+        let start = Instant::now();
+        let mut stream = engine.generate(request(2)).await.unwrap();
+        for due in [300, 320] {
+            assert!(matches!(stream.recv().await, Some(Ok(Event::Text(_)))));
+            assert_eq!(start.elapsed().as_millis(), due);
         }
     }
 

@@ -1,4 +1,5 @@
-//! The heartbeat against a coordinator that only listens: registration, prompt updates, coming back, saying goodbye.
+//! The heartbeat against a coordinator that listens, and says what a test tells it: registration, prompt updates, coming back, saying
+//! goodbye.
 
 use std::{
     pin::Pin,
@@ -9,15 +10,15 @@ use std::{
     time::Duration,
 };
 
-use futures_util::Stream;
+use futures_util::{Stream, stream::PollNext};
 use parking_lot::Mutex;
 use tempfile::TempDir;
 use titan_agent::engine::synthetic::SyntheticEngine;
 use titan_certs::{Identity, Role};
 use titan_proto::v1::{
     AgentRegistration, DeregistrationRequest, DeregistrationResponse, HealthAck, HealthUpdate, InferenceRequest,
-    InferenceResponse, PublicKeyRequest, PublicKeyResponse, RegistrationResponse, StatusRequest, StreamRequest,
-    SystemStatus,
+    InferenceResponse, Prefill, PublicKeyRequest, PublicKeyResponse, RegistrationResponse, StatusRequest,
+    StreamRequest, SystemStatus,
     coordinator_service_server::{CoordinatorService, CoordinatorServiceServer},
 };
 use titan_transport::{
@@ -26,9 +27,12 @@ use titan_transport::{
 };
 use tokio::{
     net::TcpListener,
-    sync::mpsc::{self, UnboundedReceiver, UnboundedSender},
+    sync::{
+        broadcast,
+        mpsc::{self, UnboundedReceiver, UnboundedSender},
+    },
 };
-use tokio_stream::StreamExt as _;
+use tokio_stream::{StreamExt as _, wrappers::BroadcastStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status, Streaming, service::Routes};
 
@@ -49,6 +53,8 @@ struct Listener {
     fetches: Arc<AtomicUsize>,
     /// What the next acknowledgement says; afterwards "ok".
     next_status: Arc<Mutex<Option<&'static str>>>,
+    /// Goes out beside the acknowledgements.
+    hints: broadcast::Sender<HealthAck>,
     /// Ends the present stream.
     cut: Arc<Mutex<CancellationToken>>,
 }
@@ -71,6 +77,15 @@ impl CoordinatorService for Listener {
             let _ = this.heard.send(Heard::Update(Box::new(update)));
             Ok(ack)
         });
+        let hints = BroadcastStream::new(self.hints.subscribe()).map(|hint| Ok(hint.unwrap()));
+        // The stream ends with the updates, as a coordinator's does.
+        let acks = futures_util::stream::select_with_strategy(
+            acks.map(Some).chain(tokio_stream::once(None)),
+            hints.map(Some),
+            |_: &mut ()| PollNext::Left,
+        );
+        let acks =
+            futures_util::StreamExt::take_while(acks, |ack| std::future::ready(ack.is_some())).filter_map(|ack| ack);
         let cut = self.cut.lock().clone();
         let acks = futures_util::StreamExt::take_until(acks, cut.cancelled_owned());
         Ok(Response::new(Box::pin(acks)))
@@ -102,20 +117,21 @@ impl CoordinatorService for Listener {
     }
 }
 
-struct Coordinator {
-    endpoint: String,
+pub(crate) struct Coordinator {
+    pub(crate) endpoint: String,
     listener: Listener,
     heard: UnboundedReceiver<Heard>,
 }
 
 impl Coordinator {
-    async fn start(jwks: String) -> Self {
+    pub(crate) async fn start(jwks: String) -> Self {
         let (sender, heard) = mpsc::unbounded_channel();
         let listener = Listener {
             heard: sender,
             jwks: Arc::new(Mutex::new(jwks)),
             fetches: Arc::default(),
             next_status: Arc::default(),
+            hints: broadcast::Sender::new(16),
             cut: Arc::default(),
         };
         let routes = Routes::new(CoordinatorServiceServer::new(listener.clone()));
@@ -138,6 +154,25 @@ impl Coordinator {
         .await
     }
 
+    /// Waits until the agent has registered.
+    pub(crate) async fn registered(&mut self) {
+        self.stream().await;
+        self.update_with(|update| update.rtt_ms > 0.0).await;
+    }
+
+    /// Tells the agent of a request.
+    pub(crate) fn hint(&self, prefill: Prefill) {
+        let hint = HealthAck { status: "ok".into(), prefill: Some(prefill), ..Default::default() };
+        self.listener.hints.send(hint).unwrap();
+    }
+
+    /// Waits until the agent has read all hints so far.
+    pub(crate) async fn hints_read(&mut self) {
+        let unknown = HealthAck { status: "unregistered".into(), ..Default::default() };
+        self.listener.hints.send(unknown).unwrap();
+        self.update_with(|update| update.registration.is_some()).await;
+    }
+
     async fn next(&mut self) -> Heard {
         soon("a word from the agent", self.heard.recv()).await.unwrap()
     }
@@ -158,7 +193,7 @@ impl Coordinator {
     }
 
     /// The first update of which this holds.
-    async fn update_with(&mut self, holds: impl Fn(&HealthUpdate) -> bool) -> HealthUpdate {
+    pub(crate) async fn update_with(&mut self, holds: impl Fn(&HealthUpdate) -> bool) -> HealthUpdate {
         loop {
             let update = self.update().await;
             if holds(&update) {

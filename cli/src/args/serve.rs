@@ -102,6 +102,10 @@ pub(crate) struct CoordinatorArgs {
     /// What counts in choosing an agent: free memory, load, round trip, speed. Only the proportions matter.
     #[arg(long, default_value = "40,30,20,10", value_name = "M,L,R,S", value_parser = values::weights)]
     pub(crate) weights: Weights,
+    /// Tell an agent of a request at once, prompt included, so that it begins while the client still connects. Without, prompts go no
+    /// further than to the coordinator; either way it logs none. Clients that send only a digest are not affected.
+    #[arg(long, env = "PREFILL_AHEAD")]
+    pub(crate) prefill_ahead: bool,
     /// A web page's origin that may call REST, such as https://chat.example; may be repeated [default: any]
     #[arg(long = "cors-origin", value_name = "ORIGIN")]
     pub(crate) cors_origins: Vec<String>,

@@ -76,6 +76,9 @@ fn the_defaults_are_those_of_the_contract() {
     let Command::Run(run) = parse("titan run hello").unwrap() else { panic!("not run") };
     assert_eq!((run.max_tokens, run.temperature, run.wire), (100, 0.7, WireArg::Auto));
     assert_eq!(run.coordinator, None);
+    assert!(!run.prefill_ahead && !coord.coordinator.prefill_ahead, "prompts go to the agent alone unless it is said");
+    let Command::Up(up) = parse("titan up --prefill-ahead").unwrap() else { panic!("not up") };
+    assert!(up.coordinator.prefill_ahead);
 }
 
 #[test]

@@ -54,6 +54,7 @@ pub(super) fn config(args: &CoordinatorArgs, tls: Option<TlsMaterial>) -> Config
         heartbeat_interval,
         booking_timeout: args.booking_timeout,
         weights: args.weights,
+        prefill_ahead: args.prefill_ahead,
         cors_origins: args.cors_origins.clone(),
         ..defaults
     }

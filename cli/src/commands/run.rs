@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use futures_util::StreamExt as _;
-use titan_client::{ClientStats, Prompt, TitanClient, WirePreference};
+use titan_client::{ClientStats, Feature, Prompt, TitanClient, WirePreference};
 use titan_proto::MAX_PROMPT_BYTES;
 
 use self::{
@@ -67,6 +67,9 @@ async fn open(args: &RunArgs) -> anyhow::Result<Opened> {
     });
     if let Some(tls) = tls {
         builder = builder.tls(tls);
+    }
+    if args.prefill_ahead {
+        builder = builder.with(Feature::PrefillAhead);
     }
     builder = args.without.iter().fold(builder, |builder, &feature| builder.without(feature));
     let mut prompt = Prompt::new(model, text);

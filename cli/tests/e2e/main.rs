@@ -8,5 +8,6 @@ mod demo;
 mod kills;
 mod mistakes;
 mod parts;
+mod prefill;
 mod real_model;
 mod support;

@@ -23,7 +23,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// Between two looks.
 const POLL: Duration = Duration::from_millis(20);
 /// What a developer's shell may have set, and tests must not see.
-const VARIABLES: [&str; 20] = [
+const VARIABLES: [&str; 21] = [
     "COORDINATOR_HTTP_PORT",
     "COORDINATOR_PORT",
     "COORDINATOR_URL",
@@ -38,6 +38,7 @@ const VARIABLES: [&str; 20] = [
     "TOKEN_ALGORITHM",
     "HEARTBEAT_TIMEOUT",
     "HEARTBEAT_INTERVAL",
+    "PREFILL_AHEAD",
     "TITAN_BIND",
     "TITAN_CERTS",
     "TITAN_KEYS",

@@ -6,10 +6,12 @@ use axum::{
     http::{StatusCode, header::RETRY_AFTER},
     response::IntoResponse as _,
 };
-use futures_util::future::join_all;
+use futures_util::{StreamExt as _, future::join_all};
 use serde_json::json;
 use titan_certs::COORDINATOR_SERVER_NAME;
-use titan_client::{BuildError, ClientError, CoordinatorError, Processed, Prompt, TitanClient, WirePreference};
+use titan_client::{
+    BuildError, ClientError, CoordinatorError, Feature, Processed, Prompt, TitanClient, WirePreference,
+};
 use titan_proto::rest::GrpcTls;
 use tonic::{Code, Status};
 
@@ -53,6 +55,27 @@ async fn forgotten_routes_are_asked_again_and_sessions_resumed() {
     assert!(generation.routed() && generation.early_data());
     let stats = world.client.stats();
     assert_eq!((stats.rest_calls, stats.quic.full_handshakes, stats.quic.early_data_accepted), (2, 1, 1));
+}
+
+#[tokio::test]
+async fn for_prefill_ahead_the_coordinator_is_told_all_that_the_agent_will_be_asked() {
+    let agent = TestAgent::start("agent-1").await;
+    let coordinator = TestCoordinator::start([agent.place()]).await;
+    let client = TitanClient::builder(coordinator.url()).tls(certs::client()).with(Feature::PrefillAhead);
+    let client = client.build().unwrap();
+    let mut prompt = Prompt::new(MODEL, "one two");
+    prompt.options.insert("seed".to_owned(), "5".to_owned());
+    let mut generation = soon(client.generate(prompt)).await.unwrap();
+    while let Some(piece) = soon(generation.next()).await {
+        piece.unwrap();
+    }
+    let question = coordinator.question();
+    assert_eq!((&question["prompt"], &question["parameters"]), (&json!("one two"), &json!({"seed": "5"})));
+    agent.last_run(|run| {
+        assert_eq!((question["prompt"].as_str(), run.request.options["seed"].as_str()), (Some("one two"), "5"));
+        assert_eq!(question["max_tokens"], run.request.max_tokens);
+        assert_eq!(question["temperature"].as_f64().map(|value| value as f32), Some(run.request.temperature));
+    });
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
-//! One agent's health stream: each update renews the lease and is acknowledged at once.
+//! One agent's health stream: each update renews the lease and is acknowledged at once. Between the acknowledgements go hints of
+//! requests whose clients are on their way (PROTOCOL.md §17), where that is on.
 //!
 //! Nothing runs beside it: the stream of acknowledgements, polled by the connection, reads the updates. An agent that reads no
 //! acknowledgements is therefore read no further, and one that goes away drops everything here.
@@ -6,14 +7,15 @@
 use std::{pin::Pin, sync::Arc, time::Instant};
 
 use futures_util::{Stream, stream};
-use titan_proto::v1::{HealthAck, HealthUpdate};
-use tokio::time::timeout;
+use titan_proto::v1::{HealthAck, HealthUpdate, Prefill};
+use tokio::time::{Instant as Moment, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 use tracing::{debug, info, warn};
 
 use crate::{
     agent_input,
+    prefill::Inbox,
     registry::{HeartbeatError, StreamId},
     routing::Dispatcher,
 };
@@ -25,6 +27,8 @@ pub(super) struct HealthStream {
     /// The agent id in the certificate.
     name: String,
     updates: Streaming<HealthUpdate>,
+    last_update: Moment,
+    hints: Inbox,
     dispatcher: Arc<Dispatcher>,
 }
 
@@ -35,7 +39,8 @@ impl HealthStream {
         updates: Streaming<HealthUpdate>,
         dispatcher: Arc<Dispatcher>,
     ) -> Self {
-        Self { id, name, updates, dispatcher }
+        let hints = dispatcher.prefill.as_ref().map(|outboxes| outboxes.open(&name, id)).unwrap_or_default();
+        Self { id, name, updates, last_update: Moment::now(), hints, dispatcher }
     }
 
     /// Ends after the first error, when the agent ends it, and at `shutdown`.
@@ -56,8 +61,15 @@ impl HealthStream {
 
     async fn next(&mut self) -> Option<Result<HealthAck, Status>> {
         let limit = self.dispatcher.heartbeat_timeout;
-        match timeout(limit, self.updates.message()).await {
-            Ok(Ok(Some(update))) => Some(self.accept(update)),
+        let update = tokio::select! {
+            update = timeout_at(self.last_update + limit, self.updates.message()) => update,
+            prefill = self.hints.next() => return Some(Ok(self.hint(prefill))),
+        };
+        match update {
+            Ok(Ok(Some(update))) => {
+                self.last_update = Moment::now();
+                Some(self.accept(update))
+            }
             Ok(Ok(None)) => None,
             Ok(Err(error)) => {
                 debug!(agent = self.name, %error, "health stream broke");
@@ -65,6 +77,18 @@ impl HealthStream {
             }
             // Its lease has ended by now; the stream only holds memory.
             Err(_) => Some(Err(Status::deadline_exceeded(format!("no update for {} s", limit.as_secs())))),
+        }
+    }
+
+    /// The words of an acknowledgement, of no update: that is what an agent takes it for that does not know of hints.
+    fn hint(&self, prefill: Prefill) -> HealthAck {
+        HealthAck {
+            agent_id: self.name.clone(),
+            status: "ok".to_owned(),
+            message: String::new(),
+            timestamp: 0,
+            heartbeat_interval_seconds: self.dispatcher.heartbeat_interval_seconds(),
+            prefill: Some(prefill),
         }
     }
 
@@ -101,6 +125,9 @@ impl HealthStream {
 
 impl Drop for HealthStream {
     fn drop(&mut self) {
+        if let Some(outboxes) = &self.dispatcher.prefill {
+            outboxes.close(&self.name, self.id);
+        }
         if self.dispatcher.registry.lock().stream_closed(&self.name, self.id) {
             info!(agent = self.name, "health stream closed: no requests until it reports again");
         }

@@ -26,6 +26,8 @@ use crate::{
 const PACKET_ROOM_BYTES: usize = 1_000;
 /// How often a frame is sent again by itself when no acknowledgement comes; the pauses double. The stream brings it too.
 const MAX_PROBES: u32 = 4;
+/// After the first message and the last: behind the copies of the handshake.
+const SECOND_REPAIR: Duration = Duration::from_millis(40);
 /// For the peer's program and this one to be woken.
 const PROBE_SLACK: Duration = Duration::from_millis(10);
 
@@ -143,7 +145,10 @@ impl Repeater {
         }
         self.repair_at = early.then(|| now + repair_delay(self.interval));
         self.probes = 0;
-        self.probe_at = Some(now + self.probe_timeout());
+        // The first message overtakes the handshake where that is lost, and is dropped then: it goes again when the handshake's copy
+        // has arrived. So does the last one, for which nobody would ask.
+        let alone = self.ends || self.interval.is_none();
+        self.probe_at = Some(now + if alone { SECOND_REPAIR } else { self.probe_timeout() });
         self.arm(self.repair_at.or(self.probe_at));
     }
 

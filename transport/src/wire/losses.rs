@@ -14,7 +14,7 @@ const LOSSY_BYTES: usize = 700;
 /// Frames after which a loss is forgotten: at 50 a second, ten seconds.
 const MEMORY_FRAMES: u64 = 500;
 /// An early repair follows its message after this share of the time between two messages...
-const REPAIR_SHARE: u32 = 5;
+const REPAIR_SHARE: u32 = 6;
 /// ... but not so soon that one burst takes both, ...
 const SOONEST_REPAIR: Duration = Duration::from_millis(3);
 /// ... and not so late that it could be seen.
@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn a_repair_comes_well_before_the_next_message() {
-        assert_eq!(repair_delay(Some(Duration::from_millis(20))), Duration::from_millis(4));
+        assert_eq!(repair_delay(Some(Duration::from_millis(30))), Duration::from_millis(5));
         assert_eq!(repair_delay(Some(Duration::ZERO)), SOONEST_REPAIR);
         assert_eq!(repair_delay(Some(Duration::from_secs(1))), LATEST_REPAIR);
         assert_eq!(repair_delay(None), LATEST_REPAIR);

@@ -99,6 +99,10 @@ impl Engine for MistralEngine {
     fn queued(&self) -> usize {
         self.pools().map(|pool| pool.waiting()).sum()
     }
+
+    fn idle(&self, model: &str) -> bool {
+        self.find(model).is_ok_and(|model| model.pool.free() > 0)
+    }
 }
 
 impl fmt::Debug for MistralEngine {

@@ -27,6 +27,8 @@ pub(super) struct Figures {
     tokens: u32,
     tokens_per_second: f64,
     prompt_tokens: u32,
+    /// Whether the agent had begun with the prompt before the request came.
+    prefilled: bool,
     finish_reason: String,
     job_id: String,
     /// Whether the coordinator was asked for this request.
@@ -64,6 +66,7 @@ impl Figures {
             tokens: usage.completion_tokens,
             tokens_per_second: round(usage.tokens_per_second, 10.0),
             prompt_tokens: usage.prompt_tokens,
+            prefilled: usage.prefilled,
             finish_reason: usage.finish_reason,
             job_id: generation.job_id().to_owned(),
             routed: generation.routed(),
@@ -88,9 +91,10 @@ impl Figures {
             Connection::Kept => "HTTP/2",
         };
         let early = if self.early_data { ", prompt sent as early data" } else { "" };
+        let ahead = if self.prefilled { ", prompt prefilled ahead" } else { "" };
         let rtt = self.rtt_ms.map(|rtt| format!(" · RTT {rtt:.2} ms")).unwrap_or_default();
         format!(
-            "route: {route} · connection: {connection}{early} to {}{rtt} · prompt {} tokens · {}",
+            "route: {route} · connection: {connection}{early} to {}{rtt} · prompt {} tokens{ahead} · {}",
             self.endpoint, self.prompt_tokens, self.job_id
         )
     }
@@ -190,6 +194,7 @@ mod tests {
             tokens: 100,
             tokens_per_second: 29.8,
             prompt_tokens: 38,
+            prefilled: false,
             finish_reason: "stop".into(),
             job_id: "job_1".into(),
             routed: true,
@@ -204,6 +209,13 @@ mod tests {
         assert_eq!(figures().closing_line(), "agent-1 · quic · TTFT 431 ms · 100 tokens · 29.8 tokens/s");
         let cut = Figures { finish_reason: "length".into(), ..figures() };
         assert!(cut.closing_line().contains("--max-tokens"));
+    }
+
+    #[test]
+    fn details_tell_that_the_agent_began_ahead() {
+        assert!(!figures().details().contains("ahead"));
+        let ahead = Figures { prefilled: true, ..figures() };
+        assert!(ahead.details().contains("prompt 38 tokens, prompt prefilled ahead · job_1"), "{}", ahead.details());
     }
 
     #[test]

@@ -102,6 +102,7 @@ async fn local(args: &RunArgs, progress: &Arc<Progress>) -> anyhow::Result<Targe
         grpc_addr: free_port,
         tls: Some(trust::local(&dir, Role::Coordinator, "coordinator")?),
         key_dir: places::keys(),
+        prefill_ahead: args.prefill_ahead,
         ..titan_coord::Config::default()
     };
     let agent = Config {

@@ -1,0 +1,103 @@
+//! `Debug` of the messages that hold a prompt, a part of an answer or a session token: it shows how much there is, and not what. So no
+//! log line and no error can tell, whatever is put into it.
+
+use std::fmt;
+
+use crate::{rest, v1};
+
+impl fmt::Debug for v1::InferenceRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InferenceRequest")
+            .field("client_id", &self.client_id)
+            .field("model", &self.model)
+            .field("prompt_bytes", &self.prompt.len())
+            .field("max_tokens", &self.max_tokens)
+            .field("temperature", &self.temperature)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for rest::InferenceRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InferenceRequest")
+            .field("client_id", &self.client_id)
+            .field("model", &self.model)
+            .field("prompt_bytes", &self.prompt.as_ref().map(String::len))
+            .field("max_tokens", &self.max_tokens)
+            .field("temperature", &self.temperature)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for v1::Prefill {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Prefill")
+            .field("job_id", &self.job_id)
+            .field("model", &self.model)
+            .field("prompt_bytes", &self.prompt.len())
+            .field("max_tokens", &self.max_tokens)
+            .field("temperature", &self.temperature)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for v1::StreamRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StreamRequest")
+            .field("model", &self.model)
+            .field("prompt_bytes", &self.prompt.len())
+            .field("max_tokens", &self.max_tokens)
+            .field("temperature", &self.temperature)
+            .field("nonce", &self.nonce)
+            .field("resume_from", &self.resume_from)
+            .field("continuation", &self.continuation)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for v1::Continuation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Continuation")
+            .field("text_bytes", &self.text.len())
+            .field("completion_tokens", &self.completion_tokens)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECRET: &str = "my diary";
+
+    #[test]
+    fn no_debug_output_shows_what_a_user_wrote() {
+        let texts = || std::collections::HashMap::from([("stop".to_owned(), SECRET.to_owned())]);
+        let continuation = v1::Continuation { text: SECRET.into(), ..Default::default() };
+        let shown = [
+            format!("{:?}", v1::InferenceRequest { prompt: SECRET.into(), parameters: texts(), ..Default::default() }),
+            format!("{:?}", v1::Prefill { prompt: SECRET.into(), options: texts(), ..Default::default() }),
+            format!("{:?}", rest::InferenceRequest { prompt: Some(SECRET.into()), ..Default::default() }),
+            format!(
+                "{:?}",
+                v1::StreamRequest {
+                    prompt: SECRET.into(),
+                    options: texts(),
+                    session_token: SECRET.into(),
+                    continuation: Some(continuation),
+                    ..Default::default()
+                }
+            ),
+            format!(
+                "{:?}",
+                v1::HealthAck {
+                    prefill: Some(v1::Prefill { prompt: SECRET.into(), ..Default::default() }),
+                    ..Default::default()
+                }
+            ),
+        ];
+        for text in shown {
+            assert!(text.contains("8") && !text.contains("diary"), "{text}");
+        }
+    }
+}
