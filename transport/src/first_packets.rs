@@ -29,6 +29,9 @@ use crate::socket::canonical;
 
 /// Between a packet and its copy: longer than most bursts of losses, and far less than a round trip that makes a loss matter.
 const COPY_AFTER: Duration = Duration::from_millis(15);
+/// Between a handshake's packet and its second copy, if nothing has come from the peer since: before a timeout, which costs three round
+/// trips, would send it.
+const SECOND_COPY_AFTER: Duration = Duration::from_millis(60);
 /// The packets that leave so soon after a request was written are the request's.
 const REQUEST_TIME: Duration = Duration::from_millis(5);
 /// A longer request is not sent twice: eight packets are 8 KB of prompt.
@@ -66,8 +69,10 @@ impl FirstPackets {
     /// `inner`, with second copies. `server`: what is sent may not amplify what came.
     pub(crate) fn socket(&self, inner: Arc<dyn AsyncUdpSocket>, server: bool) -> Arc<dyn AsyncUdpSocket> {
         let (copies, waiting) = mpsc::unbounded_channel();
+        let (again, waiting_again) = mpsc::unbounded_channel();
         let socket = Arc::new(Socket { inner, shared: self.0.clone(), server, copies });
-        tokio::spawn(send_copies(Arc::downgrade(&socket), waiting));
+        tokio::spawn(send_copies(Arc::downgrade(&socket), waiting, Some(again)));
+        tokio::spawn(send_copies(Arc::downgrade(&socket), waiting_again, None));
         socket
     }
 }
@@ -89,10 +94,17 @@ struct Mark {
 #[derive(Debug)]
 struct Peer {
     since: Instant,
-    /// When a packet with a short header came last: the handshake is over.
-    established: Option<Instant>,
+    /// A packet with a short header came: the handshake is over, and the address valid.
+    established: bool,
+    heard: Option<Instant>,
     received: u64,
     sent: u64,
+}
+
+impl Peer {
+    fn new(now: Instant) -> Self {
+        Self { since: now, established: false, heard: None, received: 0, sent: 0 }
+    }
 }
 
 impl Plan {
@@ -109,7 +121,8 @@ impl Plan {
             }
             return true;
         }
-        if let Some(peer) = self.peers.get_mut(&peer) {
+        // An address whose handshake is over is validated.
+        if let Some(peer) = self.peers.get_mut(&peer).filter(|peer| !peer.established) {
             peer.sent += bytes as u64;
         }
         match self.marked.get_mut(&peer) {
@@ -125,21 +138,25 @@ impl Plan {
     fn received(&mut self, peer: SocketAddr, handshake: bool, bytes: usize, now: Instant) {
         let known = if handshake { self.peer(peer, now) } else { self.peers.get_mut(&peer) };
         if let Some(peer) = known {
-            peer.received += bytes as u64;
-            if !handshake {
-                peer.established = Some(now);
+            // Another connection from the same port: what was sent to the one before does not count.
+            if handshake && peer.established {
+                *peer = Peer::new(now);
             }
+            peer.received += bytes as u64;
+            peer.heard = Some(now);
+            peer.established |= !handshake;
         }
     }
 
-    /// Whether a copy of the handshake's packet that went to `peer` at `sent_at` is of use still, and allowed.
-    fn may_copy(&mut self, peer: SocketAddr, sent_at: Instant, bytes: usize, server: bool) -> bool {
-        let Some(peer) = self.peers.get_mut(&peer) else { return !server };
-        // A packet with a long header says nothing: it may be the peer's own copy of what it sent before.
-        if peer.established.is_some_and(|at| at > sent_at) {
-            return false;
-        }
-        let allowed = !server || peer.sent + bytes as u64 <= AMPLIFICATION * peer.received;
+    /// Whether nothing came from `peer` since `sent_at`.
+    fn is_silent(&self, peer: SocketAddr, sent_at: Instant) -> bool {
+        self.peers.get(&peer).is_some_and(|peer| peer.heard.is_none_or(|heard| heard < sent_at))
+    }
+
+    /// Whether a server may copy a packet of its handshake with `peer`.
+    fn may_copy(&mut self, peer: SocketAddr, bytes: usize) -> bool {
+        let Some(peer) = self.peers.get_mut(&peer) else { return false };
+        let allowed = peer.established || peer.sent + bytes as u64 <= AMPLIFICATION * peer.received;
         if allowed {
             peer.sent += bytes as u64;
         }
@@ -153,10 +170,10 @@ impl Plan {
                 return None;
             }
         }
-        let peer = self.peers.entry(peer).or_insert(Peer { since: now, established: None, received: 0, sent: 0 });
+        let peer = self.peers.entry(peer).or_insert(Peer::new(now));
         // Another connection from the same port.
         if now >= peer.since + HANDSHAKE_TIME {
-            *peer = Peer { since: now, established: None, received: 0, sent: 0 };
+            *peer = Peer::new(now);
         }
         Some(peer)
     }
@@ -228,7 +245,7 @@ impl Socket {
         let waiting = self.shared.waiting.load(Relaxed) > 0;
         for (buf, meta) in bufs.iter().zip(metas) {
             let handshake = is_handshake(buf);
-            // Only a server accounts for what came; a client wants to know that something did.
+            // A server accounts for what came; a client with copies to send wants to know that something did.
             if waiting || handshake && self.server {
                 self.shared.plan.lock().received(canonical(meta.addr), handshake, meta.len, Instant::now());
             }
@@ -236,15 +253,23 @@ impl Socket {
     }
 }
 
-async fn send_copies(socket: Weak<Socket>, mut copies: mpsc::UnboundedReceiver<Copy>) {
+/// First copies go on to `again`, second ones have none.
+async fn send_copies(
+    socket: Weak<Socket>,
+    mut copies: mpsc::UnboundedReceiver<Copy>,
+    again: Option<mpsc::UnboundedSender<Copy>>,
+) {
+    let pause = if again.is_some() { COPY_AFTER } else { SECOND_COPY_AFTER };
     while let Some(copy) = copies.recv().await {
-        tokio::time::sleep_until((copy.sent_at + COPY_AFTER).into()).await;
+        tokio::time::sleep_until((copy.sent_at + pause).into()).await;
         let Some(socket) = socket.upgrade() else { return };
-        socket.shared.waiting.fetch_sub(1, Relaxed);
         let peer = canonical(copy.destination);
-        let allowed =
-            || socket.shared.plan.lock().may_copy(peer, copy.sent_at, copy.contents.len(), socket.server);
-        if !copy.handshake || allowed() {
+        if again.is_none() && !socket.shared.plan.lock().is_silent(peer, copy.sent_at) {
+            socket.shared.waiting.fetch_sub(1, Relaxed);
+            continue;
+        }
+        let allowed = || socket.shared.plan.lock().may_copy(peer, copy.contents.len());
+        if !socket.server || !copy.handshake || allowed() {
             // A full socket has more urgent things to send.
             let _ = socket.inner.try_send(&Transmit {
                 destination: copy.destination,
@@ -253,6 +278,13 @@ async fn send_copies(socket: Weak<Socket>, mut copies: mpsc::UnboundedReceiver<C
                 segment_size: None,
                 src_ip: copy.src_ip,
             });
+        }
+        // A server has answered by then, or never will: its peer's copies make it answer again.
+        match again.as_ref().filter(|_| copy.handshake && !socket.server) {
+            Some(again) if again.send(copy).is_ok() => {}
+            _ => {
+                socket.shared.waiting.fetch_sub(1, Relaxed);
+            }
         }
     }
 }
@@ -315,15 +347,9 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     #[test]
-    fn a_handshake_goes_twice_until_it_is_over() {
-        let (mut plan, now) = (Plan::default(), Instant::now());
-        assert!(plan.sent(peer(1), true, 1200, now));
-        assert!(plan.may_copy(peer(1), now, 1200, false));
-        plan.received(peer(1), true, 1200, now + MS);
-        assert!(plan.may_copy(peer(1), now, 1200, false), "this may be a copy as well");
-        plan.received(peer(1), false, 100, now + MS);
-        assert!(!plan.may_copy(peer(1), now, 1200, false), "it has arrived");
-        assert!(plan.may_copy(peer(1), now + MS * 2, 100, false), "another handshake from the same port");
+    fn a_handshake_goes_twice() {
+        let mut plan = Plan::default();
+        assert!(plan.sent(peer(1), true, 1200, Instant::now()));
     }
 
     #[test]
@@ -331,11 +357,15 @@ mod tests {
         let (mut plan, now) = (Plan::default(), Instant::now());
         plan.received(peer(1), true, 1200, now);
         assert!(plan.sent(peer(1), true, 2400, now + MS));
-        assert!(plan.may_copy(peer(1), now + MS, 1200, true));
-        assert!(!plan.may_copy(peer(1), now + MS, 1, true), "3600 bytes are out");
+        assert!(plan.may_copy(peer(1), 1200));
+        assert!(!plan.may_copy(peer(1), 1), "3600 bytes are out");
         plan.received(peer(1), true, 1200, now + MS);
-        assert!(plan.may_copy(peer(1), now + MS, 1200, true));
-        assert!(plan.sent(peer(2), true, 1, now) && !plan.may_copy(peer(2), now, 1, true), "nothing came from it");
+        assert!(plan.may_copy(peer(1), 1200));
+        plan.received(peer(1), false, 50, now + MS * 20);
+        plan.sent(peer(1), false, 1_000_000, now + MS * 30);
+        plan.received(peer(1), true, 1200, now + MS * 40);
+        assert!(plan.may_copy(peer(1), 1200), "a connection says nothing about the next one");
+        assert!(plan.sent(peer(2), true, 1, now) && !plan.may_copy(peer(2), 1), "nothing came from it");
     }
 
     #[test]

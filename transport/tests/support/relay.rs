@@ -11,7 +11,12 @@ use std::{
 
 use parking_lot::Mutex;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
-use tokio::{net::UdpSocket, task::AbortHandle};
+use tokio::{
+    net::UdpSocket,
+    sync::mpsc::{self, UnboundedSender},
+    task::AbortHandle,
+    time::{Instant, sleep_until},
+};
 
 /// What happens to packets, the same in both directions.
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,6 +39,8 @@ pub struct Relay {
     client: Arc<Mutex<Option<SocketAddr>>>,
     inside: Arc<UdpSocket>,
     pub packets: Arc<AtomicU64>,
+    /// The packets to lose, counted from when this was set: of those to the server, of those to the client.
+    chosen: Arc<Mutex<[Chosen; 2]>>,
     /// Everything is lost.
     silent: Arc<AtomicBool>,
     tasks: Mutex<Vec<AbortHandle>>,
@@ -52,21 +59,23 @@ impl Relay {
             inside: inside.clone(),
             packets: Arc::default(),
             silent: Arc::default(),
+            chosen: Arc::default(),
             tasks: Mutex::default(),
         };
         let (current, client, packets) = (relay.outside.clone(), relay.client.clone(), relay.packets.clone());
-        let silent = relay.silent.clone();
+        let (silent, chosen) = (relay.silent.clone(), relay.chosen.clone());
         let task = tokio::spawn(async move {
-            let (mut random, mut buffer) = (StdRng::seed_from_u64(seed), [0; 2048]);
+            let (mut random, mut buffer, sender) = (StdRng::seed_from_u64(seed), [0; 2048], in_order());
             // A peer that is gone makes the socket report an error, and says nothing of the next packet.
             loop {
                 let Ok((len, from)) = inside.recv_from(&mut buffer).await else { continue };
                 *client.lock() = Some(from);
-                if silent.load(SeqCst) {
+                if silent.load(SeqCst) || chosen.lock()[0].loses() {
                     continue;
                 }
                 packets.fetch_add(1, SeqCst);
-                pass(path, &mut random, &current.lock().clone(), &buffer[..len], server);
+                let socket = current.lock().clone();
+                pass(path, &mut random, &sender, &socket, &buffer[..len], server);
             }
         });
         relay.tasks.lock().push(task.abort_handle());
@@ -84,22 +93,30 @@ impl Relay {
         self.listen(outside, 7);
     }
 
+    /// Loses one packet in a direction, the first being 0.
+    pub fn lose(&self, to_client: bool, number: u64) {
+        let mut chosen = self.chosen.lock();
+        *chosen = Default::default();
+        chosen[usize::from(to_client)].lose = Some(number);
+    }
+
     /// Whether everything is lost from now on.
     pub fn silent(&self, silent: bool) {
         self.silent.store(silent, SeqCst);
     }
 
     fn listen(&self, outside: Arc<UdpSocket>, seed: u64) {
-        let (inside, client, path, packets) = (self.inside.clone(), self.client.clone(), self.path, self.packets.clone());
-        let silent = self.silent.clone();
+        let (inside, client, path, packets) =
+            (self.inside.clone(), self.client.clone(), self.path, self.packets.clone());
+        let (silent, chosen) = (self.silent.clone(), self.chosen.clone());
         let task = tokio::spawn(async move {
-            let (mut random, mut buffer) = (StdRng::seed_from_u64(seed), [0; 2048]);
+            let (mut random, mut buffer, sender) = (StdRng::seed_from_u64(seed), [0; 2048], in_order());
             loop {
                 let Ok(len) = outside.recv(&mut buffer).await else { continue };
                 packets.fetch_add(1, SeqCst);
                 let to = *client.lock();
-                if let Some(to) = to.filter(|_| !silent.load(SeqCst)) {
-                    pass(path, &mut random, &inside, &buffer[..len], to);
+                if let Some(to) = to.filter(|_| !silent.load(SeqCst) && !chosen.lock()[1].loses()) {
+                    pass(path, &mut random, &sender, &inside, &buffer[..len], to);
                 }
             }
         });
@@ -113,15 +130,62 @@ impl Drop for Relay {
     }
 }
 
-fn pass(path: Path, random: &mut StdRng, socket: &Arc<UdpSocket>, packet: &[u8], to: SocketAddr) {
+#[derive(Debug, Default)]
+struct Chosen {
+    seen: u64,
+    lose: Option<u64>,
+}
+
+impl Chosen {
+    fn loses(&mut self) -> bool {
+        self.seen += 1;
+        self.lose == Some(self.seen - 1)
+    }
+}
+
+/// A packet on its way.
+struct OnTheWay {
+    arrives: Instant,
+    socket: Arc<UdpSocket>,
+    packet: Vec<u8>,
+    to: SocketAddr,
+}
+
+impl OnTheWay {
+    async fn arrive(self) {
+        sleep_until(self.arrives).await;
+        let _ = self.socket.send_to(&self.packet, self.to).await;
+    }
+}
+
+/// A direction in which nothing overtakes.
+fn in_order() -> UnboundedSender<OnTheWay> {
+    let (sender, mut packets) = mpsc::unbounded_channel::<OnTheWay>();
+    tokio::spawn(async move {
+        while let Some(packet) = packets.recv().await {
+            packet.arrive().await;
+        }
+    });
+    sender
+}
+
+fn pass(
+    path: Path,
+    random: &mut StdRng,
+    sender: &UnboundedSender<OnTheWay>,
+    socket: &Arc<UdpSocket>,
+    packet: &[u8],
+    to: SocketAddr,
+) {
     let mut happens = |of_thousand: u32| random.random_range(0..1000) < of_thousand;
     let (lost, doubled, late) = (happens(path.lost), happens(path.doubled), happens(path.late));
     for _ in 0..if lost { 0 } else { 1 + u32::from(doubled) } {
-        let (socket, packet) = (socket.clone(), packet.to_vec());
-        let delay = path.delay * (1 + u32::from(late));
-        tokio::spawn(async move {
-            tokio::time::sleep(delay).await;
-            let _ = socket.send_to(&packet, to).await;
-        });
+        let arrives = Instant::now() + path.delay * (1 + u32::from(late));
+        let packet = OnTheWay { arrives, socket: socket.clone(), packet: packet.to_vec(), to };
+        if late {
+            tokio::spawn(packet.arrive());
+        } else {
+            let _ = sender.send(packet);
+        }
     }
 }
