@@ -7,6 +7,7 @@
 mod call;
 mod channel;
 mod connector;
+pub(crate) mod sessions;
 
 pub use channel::{ChannelStats, QuicChannel};
 pub use connector::{ConnectError, QuicConnector};
