@@ -4,9 +4,12 @@ use bytes::Bytes;
 use prost::Message as _;
 use titan_proto::wire::{Headers, Trailers};
 
-use crate::wire::{
-    frame::{Decoder, Event, Half},
-    metadata,
+use crate::{
+    client::sessions::record::{Binding, Record},
+    wire::{
+        frame::{Decoder, Event, Half},
+        metadata,
+    },
 };
 
 /// Decodes `stream` as one half of a call, in pieces of `piece` bytes, with the payloads of its frames.
@@ -33,4 +36,13 @@ pub fn decode(request: bool, piece: usize, stream: &[u8]) {
         }
     }
     let _ = decoder.finish();
+}
+
+/// Reads `content` as a file of sessions; with `checksum` as what stands between a right head and a right checksum.
+pub fn sessions(checksum: bool, content: &[u8]) {
+    const BINDING: Binding = [7; 32];
+    let bytes = if checksum { Record::sealed(&BINDING, content) } else { content.to_vec() };
+    if let Ok(record) = Record::decode(&bytes, &BINDING) {
+        assert_eq!(record.encode(&BINDING), bytes);
+    }
 }

@@ -51,7 +51,7 @@ async fn a_client_hello_is_one_datagram_and_a_post_quantum_one_two() {
 }
 
 #[tokio::test]
-async fn the_client_decides_how_keys_are_exchanged() {
+async fn servers_answer_either_key_exchange() {
     let env = Env::new(Wire::Quic).await;
     for options in [PLAIN, POST_QUANTUM] {
         let connector = QuicConnector::with_options(tls::client(), options).unwrap();
