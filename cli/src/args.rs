@@ -40,7 +40,7 @@ Examples:
 
 Directories (each can be moved by its environment variable):
   TITAN_DATA_DIR    certificates and signing keys [default: ~/.local/share/titan]
-  TITAN_CACHE_DIR   models that titan has fetched [default: ~/.cache/titan]";
+  TITAN_CACHE_DIR   models that titan has fetched, TLS sessions [default: ~/.cache/titan]";
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -111,6 +111,9 @@ pub(crate) struct RunArgs {
     /// repeat-first. May be repeated.
     #[arg(long, value_name = "FEATURE", value_delimiter = ',')]
     pub(crate) without: Vec<Feature>,
+    /// Begin QUIC handshakes with the post-quantum hybrid key exchange X25519MLKEM768: one packet more.
+    #[arg(long)]
+    pub(crate) post_quantum: bool,
     #[command(flatten)]
     pub(crate) identity: IdentityArgs,
 }

@@ -6,6 +6,8 @@ use titan_certs::CertDir;
 
 /// Moves what must be kept: certificates and signing keys.
 const DATA_DIR: &str = "TITAN_DATA_DIR";
+/// Moves what can be had again.
+const CACHE_DIR: &str = "TITAN_CACHE_DIR";
 
 /// The certificates: as told, or `certs` in the data directory.
 pub(crate) fn certs(told: Option<&PathBuf>) -> CertDir {
@@ -13,6 +15,15 @@ pub(crate) fn certs(told: Option<&PathBuf>) -> CertDir {
         Some(dir) if !dir.is_empty() => PathBuf::from(dir).join("certs"),
         _ => titan_certs::default_dir(),
     }))
+}
+
+/// TLS sessions, for the next process: `sessions` in the cache directory. None where this user has no cache directory.
+pub(crate) fn sessions() -> Option<PathBuf> {
+    let cache = match env::var_os(CACHE_DIR) {
+        Some(dir) if !dir.is_empty() => PathBuf::from(dir),
+        _ => dirs::cache_dir()?.join("titan"),
+    };
+    Some(cache.join("sessions"))
 }
 
 /// The keys that sign tokens: `keys`, beside the certificates.

@@ -191,6 +191,9 @@ impl Agents {
 
     /// Closes everything, and says goodbye.
     pub(crate) async fn close(&self) {
+        if let Some(connector) = &self.connector {
+            connector.save_sessions().await;
+        }
         self.forget();
         if let Some(connector) = &self.connector {
             connector.close().await;
@@ -230,6 +233,7 @@ fn add(sum: &mut ChannelStats, more: ChannelStats) {
     sum.full_handshakes += more.full_handshakes;
     sum.early_data_accepted += more.early_data_accepted;
     sum.early_data_rejected += more.early_data_rejected;
+    sum.stored_sessions += more.stored_sessions;
     sum.calls += more.calls;
     sum.early_calls += more.early_calls;
 }

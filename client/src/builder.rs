@@ -1,5 +1,7 @@
 //! How a client is told what it needs.
 
+#[cfg(feature = "stored-sessions")]
+use std::path::PathBuf;
 use std::{net::IpAddr, time::Duration};
 
 use reqwest::Url;
@@ -36,6 +38,9 @@ pub struct Builder {
     quic_timeout: Duration,
     names: Names,
     features: Features,
+    post_quantum: bool,
+    #[cfg(feature = "stored-sessions")]
+    sessions: Option<PathBuf>,
 }
 
 /// Why there is no client.
@@ -80,6 +85,9 @@ impl Builder {
             quic_timeout: QUIC_TIMEOUT,
             names: Names::default(),
             features: Features::default(),
+            post_quantum: false,
+            #[cfg(feature = "stored-sessions")]
+            sessions: None,
         }
     }
 
@@ -112,6 +120,22 @@ impl Builder {
     /// are checked for the name all the same. Can be called for several hosts. Defaults to what DNS says.
     pub fn resolve(mut self, host: &str, address: IpAddr) -> Self {
         self.names.put(host, address);
+        self
+    }
+
+    /// Keeps TLS sessions in this directory, so that a new process starts with early data (0-RTT) at agents that an earlier one has met.
+    /// Made when there is something to keep, for this user alone; several processes may use one. Where it cannot be used, sessions
+    /// are kept in memory. Call [`TitanClient::close`] before a process ends, so that the newest get there. Defaults to none.
+    #[cfg(feature = "stored-sessions")]
+    pub fn sessions(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.sessions = Some(dir.into());
+        self
+    }
+
+    /// Sets whether QUIC handshakes begin with the post-quantum hybrid key exchange X25519MLKEM768. The first flight then takes two
+    /// packets, either of which can be lost. Defaults to no: X25519.
+    pub fn post_quantum(mut self, on: bool) -> Self {
+        self.post_quantum = on;
         self
     }
 
@@ -164,7 +188,12 @@ impl Builder {
             early_data: self.features.has(Feature::EarlyData),
             migration: self.features.has(Feature::Migration),
             repeat_first: self.features.has(Feature::RepeatFirst),
+            post_quantum: self.post_quantum,
         };
+        #[cfg(feature = "stored-sessions")]
+        if let Some(dir) = self.sessions.as_deref().filter(|_| self.features.has(Feature::StoredSessions)) {
+            return QuicConnector::with_sessions(material, options, dir);
+        }
         QuicConnector::with_options(material, options)
     }
 

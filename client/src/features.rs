@@ -11,7 +11,7 @@ pub enum Feature {
     ThinStream,
     /// Requests travel as early data (0-RTT) where a session can be resumed.
     EarlyData,
-    /// Sessions are kept on disk, so that a new process starts with 0-RTT too. Needs [`Builder::sessions`](crate::Builder::sessions).
+    /// Sessions are kept on disk, so that a new process starts with 0-RTT too. Needs a directory: `Builder::sessions`.
     StoredSessions,
     /// The client notices that the network has changed and moves its connections there.
     Migration,

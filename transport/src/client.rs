@@ -7,6 +7,7 @@
 mod call;
 mod channel;
 mod connector;
+pub(crate) mod sessions;
 mod watching;
 
 pub use channel::{ChannelStats, QuicChannel};

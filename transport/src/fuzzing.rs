@@ -4,12 +4,15 @@ use bytes::Bytes;
 use prost::Message as _;
 use titan_proto::wire::{Headers, Trailers};
 
-use crate::wire::{
-    arrivals::Arrivals,
-    datagram::Datagram,
-    frame::{Decoder, Event, Half},
-    metadata,
-    window::Window,
+use crate::{
+    client::sessions::record::{Binding, Record},
+    wire::{
+        arrivals::Arrivals,
+        datagram::Datagram,
+        frame::{Decoder, Event, Half},
+        metadata,
+        window::Window,
+    },
 };
 
 /// Decodes `stream` as one half of a call, in pieces of `piece` bytes, with the payloads of its frames.
@@ -59,5 +62,14 @@ pub fn datagrams<'a>(datagrams: impl IntoIterator<Item = &'a [u8]>) {
             left += 1;
         }
         assert!(arrivals.next() >= left);
+    }
+}
+
+/// Reads `content` as a file of sessions; with `checksum` as what stands between a right head and a right checksum.
+pub fn sessions(checksum: bool, content: &[u8]) {
+    const BINDING: Binding = [7; 32];
+    let bytes = if checksum { Record::sealed(&BINDING, content) } else { content.to_vec() };
+    if let Ok(record) = Record::decode(&bytes, &BINDING) {
+        assert_eq!(record.encode(&BINDING), bytes);
     }
 }

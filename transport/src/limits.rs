@@ -67,8 +67,22 @@ const QUIC_ACK_PACKETS: u32 = 9;
 const QUIC_ACK_REORDERED: u32 = 1;
 /// Sessions a server keeps for resumption, about 1.5 kB each.
 pub const TLS_SESSIONS: usize = 16 * 1024;
-/// Servers for which a client keeps sessions in memory.
-pub const TLS_CLIENT_SESSIONS: usize = 256;
+/// Servers of which a client keeps sessions, in memory and on disk: as many as the agents that a client stays connected to.
+pub const SESSION_SERVERS: usize = 64;
+/// TLS sessions kept of one server, each good for one connection. A server gives two with each, so that this many lie ready for
+/// processes that start together.
+pub const TICKETS_PER_SERVER: usize = 8;
+/// Address tokens (NEW_TOKEN) kept of one server, used as the sessions are.
+pub const ADDRESS_TOKENS_KEPT: usize = TICKETS_PER_SERVER;
+/// Address tokens that a server gives to each connection: one for the next, and one in case that is lost, as with TLS tickets.
+pub const ADDRESS_TOKENS_SENT: u32 = 2;
+/// Nothing that resumes a connection is used for longer (RFC 8446 §4.6.1); servers here let sessions expire after a day.
+pub const SESSION_AGE: Duration = Duration::from_secs(7 * 86_400);
+/// Most memory for the address tokens that were used, so that each counts once, and how many uses it is for: a million connections
+/// a week, of which fewer than one in a thousand then has its token taken for a used one, which costs nothing but the token.
+pub const ADDRESS_TOKEN_LOG_BYTES: usize = 4 << 20;
+/// See [`ADDRESS_TOKEN_LOG_BYTES`].
+pub const ADDRESS_TOKEN_USES: u64 = 1_000_000;
 
 /// What a server offers: PROTOCOL.md §2.3.
 pub(crate) fn server_transport(options: QuicOptions) -> TransportConfig {

@@ -94,7 +94,9 @@ pub async fn serve_quic(listener: QuicListener, routes: Routes, config: QuicServ
                 None => break,
             },
         };
-        if server.handshakes.load(Relaxed) >= MAX_HANDSHAKES_BEFORE_RETRY && incoming.may_retry() {
+        // Who brings an address token has proven its address already.
+        let proven = incoming.remote_address_validated();
+        if server.handshakes.load(Relaxed) >= MAX_HANDSHAKES_BEFORE_RETRY && !proven && incoming.may_retry() {
             // It only fails where `may_retry` is false.
             let _ = incoming.retry();
             continue;

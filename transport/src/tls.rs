@@ -1,7 +1,9 @@
 //! TLS for both wires: one crypto provider, one kind of key material, every configuration made here.
 //!
 //! Key material is a private CA's root, a certificate chain and its key: [`TlsMaterial`]. All configurations use
-//! TLS 1.3; both wires may ask for a client certificate of that CA.
+//! TLS 1.3; both wires may ask for a client certificate of that CA. `client`: the QUIC client's, with its sessions.
+
+mod client;
 
 use std::{
     fmt, fs, io,
@@ -9,10 +11,9 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{BloomTokenLog, ValidationTokenConfig, crypto::rustls::QuicServerConfig};
 use rustls::{
     RootCertStore,
-    client::Resumption,
     crypto::{CryptoProvider, aws_lc_rs},
     server::danger::ClientCertVerifier,
     server::{NoServerSessionStorage, ServerSessionMemoryCache, WebPkiClientVerifier},
@@ -25,7 +26,8 @@ use crate::{QuicOptions, limits};
 /// The one crypto provider, aws-lc-rs, with X25519 as the first key exchange.
 ///
 /// The post-quantum hybrid X25519MLKEM768 is offered last: its 1.2 kB key share would push the ClientHello past one packet,
-/// and a lost second packet costs a round trip at the worst moment. A peer that insists on it still gets it.
+/// and a lost second packet costs a round trip at the worst moment. A peer that insists on it still gets it, and a client that offers
+/// it first ([`QuicOptions::post_quantum`](crate::QuicOptions)) is answered in kind.
 pub fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
     PROVIDER
@@ -90,25 +92,11 @@ impl TlsMaterial {
         let crypto = QuicServerConfig::try_from(config).map_err(|e| TlsError::Config(e.to_string()))?;
         let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
         config.transport_config(Arc::new(limits::server_transport(options)));
-        Ok(config)
-    }
-
-    /// For QUIC. Clone the value instead of calling this again: the session cache lives in it.
-    pub fn quic_client_config(&self) -> Result<quinn::ClientConfig, TlsError> {
-        let builder = rustls::ClientConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&TLS13])?
-            .with_root_certificates(self.root_store()?);
-        let mut config = if self.chain.is_empty() {
-            builder.with_no_client_auth()
-        } else {
-            builder.with_client_auth_cert(self.chain.clone(), self.key.clone_key())?
-        };
-        config.alpn_protocols = vec![titan_proto::ALPN.as_bytes().to_vec()];
-        config.enable_early_data = true;
-        config.resumption = Resumption::in_memory_sessions(limits::TLS_CLIENT_SESSIONS);
-        let crypto = QuicClientConfig::try_from(config).map_err(|e| TlsError::Config(e.to_string()))?;
-        let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-        config.transport_config(Arc::new(limits::client_transport(QuicOptions::default(), None)));
+        // PROTOCOL.md §2.6.
+        let uses = BloomTokenLog::new_expected_items(limits::ADDRESS_TOKEN_LOG_BYTES, limits::ADDRESS_TOKEN_USES);
+        let mut tokens = ValidationTokenConfig::default();
+        tokens.sent(limits::ADDRESS_TOKENS_SENT).lifetime(limits::SESSION_AGE).log(Arc::new(uses));
+        config.validation_token_config(tokens);
         Ok(config)
     }
 

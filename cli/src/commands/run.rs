@@ -22,6 +22,7 @@ use super::{Outcome, Usage};
 use crate::{
     args::{RunArgs, WireArg},
     local::Cluster,
+    places,
     progress::Progress,
     signals,
 };
@@ -71,6 +72,11 @@ async fn open(args: &RunArgs) -> anyhow::Result<Opened> {
     if args.prefill_ahead {
         builder = builder.with(Feature::PrefillAhead);
     }
+    // A cluster of our own ends with this process: nothing can be resumed there.
+    if let Some(dir) = places::sessions().filter(|_| cluster.is_none()) {
+        builder = builder.sessions(dir);
+    }
+    builder = builder.post_quantum(args.post_quantum);
     builder = args.without.iter().fold(builder, |builder, &feature| builder.without(feature));
     let mut prompt = Prompt::new(model, text);
     prompt.max_tokens = args.max_tokens;
@@ -104,8 +110,9 @@ impl Opened {
         while let Some(text) = generation.next().await {
             output.text(&text?)?;
         }
-        let connection = connection(&before, &self.client.stats());
-        output.finish(&Figures::of(&generation, connection))?;
+        let after = self.client.stats();
+        let stored_session = after.quic.stored_sessions > before.quic.stored_sessions;
+        output.finish(&Figures::of(&generation, connection(&before, &after), stored_session))?;
         Ok(())
     }
 

@@ -128,6 +128,30 @@ fn a_repeated_request_keeps_its_route_and_its_session() {
 }
 
 #[test]
+fn the_next_process_begins_with_early_data() {
+    let up = Up::synthetic(0, &[]);
+    let run = |more: &str| {
+        let done =
+            up.run("-v --wire quic --max-tokens 3 hello".split(' ').chain(more.split_whitespace())).output().unwrap();
+        assert!(done.status.success(), "{}", stderr(&done));
+        assert_eq!(stdout(&done), synthetic_text(3) + "\n");
+        stderr(&done).lines().find(|line| line.starts_with("route:")).map(ToOwned::to_owned).unwrap()
+    };
+    assert!(run("--without stored-sessions").contains("connection: full handshake"));
+    assert!(!up.user.cache().join("sessions").exists());
+    assert!(run("").contains("connection: full handshake"));
+    // Every one leaves a session for the next.
+    for _ in 0..3 {
+        let again = run("");
+        assert!(again.contains("asked the coordinator"), "routes are not stored: {again}");
+        assert!(again.contains("connection: 0-RTT, session from disk, prompt sent as early data"), "{again}");
+    }
+    assert!(run("--without stored-sessions").contains("connection: full handshake"));
+    assert!(run("--post-quantum").contains("connection: full handshake"), "no session of a handshake without it");
+    assert!(run("--post-quantum").contains("session from disk"));
+}
+
+#[test]
 fn the_prompt_may_come_from_stdin() {
     let up = Up::synthetic(0, &[]);
     let file = up.user.dir.path().join("prompt");

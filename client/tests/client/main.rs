@@ -5,8 +5,10 @@ mod agent;
 mod certs;
 mod coordinator;
 mod failures;
+mod flight;
 mod relay;
 mod routing;
+mod sessions;
 mod wires;
 
 use std::time::Duration;

@@ -77,6 +77,7 @@ struct Counters {
     full_handshakes: AtomicU64,
     early_data_accepted: AtomicU64,
     early_data_rejected: AtomicU64,
+    stored_sessions: AtomicU64,
     calls: AtomicU64,
     early_calls: AtomicU64,
 }
@@ -90,6 +91,8 @@ pub struct ChannelStats {
     pub early_data_accepted: u64,
     /// Connections whose early data the server refused; what was in it was sent again.
     pub early_data_rejected: u64,
+    /// Of `early_data_accepted`, those whose session came from disk.
+    pub stored_sessions: u64,
     /// Calls made.
     pub calls: u64,
     /// Calls that were sent before the handshake was complete.
@@ -145,12 +148,13 @@ impl QuicChannel {
 
     /// Counts since the channel was made.
     pub fn stats(&self) -> ChannelStats {
-        let Counters { full_handshakes, early_data_accepted, early_data_rejected, calls, early_calls } =
+        let Counters { full_handshakes, early_data_accepted, early_data_rejected, stored_sessions, calls, early_calls } =
             &self.0.counters;
         ChannelStats {
             full_handshakes: full_handshakes.load(Relaxed),
             early_data_accepted: early_data_accepted.load(Relaxed),
             early_data_rejected: early_data_rejected.load(Relaxed),
+            stored_sessions: stored_sessions.load(Relaxed),
             calls: calls.load(Relaxed),
             early_calls: early_calls.load(Relaxed),
         }
@@ -210,16 +214,17 @@ impl QuicChannel {
             let (connection, draining) = (connected.connection, AtomicBool::new(false));
             let inboxes = Inboxes::new(&connection);
             let live = Live { connection, inboxes, complete, draining, calls: watch::Sender::new(0), silent: watch::Sender::new(false) };
-            let (live, addr) = (Arc::new(live), connected.addr);
+            let (live, addr, stored) = (Arc::new(live), connected.addr, connected.stored);
             match connected.early {
                 None => {
                     inner.counters.full_handshakes.fetch_add(1, Relaxed);
+                    inner.connector.connected(&inner.server_name, addr, &live.connection);
                     done.send_replace(Some(Ok(())));
                     tracing::debug!(%addr, rtt_ms = live.connection.rtt().as_secs_f64() * 1e3, "connected, full handshake");
                 }
                 Some(accepted) => {
-                    tracing::debug!(%addr, "session resumed, early data possible");
-                    tokio::spawn(self.clone().watch_early(live.clone(), addr, accepted, done));
+                    tracing::debug!(%addr, stored, "session resumed, early data possible");
+                    tokio::spawn(self.clone().watch_early(live.clone(), addr, stored, accepted, done));
                 }
             }
             watching::start(&inner.connector, &live);
@@ -237,6 +242,7 @@ impl QuicChannel {
         self,
         live: Arc<Live>,
         addr: SocketAddr,
+        stored: bool,
         accepted: quinn::ZeroRttAccepted,
         done: watch::Sender<Option<Result<(), ConnectError>>>,
     ) {
@@ -250,10 +256,12 @@ impl QuicChannel {
                 let counters = &self.0.counters;
                 if accepted {
                     counters.early_data_accepted.fetch_add(1, Relaxed);
+                    counters.stored_sessions.fetch_add(stored.into(), Relaxed);
                 } else {
                     counters.early_data_rejected.fetch_add(1, Relaxed);
                     counters.full_handshakes.fetch_add(1, Relaxed);
                 }
+                self.0.connector.connected(&self.0.server_name, addr, &live.connection);
                 tracing::debug!(%addr, accepted, "handshake complete, early data (0-RTT)");
                 Ok(())
             }

@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -12,7 +13,7 @@ use parking_lot::Mutex;
 use quinn::{Connecting, Connection, ConnectionError};
 use tokio::{sync::watch, time::timeout};
 
-use super::QuicChannel;
+use super::{QuicChannel, sessions::Sessions};
 use crate::{
     QuicOptions,
     first_packets::FirstPackets,
@@ -34,6 +35,7 @@ pub struct QuicConnector(Arc<Inner>);
 struct Inner {
     endpoint: quinn::Endpoint,
     config: quinn::ClientConfig,
+    sessions: Sessions,
     options: QuicOptions,
     unreachable: Unreachable,
     first: Option<FirstPackets>,
@@ -91,6 +93,8 @@ pub(super) struct Connected {
     /// None when the handshake is complete. Otherwise calls that may be repeated can go out now; resolves to whether the
     /// server accepted them.
     pub(super) early: Option<quinn::ZeroRttAccepted>,
+    /// The session, if one was resumed, comes from disk.
+    pub(super) stored: bool,
 }
 
 impl QuicConnector {
@@ -107,14 +111,29 @@ impl QuicConnector {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn with_options(material: &TlsMaterial, options: QuicOptions) -> Result<Self, TlsError> {
-        let config = material.quic_client_config()?;
+        Self::make(material, options, None)
+    }
+
+    /// The same, with sessions kept in the directory `dir` too, so that a new process starts with early data where an earlier one has
+    /// been: PROTOCOL.md §13. Several processes may use one directory. It is made when there is something to keep; where it cannot be
+    /// used, sessions are kept in memory, as without it.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    #[cfg(feature = "stored-sessions")]
+    pub fn with_sessions(material: &TlsMaterial, options: QuicOptions, dir: &Path) -> Result<Self, TlsError> {
+        Self::make(material, options, Some(dir))
+    }
+
+    fn make(material: &TlsMaterial, options: QuicOptions, dir: Option<&Path>) -> Result<Self, TlsError> {
+        let (config, sessions) = material.quic_client(options.post_quantum, dir)?;
         let first = options.repeat_first.then(FirstPackets::default);
         let (endpoint, unreachable) = socket::endpoint((Ipv6Addr::UNSPECIFIED, 0).into(), None, first.as_ref())
             .or_else(|_| socket::endpoint((Ipv4Addr::UNSPECIFIED, 0).into(), None, first.as_ref()))
             .map_err(|error: io::Error| TlsError::Config(format!("cannot bind a UDP socket: {error}")))?;
         let changes = options.migration.then(watch_network).flatten();
         let rebound = Mutex::new(0);
-        Ok(Self(Arc::new(Inner { endpoint, config, options, unreachable, first, changes, rebound })))
+        Ok(Self(Arc::new(Inner { endpoint, config, sessions, options, unreachable, first, changes, rebound })))
     }
 
     /// A channel to the server at `address` (`host:port`) whose certificate holds `server_name`. Connects when needed.
@@ -153,6 +172,18 @@ impl QuicConnector {
         }
     }
 
+    /// The round-trip time to the server of this name that was measured last, by this program or, with stored sessions, by an earlier one.
+    /// Known once a channel to it has begun to connect.
+    pub fn known_rtt(&self, server_name: &str) -> Option<Duration> {
+        self.0.sessions.rtt(server_name)
+    }
+
+    /// Waits until the sessions of the present connections are on disk, if that is where they are kept: for at most half a second, and
+    /// after the first round trip of a connection not at all. For a program that is about to end; before it closes its connections.
+    pub async fn save_sessions(&self) {
+        self.0.sessions.settle().await;
+    }
+
     /// Says goodbye on every connection and waits until that is sent, for at most 200 ms.
     pub async fn close(&self) {
         self.0.endpoint.close(crate::ErrorCode::NoError.code(), b"closed by the client");
@@ -186,9 +217,12 @@ impl QuicConnector {
         last: Option<SocketAddr>,
         rtt: Option<Duration>,
     ) -> Result<Connected, ConnectError> {
+        let (addrs, stored) = tokio::join!(resolve(address), self.0.sessions.load(server_name));
+        let addrs = addrs?;
+        let last = last.or_else(|| self.0.sessions.take_address(server_name));
+        let rtt = rtt.or_else(|| self.known_rtt(server_name));
         let mut config = self.0.config.clone();
         config.transport_config(Arc::new(limits::client_transport(self.0.options, rtt)));
-        let addrs = resolve(address).await?;
         let addrs = match last.filter(|last| addrs.contains(last)) {
             Some(last) => vec![last],
             None => addrs,
@@ -199,7 +233,7 @@ impl QuicConnector {
                 return self.handshake(addr, connecting).await;
             }
             return match connecting.into_0rtt() {
-                Ok((connection, accepted)) => Ok(Connected { connection, addr, early: Some(accepted) }),
+                Ok((connection, accepted)) => Ok(Connected { connection, addr, early: Some(accepted), stored }),
                 Err(connecting) => self.handshake(addr, connecting).await,
             };
         }
@@ -222,6 +256,11 @@ impl QuicConnector {
         Err(failed.unwrap_or_else(|| unresolved(address, "the name has no address")))
     }
 
+    /// A handshake with the server at `addr` is complete.
+    pub(super) fn connected(&self, server_name: &str, addr: SocketAddr, connection: &Connection) {
+        self.0.sessions.connected(server_name, addr, connection.rtt());
+    }
+
     fn begin(
         &self,
         config: &quinn::ClientConfig,
@@ -240,7 +279,7 @@ impl QuicConnector {
             () = self.unreachable().hint(addr) => return Err(ConnectError::PortClosed { addr }),
         };
         match result {
-            Ok(Ok(connection)) => Ok(Connected { connection, addr, early: None }),
+            Ok(Ok(connection)) => Ok(Connected { connection, addr, early: None, stored: false }),
             Ok(Err(ConnectionError::TimedOut)) | Err(_) => Err(ConnectError::NoAnswer { addr }),
             Ok(Err(error)) => Err(ConnectError::Handshake { addr, error }),
         }

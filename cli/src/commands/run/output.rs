@@ -34,6 +34,8 @@ pub(super) struct Figures {
     /// Whether the coordinator was asked for this request.
     routed: bool,
     connection: Connection,
+    /// Whether the session that it resumed came from disk.
+    stored_session: bool,
     /// Whether the prompt went out before the handshake was complete.
     early_data: bool,
     /// Measured by QUIC.
@@ -54,7 +56,7 @@ pub(super) enum Connection {
 
 impl Figures {
     /// Of a generation that has ended.
-    pub(super) fn of(generation: &Generation, connection: Connection) -> Self {
+    pub(super) fn of(generation: &Generation, connection: Connection, stored_session: bool) -> Self {
         let usage = generation.usage().cloned().unwrap_or_default();
         let milliseconds = |time: std::time::Duration| round(time.as_secs_f64() * 1000.0, 100.0);
         Self {
@@ -71,6 +73,7 @@ impl Figures {
             job_id: generation.job_id().to_owned(),
             routed: generation.routed(),
             connection,
+            stored_session,
             early_data: generation.early_data(),
             rtt_ms: generation.rtt().map(milliseconds),
         }
@@ -86,6 +89,7 @@ impl Figures {
         let route = if self.routed { "asked the coordinator" } else { "kept, no REST call" };
         let connection = match self.connection {
             Connection::FullHandshake => "full handshake",
+            Connection::EarlyData if self.stored_session => "0-RTT, session from disk",
             Connection::EarlyData => "0-RTT",
             Connection::Kept if self.wire == "quic" => "kept, no handshake",
             Connection::Kept => "HTTP/2",
@@ -199,6 +203,7 @@ mod tests {
             job_id: "job_1".into(),
             routed: true,
             connection: Connection::FullHandshake,
+            stored_session: false,
             early_data: false,
             rtt_ms: Some(0.31),
         }
@@ -224,5 +229,7 @@ mod tests {
         let again = Figures { routed: false, connection: Connection::EarlyData, early_data: true, ..figures() };
         let details = again.details();
         assert!(details.contains("no REST call") && details.contains("0-RTT, prompt sent as early data"), "{details}");
+        let new_process = Figures { stored_session: true, ..again }.details();
+        assert!(new_process.contains("0-RTT, session from disk, prompt sent as early data"), "{new_process}");
     }
 }
