@@ -260,7 +260,7 @@ mod tests {
         let columns = columns();
         let side_by_side = |rows: &[Vec<Cell>]| rows.iter().filter(|row| row.len() == 2).count();
         let (wide, narrow) = (shown(&columns, 80, 24), shown(&columns, 60, 24));
-        assert_eq!(side_by_side(&wide), ROWS_AROUND_TEXT + 13);
+        assert_eq!(side_by_side(&wide), ROWS_AROUND_TEXT + MOST_TEXT_ROWS);
         assert_eq!(side_by_side(&narrow), 0);
         for rows in [&wide, &narrow] {
             let text = all(rows);
