@@ -1,7 +1,7 @@
 //! `titan-bench chaos`: nothing of an answer is lost or repeated, whatever the network and the agents do.
 //!
 //! The [`plan`] combines what a path does to packets with what happens to clients and agents. Each combination gets two emulated hosts
-//! of its own: on one a coordinator and two agents, each a process ([`cluster`]); on the other [`clients`] with many streams at once. Every
+//! of its own: on one a coordinator and agents, each a process ([`cluster`]); on the other [`clients`] with many streams at once. Every
 //! stream is compared with what the engine made ([`verdict`]): it must end with exactly that, or with an error of the client library
 //! after an exact beginning. Anything else fails the whole. The table is made in [`results`].
 
@@ -68,6 +68,8 @@ async fn try_out(trial: &Trial, args: &ChaosArgs) -> anyhow::Result<TrialResult>
     let length = Duration::from_secs_f64(f64::from(args.tokens) / args.rate);
     let mut clients = Clients::start(&cluster, trial, args.tokens, length + PATIENCE)?;
     let begun = clients.all_have_begun().await;
+    // Only now: all streams come from the first agent, so that its death hits every one of them.
+    cluster.add_agent().await?;
     for (share, happening) in trial.script() {
         sleep_until(begun + length.mul_f64(share)).await;
         match happening {

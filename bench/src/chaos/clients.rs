@@ -108,8 +108,11 @@ impl Listener {
                     let heard = heard.clone();
                     async move {
                         tokio::time::sleep(delay).await;
-                        let ended = read(&client, tokens, &heard, Begun(Some(begun))).await;
-                        heard.lock().ended = match ended {
+                        let last = Mutex::new(Instant::now());
+                        let ended = read(&client, tokens, &heard, &last, Begun(Some(begun))).await;
+                        let mut heard = heard.lock();
+                        heard.silence = last.lock().elapsed();
+                        heard.ended = match ended {
                             Ok(()) => Ended::Complete,
                             Err(error) => Ended::Failed { kind: kind(&error), message: error.to_string() },
                         };
@@ -128,7 +131,14 @@ impl Listener {
     }
 }
 
-async fn read(client: &TitanClient, tokens: u32, heard: &Mutex<Heard>, mut begun: Begun) -> Result<(), ClientError> {
+/// Reads one answer into `heard`; the `last` text came then.
+async fn read(
+    client: &TitanClient,
+    tokens: u32,
+    heard: &Mutex<Heard>,
+    last: &Mutex<Instant>,
+    mut begun: Begun,
+) -> Result<(), ClientError> {
     let mut prompt = Prompt::new(SYNTHETIC_MODEL, "chaos");
     prompt.max_tokens = tokens;
     // An answer can go on at another agent.
@@ -137,6 +147,7 @@ async fn read(client: &TitanClient, tokens: u32, heard: &Mutex<Heard>, mut begun
     while let Some(text) = generation.next().await {
         let text = text?;
         begun.tell();
+        *last.lock() = Instant::now();
         let mut heard = heard.lock();
         if heard.agents.last().map(String::as_str) != Some(generation.agent_id()) {
             heard.agents.push(generation.agent_id().to_owned());

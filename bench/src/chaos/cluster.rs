@@ -1,4 +1,4 @@
-//! A coordinator and two agents on an emulated host, each a process that can be killed.
+//! A coordinator and agents on an emulated host, each a process that can be killed.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -30,9 +30,8 @@ pub(super) const AGENT_HOST: &str = "agents.chaos.invalid";
 /// On a host of one's own every port is free.
 pub(super) const REST_PORT: u16 = 8080;
 const COORDINATOR_PORT: u16 = 50051;
-/// Of the first agent; the second has the next.
+/// Of the first agent; each further one has the next.
 const AGENT_PORT: u16 = 50052;
-const AGENTS: u16 = 2;
 const COORDINATOR: &str = "coordinator";
 const CLIENT: &str = "chaos-client";
 /// As many as a coordinator accepts: admission is not what is tried.
@@ -49,11 +48,12 @@ pub(super) struct Cluster {
     _coordinator: Process,
     pub(super) network: Network,
     pub(super) tls: TlsMaterial,
-    _dir: TempDir,
+    rate: f64,
+    dir: TempDir,
 }
 
 impl Cluster {
-    /// With agents that say so many tokens per second.
+    /// With one agent. It and further ones say so many tokens per second.
     pub(super) async fn start(rate: f64) -> anyhow::Result<Self> {
         let network = Network::new(LANES)?;
         let dir = tempfile::Builder::new().prefix("titan-chaos-").tempdir().context("making a temporary directory")?;
@@ -61,23 +61,28 @@ impl Cluster {
         certs.init()?;
         certs.issue(&LeafRequest::new(Role::Coordinator, COORDINATOR).hosts(["127.0.0.1"]))?;
         certs.issue(&LeafRequest::new(Role::Client, CLIENT))?;
-        let coordinator = process(network.server(), dir.path(), &["--part", "coordinator"], COORDINATOR)?;
-        let mut agents = Vec::new();
-        for number in 0..AGENTS {
-            let name = format!("agent-{}", number + 1);
-            certs.issue(&LeafRequest::new(Role::Agent, &name))?;
-            let (port, rate) = ((AGENT_PORT + number).to_string(), rate.to_string());
-            let flags = ["--part", "agent", "--name", &name, "--port", &port, "--rate", &rate];
-            agents.push(process(network.server(), dir.path(), &flags, &name)?);
-        }
-        let registered = network.server().spawn(registered)?;
-        let registered = tokio::task::spawn_blocking(move || registered.join()).await?;
-        registered.map_err(|_| anyhow::anyhow!("the thread that waits for the agents panicked"))???;
         let tls = material(dir.path(), Role::Client, CLIENT)?;
-        Ok(Self { agents, _coordinator: coordinator, network, tls, _dir: dir })
+        let coordinator = process(network.server(), dir.path(), &["--part", "coordinator"], COORDINATOR)?;
+        let mut cluster = Self { agents: Vec::new(), _coordinator: coordinator, network, tls, rate, dir };
+        cluster.add_agent().await?;
+        Ok(cluster)
     }
 
-    /// The first one: its connections end without a word, and its clients have to go elsewhere.
+    /// Starts one more agent, and waits until it has registered.
+    pub(super) async fn add_agent(&mut self) -> anyhow::Result<()> {
+        let number = u16::try_from(self.agents.len()).context("too many agents")?;
+        let name = format!("agent-{}", number + 1);
+        CertDir::new(self.dir.path()).issue(&LeafRequest::new(Role::Agent, &name))?;
+        let (port, rate) = ((AGENT_PORT + number).to_string(), self.rate.to_string());
+        let flags = ["--part", "agent", "--name", &name, "--port", &port, "--rate", &rate];
+        self.agents.push(process(self.network.server(), self.dir.path(), &flags, &name)?);
+        let agents = i32::from(number) + 1;
+        let registered = self.network.server().spawn(move || registered(agents))?;
+        let registered = tokio::task::spawn_blocking(move || registered.join()).await?;
+        registered.map_err(|_| anyhow::anyhow!("the thread that waits for the agents panicked"))??
+    }
+
+    /// The first agent: its connections end without a word, and its clients have to go elsewhere.
     pub(super) fn kill_agent(&mut self) {
         if let Some(agent) = self.agents.first_mut() {
             agent.kill();
@@ -85,17 +90,17 @@ impl Cluster {
     }
 }
 
-/// Waits until both agents have, from their own host: there the coordinator takes questions in plain text.
-fn registered() -> anyhow::Result<()> {
+/// Waits until so many agents have, from their own host: there the coordinator takes questions in plain text.
+fn registered(agents: i32) -> anyhow::Result<()> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let begun = Instant::now();
         loop {
             let healthy = healthy_agents().await;
             match healthy {
-                Ok(healthy) if healthy >= i32::from(AGENTS) => return Ok(()),
+                Ok(healthy) if healthy >= agents => return Ok(()),
                 _ if begun.elapsed() < READY_WITHIN => tokio::time::sleep(READY_POLL).await,
-                Ok(healthy) => anyhow::bail!("{healthy} of {AGENTS} agents registered"),
+                Ok(healthy) => anyhow::bail!("{healthy} of {agents} agents registered"),
                 Err(error) => return Err(error.context("the coordinator does not answer")),
             }
         }

@@ -44,7 +44,7 @@ const TROUBLES: [Trouble; 6] = [
 pub(super) enum Happening {
     /// All clients have another address, and the one that they had is gone.
     AddressChange,
-    /// One of the two agents is killed.
+    /// The agent that all streams come from is killed; there is another.
     AgentDeath,
 }
 

@@ -19,6 +19,8 @@ pub(super) struct TrialResult {
     moved: usize,
     /// How many ended with which kind of error.
     failed: BTreeMap<&'static str, usize>,
+    /// How long after their last text they did, the quickest and the slowest of each kind, in seconds.
+    failed_after_s: BTreeMap<&'static str, [f64; 2]>,
     /// What the first of each kind said.
     errors: BTreeMap<&'static str, String>,
     lost: u32,
@@ -37,6 +39,7 @@ impl TrialResult {
             whole: 0,
             moved: 0,
             failed: BTreeMap::new(),
+            failed_after_s: BTreeMap::new(),
             errors: BTreeMap::new(),
             lost: 0,
             repeated: 0,
@@ -60,6 +63,9 @@ impl TrialResult {
             }
             if let Ended::Failed { kind, message } = &heard.ended {
                 result.errors.entry(kind).or_insert_with(|| message.clone());
+                let silence = heard.silence.as_secs_f64();
+                let [quickest, slowest] = result.failed_after_s.entry(kind).or_insert([silence; 2]);
+                (*quickest, *slowest) = (quickest.min(silence), slowest.max(silence));
             }
         }
         result
@@ -76,7 +82,10 @@ pub(super) fn table(results: &[TrialResult]) -> Table {
     let mut table =
         Table::new(["combination", "streams", "whole", "of them moved", "lost", "repeated", "wrong", "s", "errors"]);
     for result in results {
-        let errors = result.failed.iter().map(|(kind, count)| format!("{count} {kind}"));
+        let errors = result.failed.iter().map(|(kind, count)| match result.failed_after_s.get(kind) {
+            Some([quickest, slowest]) => format!("{count} {kind} after {quickest:.1} to {slowest:.1} s"),
+            None => format!("{count} {kind}"),
+        });
         table.row([
             result.trial.to_string(),
             result.trial.streams.to_string(),

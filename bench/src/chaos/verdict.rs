@@ -1,5 +1,7 @@
 //! Whether a stream is what it must be: pure.
 
+use std::time::Duration;
+
 use serde::Serialize;
 use titan_agent::engine::synthetic::token_index;
 
@@ -11,6 +13,8 @@ pub(super) struct Heard {
     pub(super) ended: Ended,
     /// The agents that it came from, in turn.
     pub(super) agents: Vec<String>,
+    /// From its last text to its end.
+    pub(super) silence: Duration,
 }
 
 /// How it ended.
@@ -89,7 +93,7 @@ mod tests {
     /// A stream as it should be, changed by what could be wrong on its way.
     fn of(change: impl FnOnce(&mut Heard)) -> Verdict {
         let texts = (0..TOKENS).map(|index| format!("{index:08} tok ")).collect();
-        let mut heard = Heard { texts, ended: Ended::Complete, agents: Vec::new() };
+        let mut heard = Heard { texts, ended: Ended::Complete, ..Heard::default() };
         change(&mut heard);
         verdict(&heard, TOKENS)
     }

@@ -195,7 +195,7 @@ impl Show {
             let heard_last = column.last_at().unwrap_or(self.started).max(self.last_event);
             let never_began = self.begun.is_none() && now.duration_since(self.started) > BEGIN_WITHIN;
             if never_began || nothing_more_happens && now.saturating_duration_since(heard_last) > PATIENCE {
-                column.give_up();
+                column.give_up(now);
             }
         }
         if let Out::Screen(screen) = &mut self.out {

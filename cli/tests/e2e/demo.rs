@@ -24,7 +24,8 @@ fn small(user: &User, more: &[&str]) -> Option<Output> {
 }
 
 #[test]
-fn over_quic_the_answer_is_whole_and_over_grpc_it_is_not() {
+#[ignore = "answers do not move to another agent yet"]
+fn over_quic_the_answer_outlives_the_agent_and_over_grpc_it_does_not_even_outlive_the_address() {
     let user = User::new();
     let Some(output) = small(&user, &["--json"]) else { return };
     let lines: Vec<Value> = stdout(&output).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -86,7 +87,6 @@ fn interrupted_it_leaves_nothing_behind() {
 #[test]
 fn without_the_rights_it_says_what_is_needed() {
     let user = User::new();
-    // SAFETY: between fork and exec it makes one system call: root keeps no right that a user namespace would not give.
     let mut command = user.titan(SMALL.split(' ').chain(["--json"]));
     if std::fs::metadata("/proc/self").is_ok_and(|me| std::os::unix::fs::MetadataExt::uid(&me) == 0) {
         command.uid(NOBODY).gid(NOBODY);

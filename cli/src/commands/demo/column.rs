@@ -52,9 +52,12 @@ impl Column {
         }
     }
 
-    /// Nobody waits for it any longer.
-    pub(super) fn give_up(&mut self) {
-        self.ended.get_or_insert(Ended::Silent);
+    /// Nobody waits for it any longer. Its silence counts as a gap.
+    pub(super) fn give_up(&mut self, now: Instant) {
+        if self.ended.is_none() {
+            self.gaps.extend(self.last_at.map(|last| now.saturating_duration_since(last)));
+            self.ended = Some(Ended::Silent);
+        }
     }
 
     /// The agent that it comes from, once it does.
@@ -88,9 +91,9 @@ impl Column {
         (self.ended.is_none() && silent > self.interval * STALL_INTERVALS).then_some(silent)
     }
 
-    /// Between two tokens.
-    pub(super) fn longest_gap(&self) -> Option<Duration> {
-        self.gaps.iter().max().copied()
+    /// Between two tokens, or since the last one, if that is longer already.
+    pub(super) fn longest_gap(&self, now: Instant) -> Option<Duration> {
+        self.gaps.iter().copied().chain(self.stalled(now)).max()
     }
 
     /// 99 of 100 gaps are not longer.
@@ -114,6 +117,8 @@ impl Column {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     const INTERVAL: Duration = Duration::from_millis(50);
@@ -128,10 +133,10 @@ mod tests {
 
     #[test]
     fn gaps_are_between_tokens() {
-        let (column, _) = heard((0..200).map(|index| index * 50 + if index >= 100 { 950 } else { 0 }));
-        assert_eq!(column.longest_gap(), Some(Duration::from_millis(1000)));
+        let (column, start) = heard((0..200).map(|index| index * 50 + if index >= 100 { 950 } else { 0 }));
+        assert_eq!(column.longest_gap(start), Some(Duration::from_millis(1000)));
         assert_eq!(column.p99_gap(), Some(INTERVAL));
-        assert_eq!(heard([7]).0.longest_gap(), None);
+        assert_eq!(heard([7]).0.longest_gap(start), None);
         assert_eq!(heard([]).0.p99_gap(), None);
         assert_eq!(heard([0, 30]).0.p99_gap(), Some(Duration::from_millis(30)));
     }
@@ -140,10 +145,15 @@ mod tests {
     fn a_silence_is_a_stall_until_the_end() {
         let (mut column, start) = heard([0, 50]);
         assert_eq!(column.stalled(start + Duration::from_millis(250)), None);
-        assert_eq!(column.stalled(start + Duration::from_millis(1050)), Some(Duration::from_secs(1)));
+        let later = start + Duration::from_millis(1050);
+        assert_eq!(column.stalled(later), Some(Duration::from_secs(1)));
+        assert_eq!(column.longest_gap(later), Some(Duration::from_secs(1)));
+        let mut given_up = heard([0, 50]).0;
+        given_up.give_up(given_up.last_at().unwrap() + Duration::from_secs(8));
+        assert_eq!(given_up.longest_gap(later), Some(Duration::from_secs(8)));
         column.hears(What::Ends(Err("lost".to_owned())), start + Duration::from_secs(2));
         assert_eq!(column.stalled(start + Duration::from_secs(3)), None);
-        column.give_up();
+        column.give_up(start + Duration::from_secs(9));
         assert_eq!(column.ended(), Some(&Ended::Broke("lost".to_owned())), "it had ended already");
     }
 

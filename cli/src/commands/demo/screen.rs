@@ -105,7 +105,7 @@ fn block(view: &View<'_>, side: Side, column: &Column, width: usize, text_rows: 
     cells.extend(lines[first..].iter().map(|line| Cell::new(Tone::Plain, line)));
     cells.resize_with(1 + text_rows, Cell::default);
     let gap = |gap: Option<Duration>| gap.map_or_else(|| "–".to_owned(), time);
-    let (longest, p99) = (gap(column.longest_gap()), gap(column.p99_gap()));
+    let (longest, p99) = (gap(column.longest_gap(view.now)), gap(column.p99_gap()));
     cells.push(Cell::new(
         Tone::Faint,
         format!("{}/{} tokens, longest gap {longest}, p99 {p99}", column.received(), view.tokens),
@@ -188,14 +188,17 @@ impl Screen {
         let rows = frame(view, width, height);
         let mut text = match self.drawn {
             0 => String::new(),
-            // ECMA-48 §8.3.13, §8.3.39: to the first line, and nothing below it.
-            lines => format!("\x1b[{lines}A\x1b[J"),
+            // ECMA-48 §8.3.22: back to the first line.
+            lines => format!("\x1b[{lines}A"),
         };
         for row in &rows {
             let cells = row.iter().map(|cell| format!("\x1b[{}m{}\x1b[0m", cell.tone.code(), cell.text));
             // Writing to a string cannot fail.
-            let _ = writeln!(text, "{}", cells.collect::<Vec<_>>().join(BETWEEN_COLUMNS));
+            // §8.3.41: what stood there goes only when the new line is there, so that nothing flickers.
+            let _ = writeln!(text, "{}\x1b[K", cells.collect::<Vec<_>>().join(BETWEEN_COLUMNS));
         }
+        // §8.3.39: lines of a frame that was higher.
+        text.push_str("\x1b[J");
         self.drawn = rows.len();
         // Whoever closed the terminal sees nothing of it.
         let _ = self.term.write_str(&text).and_then(|()| self.term.flush());
@@ -257,7 +260,7 @@ mod tests {
         let columns = columns();
         let side_by_side = |rows: &[Vec<Cell>]| rows.iter().filter(|row| row.len() == 2).count();
         let (wide, narrow) = (shown(&columns, 80, 24), shown(&columns, 60, 24));
-        assert_eq!(side_by_side(&wide), ROWS_AROUND_TEXT + 13);
+        assert_eq!(side_by_side(&wide), ROWS_AROUND_TEXT + MOST_TEXT_ROWS);
         assert_eq!(side_by_side(&narrow), 0);
         for rows in [&wide, &narrow] {
             let text = all(rows);

@@ -58,7 +58,9 @@ impl Stage {
             network.set(lane, &path, args.seed);
         }
         let dir = tempfile::Builder::new().prefix("titan-demo-").tempdir().context("making a temporary directory")?;
-        let tls = trust::local(&CertDir::new(dir.path()), Role::Client, trust::CLIENT_NAME)?;
+        let certs = CertDir::new(dir.path());
+        certs.init()?;
+        let tls = trust::local(&certs, Role::Client, trust::CLIENT_NAME)?;
         let flags = format!("coord --http-port {REST_PORT} --grpc-port {COORDINATOR_PORT} --token-algorithm ES256");
         let coordinator = start(network.server(), &dir, "coordinator", &flags)?;
         let mut stage = Self { coordinator, agents: Vec::new(), rate: args.rate, network, tls, dir };

@@ -1,6 +1,9 @@
 //! What came of it, in figures.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{
+    fmt::Write as _,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
 
@@ -36,7 +39,7 @@ impl Summary {
                 account: column.account(answer),
                 whole: column.is_whole(answer),
                 ended: column.ended().cloned(),
-                longest_gap: column.longest_gap(),
+                longest_gap: column.longest_gap(Instant::now()),
                 p99_gap: column.p99_gap(),
             }
         });
@@ -112,8 +115,6 @@ impl Figures {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-
-    use std::time::Instant;
 
     use titan_agent::engine::synthetic::word;
 
