@@ -53,7 +53,11 @@ pub(crate) struct IncomingBody {
 enum Piece {
     Headers(Bytes),
     /// A message begins; `Data` follows for what `whole` does not hold.
-    Message { len: u32, compressed: bool, whole: Bytes },
+    Message {
+        len: u32,
+        compressed: bool,
+        whole: Bytes,
+    },
     Data(Bytes),
     Trailers(Bytes),
 }

@@ -22,8 +22,7 @@ use crate::{
     repeat::sender::{Repeater, Repeats},
     stream::OutgoingStream,
     wire::{
-        ErrorCode,
-        frame,
+        ErrorCode, frame,
         metadata::{self, MetadataError},
         reframe::Reframer,
     },

@@ -68,7 +68,8 @@ fn open() -> io::Result<OwnedFd> {
 fn drain(socket: &OwnedFd) -> bool {
     let mut buffer = [0_u8; BUFFER_BYTES];
     // SAFETY: the buffer is as long as is said.
-    let received = unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) };
+    let received =
+        unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) };
     received > 0 || received < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::ENOBUFS)
 }
 

@@ -31,7 +31,8 @@ fn client(channel: &QuicChannel) -> Client {
 
 /// The times between the messages of a stream that is paced by the server, one every 10 ms; checks that each comes once and in order.
 async fn gaps(channel: &QuicChannel, messages: u64, mut at: impl AsyncFnMut(u64)) -> Vec<Duration> {
-    let mut stream = timeout(HANG, produce(client(channel), blob("pace", messages))).await.unwrap().unwrap().into_inner();
+    let mut stream =
+        timeout(HANG, produce(client(channel), blob("pace", messages))).await.unwrap().unwrap().into_inner();
     let (mut gaps, mut last) = (Vec::new(), Instant::now());
     for n in 0..messages {
         let message = timeout(HANG, stream.next()).await.unwrap().unwrap().unwrap();
@@ -77,10 +78,7 @@ async fn with_redundancy_nobody_waits_for_a_retransmission() {
         .unzip()
         .await;
     // Side by side: what the machine does to one it does to the other.
-    let (with, without) = tokio::join!(
-        gaps(&channels[0], 400, async |_| {}),
-        gaps(&channels[1], 400, async |_| {})
-    );
+    let (with, without) = tokio::join!(gaps(&channels[0], 400, async |_| {}), gaps(&channels[1], 400, async |_| {}));
     let p98 = |gaps: &[Duration]| gaps[gaps.len() * 98 / 100];
     assert!(p98(&with) < p98(&without) / 2, "{:?} {:?}", p98(&with), p98(&without));
     drop(relays);
@@ -91,7 +89,12 @@ async fn a_stream_goes_on_from_another_address() {
     let env = Env::new(Wire::Quic).await;
     let relay = Relay::new(env.addr, Path { delay: 10 * MS, ..Path::default() }, 0).await;
     let channel = connect(&relay, QuicOptions::default());
-    let gaps = gaps(&channel, 200, async |n| if n == 100 { relay.move_client().await }).await;
+    let gaps = gaps(&channel, 200, async |n| {
+        if n == 100 {
+            relay.move_client().await
+        }
+    })
+    .await;
     assert!(gaps.last().unwrap() < &Duration::from_secs(5), "far from the idle timeout");
     assert_eq!(channel.stats().full_handshakes, 1);
 }
@@ -102,7 +105,12 @@ async fn a_stream_goes_on_over_a_new_socket() {
     let relay = Relay::new(env.addr, Path { delay: 10 * MS, ..Path::default() }, 0).await;
     let connector = QuicConnector::new(tls::client()).unwrap();
     let channel = connector.channel(relay.addr.to_string(), tls::SERVER_NAME);
-    gaps(&channel, 100, async |n| if n % 20 == 10 { connector.rebind().unwrap() }).await;
+    gaps(&channel, 100, async |n| {
+        if n % 20 == 10 {
+            connector.rebind().unwrap()
+        }
+    })
+    .await;
     assert_eq!(channel.stats().full_handshakes, 1);
 }
 

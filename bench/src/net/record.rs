@@ -63,6 +63,8 @@ pub(crate) enum Event {
     AddressChange,
     /// From the start, UDP gets no answer
     UdpBlocked,
+    /// The agent that answers is killed half-way, and there is another; Titan only
+    AgentKilled,
 }
 
 /// One line of the samples.
@@ -86,6 +88,8 @@ pub(crate) enum StartState {
     Cold,
     /// A TLS session (and with Titan the route), but no connection.
     Resumed,
+    /// The same as resumed, after the earlier connection has stood long enough for all that helps the next one to have come.
+    Returning,
     /// The connection.
     Warm,
 }
@@ -116,8 +120,8 @@ pub(crate) struct StreamRecord {
     pub(crate) delivery: Delivery,
     /// Why a stream broke off, the first of them.
     pub(crate) failed: Option<String>,
-    /// From the change of address to the reading of the first token that was sent after it, the slowest stream's. `None`: there was no
-    /// change, or no such token came.
+    /// From the change of address, or the death of the agent, to the reading of the first token that was sent after it, the slowest
+    /// stream's. `None`: nothing of that kind happened, or no such token came.
     pub(crate) recovery_ms: Option<f64>,
     /// IP packets that entered the path during the streams, connecting not included.
     pub(crate) to_client: Traffic,
@@ -212,6 +216,7 @@ impl fmt::Display for Conditions {
             Event::None => {}
             Event::AddressChange => write!(out, ", the address changes")?,
             Event::UdpBlocked => write!(out, ", UDP blocked")?,
+            Event::AgentKilled => write!(out, ", the agent is killed")?,
         }
         if !self.congestion_control.is_empty() {
             write!(out, ", {}", self.congestion_control)?;

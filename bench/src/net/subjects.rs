@@ -102,9 +102,10 @@ pub(crate) fn available(subject: Subject) -> Result<(), String> {
 async fn serve_at(subject: Subject, port: u16, lab: &Path, engine: Arc<dyn Engine>) -> anyhow::Result<Serving> {
     let trust = Trust::load(lab)?;
     match subject {
-        Subject::TitanQuic | Subject::TitanQuicAgain | Subject::TitanAuto | Subject::TitanGrpc => {
-            titan::serve(port, lab, engine).await
-        }
+        Subject::TitanQuic | Subject::TitanQuicAgain => titan::serve(port, lab, Wire::Quic, engine).await,
+        Subject::TitanQuicPlain => titan::serve(port, lab, Wire::PlainQuic, engine).await,
+        Subject::TitanAuto => titan::serve(port, lab, Wire::Auto, engine).await,
+        Subject::TitanGrpc => titan::serve(port, lab, Wire::Grpc, engine).await,
         Subject::Tonic => grpc::serve(port, &trust, engine).await,
         Subject::TonicH3 => h3::serve(port, &trust, engine),
         Subject::SseHttp1 => origin::serve_tls(port, &trust, Version::Http1, engine).await,
@@ -118,6 +119,7 @@ async fn serve_at(subject: Subject, port: u16, lab: &Path, engine: Arc<dyn Engin
 fn client_at(subject: Subject, server: SocketAddr, lab: &Path) -> anyhow::Result<Box<dyn Client>> {
     Ok(match subject {
         Subject::TitanQuic | Subject::TitanQuicAgain => Box::new(titan::Titan::new(server, lab, Wire::Quic)?),
+        Subject::TitanQuicPlain => Box::new(titan::Titan::new(server, lab, Wire::PlainQuic)?),
         Subject::TitanAuto => Box::new(titan::Titan::new(server, lab, Wire::Auto)?),
         Subject::TitanGrpc => Box::new(titan::Titan::new(server, lab, Wire::Grpc)?),
         Subject::Tonic => Box::new(grpc::Tonic::new(server, &Trust::load(lab)?)?),

@@ -5,6 +5,7 @@ use super::{
     estimate::Estimate,
     format::{DASH, median_of, more, number, spread_of},
     glance::{Column, Glance},
+    goals,
     html::Contents,
     notes,
     tables::Grid,
@@ -25,6 +26,8 @@ pub(super) fn summary(contents: &Contents) -> String {
     parts.push(format!("{}\n{}", contents.glance.networks, contents.glance.costs));
     parts.push("Where Titan loses:".to_owned());
     parts.push(behind(contents, false));
+    parts.push("Goals:".to_owned());
+    parts.push(goals_of(contents, false));
     parts.push(format!("Self-test: {}", notes::self_test(&contents.twins)));
     parts.extend(skipped(contents));
     parts.extend(contents.data.runs.iter().map(|run| run.environment.summary()));
@@ -52,6 +55,9 @@ pub(super) fn document(contents: &Contents, plots: &str) -> String {
     parts.push(format!("{}\n{}", contents.glance.networks, contents.glance.costs));
     parts.push("## Where Titan loses".to_owned());
     parts.push(behind(contents, true));
+    parts.push("## Goals".to_owned());
+    parts.push(goals::CAPTION.to_owned());
+    parts.push(goals_of(contents, true));
     for figure in &contents.figures {
         parts.push(format!("## {}", figure.title));
         parts.push(escape(&figure.caption));
@@ -182,6 +188,33 @@ fn behind(contents: &Contents, everyone: bool) -> String {
     }
     let doubt = if doubts { format!("\n\n\\* {}.", notes::DOUBT) } else { String::new() };
     format!("{}\n\n{}{doubt}", notes::BEHIND, table.markdown())
+}
+
+/// `notes`: with what was tried where a goal is not met.
+fn goals_of(contents: &Contents, notes: bool) -> String {
+    let mut head = vec!["", "goal", "Titan QUIC", "beside", "met"];
+    if notes {
+        head.push("what was tried");
+    }
+    let mut table = Table::new(head);
+    for goal in &contents.goals {
+        let shown = |figure: &goals::Figure| match figure.shown() {
+            [main, small] if small.is_empty() => main,
+            [main, small] => format!("{main} ({small})"),
+        };
+        let mut cells = vec![
+            goal.name.clone(),
+            goal.goal.to_owned(),
+            escape(&shown(&goal.titan)),
+            escape(&shown(&goal.beside)),
+            goal.verdict().said().to_owned(),
+        ];
+        if notes {
+            cells.push(escape(goal.note()));
+        }
+        table.row(cells);
+    }
+    table.markdown()
 }
 
 fn grid(grid: &Grid) -> Vec<String> {

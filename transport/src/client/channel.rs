@@ -25,12 +25,7 @@ use tonic::{Status, body::Body};
 use tower::Service;
 
 use super::{ConnectError, QuicConnector, call, watching};
-use crate::{
-    QuicOptions,
-    limits::HANDSHAKE_TIMEOUT,
-    repeat::receiver::Inboxes,
-    wire::ErrorCode,
-};
+use crate::{QuicOptions, limits::HANDSHAKE_TIMEOUT, repeat::receiver::Inboxes, wire::ErrorCode};
 
 /// A gRPC channel over QUIC: `SomeServiceClient::new(channel)`. Cheap to clone; the clones share one connection.
 #[derive(Clone)]

@@ -118,7 +118,8 @@ impl Arrivals {
     /// Frames that left before the stream brought them.
     pub(crate) fn repaired(&self) -> u64 {
         self.repaired
-    }}
+    }
+}
 
 #[cfg(test)]
 mod tests {

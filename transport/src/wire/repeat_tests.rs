@@ -185,7 +185,9 @@ fn what_is_kept_is_bounded_at_both_ends() {
     let (mut window, mut arrivals) = (Window::new(STREAM), Arrivals::default());
     for number in 0..10_000 {
         window.push(Some(message(number, 500).0));
-        let Some(Datagram::Repeat { first, frames, .. }) = Datagram::read(window.oldest(ROOM).unwrap()) else { panic!() };
+        let Some(Datagram::Repeat { first, frames, .. }) = Datagram::read(window.oldest(ROOM).unwrap()) else {
+            panic!()
+        };
         arrivals.repeated(first, frames);
     }
     assert!(format!("{window:?}").len() < 200_000 && format!("{arrivals:?}").len() < 200_000);

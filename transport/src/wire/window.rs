@@ -81,7 +81,12 @@ impl Window {
         let budget = measure.bytes.min(room.checked_sub(MAX_REPEAT_HEADER_BYTES)?);
         let mut bytes = 0;
         let fitting = self.frames.iter().rev().take(measure.frames).map_while(Option::as_ref);
-        let count = fitting.take_while(|frame| { bytes += frame.len(); bytes <= budget }).count();
+        let count = fitting
+            .take_while(|frame| {
+                bytes += frame.len();
+                bytes <= budget
+            })
+            .count();
         self.repeat(self.frames.len() - count, count)
     }
 
@@ -92,7 +97,12 @@ impl Window {
         let start = self.frames.iter().position(Option::is_some)?;
         let mut bytes = 0;
         let fitting = self.frames.range(start..).map_while(Option::as_ref);
-        let count = fitting.take_while(|frame| { bytes += frame.len(); bytes <= budget }).count();
+        let count = fitting
+            .take_while(|frame| {
+                bytes += frame.len();
+                bytes <= budget
+            })
+            .count();
         self.repeat(start, count)
     }
 

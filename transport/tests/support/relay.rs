@@ -78,7 +78,8 @@ impl Relay {
     }
 
     fn listen(&self, outside: Arc<UdpSocket>, seed: u64) {
-        let (inside, client, path, packets) = (self.inside.clone(), self.client.clone(), self.path, self.packets.clone());
+        let (inside, client, path, packets) =
+            (self.inside.clone(), self.client.clone(), self.path, self.packets.clone());
         let task = tokio::spawn(async move {
             let (mut random, mut buffer) = (StdRng::seed_from_u64(seed), [0; 2048]);
             loop {

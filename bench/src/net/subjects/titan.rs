@@ -17,9 +17,9 @@ use titan_agent::{
     engine::{Engine, synthetic::SYNTHETIC_MODEL},
 };
 use titan_certs::COORDINATOR_SERVER_NAME;
-use titan_client::{Prompt, TitanClient, WirePreference};
+use titan_client::{Feature, Prompt, TitanClient, WirePreference};
 use titan_coord::Coordinator;
-use titan_transport::{QuicConnector, tls::TlsMaterial};
+use titan_transport::{QuicConnector, QuicOptions, tls::TlsMaterial};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Endpoint;
 
@@ -41,17 +41,31 @@ const READY_WITHIN: Duration = Duration::from_secs(30);
 /// Between two looks at whether it has.
 const READY_POLL: Duration = Duration::from_millis(20);
 
+/// What plain QUIC does without: everything that sends more, or earlier, than QUIC by itself would.
+const PLAIN_IS_WITHOUT: [Feature; 4] =
+    [Feature::Redundancy, Feature::ThinStream, Feature::RepeatFirst, Feature::Migration];
+
 /// What the client library is told of Titan's two wires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wire {
     Quic,
+    /// Without [`PLAIN_IS_WITHOUT`].
+    PlainQuic,
     Grpc,
     /// QUIC, and gRPC where UDP gets no answer: what it does by default.
     Auto,
 }
 
+impl Wire {
+    /// The same for a connection by itself, and for the agent.
+    fn options(self) -> QuicOptions {
+        let on = self != Self::PlainQuic;
+        QuicOptions { redundancy: on, thin_stream: on, migration: on, repeat_first: on, ..QuicOptions::default() }
+    }
+}
+
 /// Starts a coordinator, and an agent that registers with it.
-pub(super) async fn serve(port: u16, lab: &Path, engine: Arc<dyn Engine>) -> anyhow::Result<Serving> {
+pub(super) async fn serve(port: u16, lab: &Path, wire: Wire, engine: Arc<dyn Engine>) -> anyhow::Result<Serving> {
     let coordinator = Coordinator::bind(titan_coord::Config {
         http_addr: SocketAddr::new(EVERYWHERE, port),
         grpc_addr: SocketAddr::new(LOCALHOST, port + COORDINATOR_GRPC),
@@ -66,6 +80,7 @@ pub(super) async fn serve(port: u16, lab: &Path, engine: Arc<dyn Engine>) -> any
     config.coordinator = Some(coordinator.grpc_addr().to_string());
     config.tls = Some(lab::agent_material(lab)?);
     config.max_jobs = MAX_JOBS;
+    config.quic = wire.options();
     let agent = Agent::bind(config, engine).await?;
 
     let mut serving = Serving::new(format!(
@@ -107,24 +122,27 @@ impl Titan {
     /// `server`: where the coordinator's REST is.
     pub(super) fn new(server: SocketAddr, lab: &Path, wire: Wire) -> anyhow::Result<Self> {
         let tls = lab::client_material(lab)?;
-        let client = TitanClient::builder(format!("https://{COORDINATOR_SERVER_NAME}:{}", server.port()))
+        let off: &[Feature] = if wire == Wire::PlainQuic { &PLAIN_IS_WITHOUT } else { &[] };
+        let builder = TitanClient::builder(format!("https://{COORDINATOR_SERVER_NAME}:{}", server.port()))
             .tls(tls.clone())
             .wire(match wire {
-                Wire::Quic => WirePreference::Quic,
+                Wire::Quic | Wire::PlainQuic => WirePreference::Quic,
                 Wire::Grpc => WirePreference::Grpc,
                 Wire::Auto => WirePreference::Auto,
             })
             .resolve(COORDINATOR_SERVER_NAME, server.ip())
-            .resolve(AGENT_HOST, server.ip())
-            .build()?;
+            .resolve(AGENT_HOST, server.ip());
+        let client = off.iter().fold(builder, |builder, &feature| builder.without(feature)).build()?;
         Ok(Self { client, tls, agent: SocketAddr::new(server.ip(), server.port() + AGENT), wire })
     }
 
     async fn generate(&self, tokens: u32) -> anyhow::Result<Answer> {
-        let prompt = Prompt { max_tokens: tokens, ..Prompt::new(SYNTHETIC_MODEL, PROMPT) };
+        // Greedy: only such an answer can go on at another agent.
+        let prompt = Prompt { max_tokens: tokens, temperature: 0.0, ..Prompt::new(SYNTHETIC_MODEL, PROMPT) };
         let generation = self.client.generate(prompt).await?;
         let (wire, wanted) = (generation.wire(), self.wire);
-        let as_asked = wanted == Wire::Auto || (wire == titan_client::Wire::Quic) == (wanted == Wire::Quic);
+        let as_asked = wanted == Wire::Auto
+            || (wire == titan_client::Wire::Quic) == matches!(wanted, Wire::Quic | Wire::PlainQuic);
         ensure!(as_asked, "the answer came over {wire:?}, not over {wanted:?}");
         let routing = generation.routing();
         let tokens: Tokens = Box::pin(generation.map(|text| Ok(text?)));
@@ -134,8 +152,9 @@ impl Titan {
     /// Straight to the agent: the coordinator is no part of a connection.
     async fn connect_once(&self) -> anyhow::Result<Held> {
         match self.wire {
-            Wire::Quic | Wire::Auto => {
-                let channel = QuicConnector::new(&self.tls)?.channel(self.agent.to_string(), server_name());
+            Wire::Quic | Wire::PlainQuic | Wire::Auto => {
+                let connector = QuicConnector::with_options(&self.tls, self.wire.options())?;
+                let channel = connector.channel(self.agent.to_string(), server_name());
                 channel.connect().await?;
                 Ok(Box::new(channel))
             }
