@@ -9,6 +9,7 @@ mod csv;
 mod estimate;
 #[cfg(test)]
 mod example;
+mod fairness;
 mod format;
 mod glance;
 mod goals;

@@ -93,6 +93,8 @@ pub(crate) enum Part {
     Cpu,
     /// Memory per connection and stream
     Memory,
+    /// What streams leave of a link to a TCP flow that sends all it can
+    Fairness,
 }
 
 /// What a hidden child process is told.

@@ -22,6 +22,8 @@ pub(crate) struct Plan {
     pub(crate) cpu: Option<CpuPlan>,
     /// So many connections, and streams; empty: not measured.
     pub(crate) memory: Vec<u32>,
+    /// `None`: not measured.
+    pub(crate) fairness: Option<FairnessPlan>,
 }
 
 /// One combination of conditions, for all subjects and repetitions at once.
@@ -45,6 +47,16 @@ pub(crate) struct CpuPlan {
     pub(crate) duration: Duration,
 }
 
+/// A flow that sends all it can, and many streams of one subject at a time, over one link.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct FairnessPlan {
+    pub(crate) repetitions: u32,
+    pub(crate) rate_mbit: f64,
+    pub(crate) rtt_ms: f64,
+    pub(crate) streams: u32,
+    pub(crate) duration: Duration,
+}
+
 /// Where the dimensions that vary one at a time are held.
 const BASE_RTT_MS: f64 = 100.0;
 const BASE_LOSS: Loss = Loss::Iid { percent: 1.0 };
@@ -64,6 +76,7 @@ struct Defaults {
     returns: u32,
     connections: &'static [u32],
     cpu: CpuPlan,
+    fairness: Option<FairnessPlan>,
 }
 
 const FULL: Defaults = Defaults {
@@ -87,6 +100,13 @@ const FULL: Defaults = Defaults {
     returns: 40,
     connections: &[1000, 10_000],
     cpu: CpuPlan { repetitions: 9, streams: 100, clients: 10, duration: Duration::from_secs(3) },
+    fairness: Some(FairnessPlan {
+        repetitions: 6,
+        rate_mbit: 10.0,
+        rtt_ms: 50.0,
+        streams: 20,
+        duration: Duration::from_secs(8),
+    }),
 };
 
 const QUICK: Defaults = Defaults {
@@ -103,6 +123,8 @@ const QUICK: Defaults = Defaults {
     returns: 0,
     connections: &[200],
     cpu: CpuPlan { repetitions: 1, streams: 50, clients: 5, duration: Duration::from_secs(2) },
+    // A flow takes seconds to find the rate of its link.
+    fairness: None,
 };
 
 const EVENTS: [Event; 4] = [Event::None, Event::AddressChange, Event::UdpBlocked, Event::AgentKilled];
@@ -128,6 +150,9 @@ impl Plan {
             cells: cells(args, defaults, Amounts { starts, seconds, returns }),
             cpu: measures(Part::Cpu).then_some(defaults.cpu),
             memory: if measures(Part::Memory) { list(&args.connections, defaults.connections) } else { Vec::new() },
+            fairness: defaults.fairness.filter(|_| measures(Part::Fairness) && !args.loopback).map(|fairness| {
+                FairnessPlan { repetitions: args.repetitions.unwrap_or(fairness.repetitions), ..fairness }
+            }),
         }
     }
 
@@ -138,7 +163,11 @@ impl Plan {
         let cpu = self.cpu.map_or(Duration::ZERO, |cpu| cpu.estimate_of_one() * cpu.repetitions * subjects);
         // Idle connections, and streams.
         let connections = 2 * self.memory.iter().max().copied().unwrap_or(0) * subjects;
-        cells + cpu + Duration::from_secs_f64(SECONDS_PER_CONNECTION * f64::from(connections))
+        // Alone, and beside each.
+        let with = 1 + self.subjects.iter().filter(|subject| FairnessPlan::SUBJECTS.contains(subject)).count();
+        let with = u32::try_from(with).unwrap_or(u32::MAX);
+        let fairness = self.fairness.map_or(Duration::ZERO, |it| it.estimate_of_one() * it.repetitions * with);
+        cells + cpu + fairness + Duration::from_secs_f64(SECONDS_PER_CONNECTION * f64::from(connections))
     }
 
     /// Of all subjects and repetitions.
@@ -157,10 +186,23 @@ pub(crate) const SECONDS_PER_CONNECTION: f64 = 0.003;
 /// Starting and stopping a subject's processes, connecting.
 const OVERHEAD_OF_CPU: Duration = Duration::from_secs(3);
 
+/// The same, and until the flow has found the rate of its link.
+const OVERHEAD_OF_FAIRNESS: Duration = Duration::from_secs(6);
+
 impl CpuPlan {
     /// About how long one subject takes once.
     pub(crate) fn estimate_of_one(&self) -> Duration {
         self.duration + OVERHEAD_OF_CPU
+    }
+}
+
+impl FairnessPlan {
+    /// Whose streams: with what sends more, without it, and over TCP.
+    pub(crate) const SUBJECTS: [Subject; 3] = [Subject::TitanQuic, Subject::TitanQuicPlain, Subject::TitanGrpc];
+
+    /// About how long it takes once.
+    pub(crate) fn estimate_of_one(&self) -> Duration {
+        self.duration + OVERHEAD_OF_FAIRNESS
     }
 }
 

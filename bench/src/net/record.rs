@@ -78,6 +78,7 @@ pub(crate) enum Record {
     Check(CheckRecord),
     Cpu(CpuRecord),
     Memory(MemoryRecord),
+    Fairness(FairnessRecord),
 }
 
 /// What the client still has of an earlier connection when it starts.
@@ -184,6 +185,21 @@ pub(crate) struct MemoryRecord {
     pub(crate) streams: u32,
     pub(crate) server_bytes: u64,
     pub(crate) client_bytes: u64,
+}
+
+/// What a TCP flow that sends all it can gets of a link.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct FairnessRecord {
+    /// Whose token streams share the link; `None`: nobody's.
+    pub(crate) beside: Option<Subject>,
+    pub(crate) repetition: u32,
+    pub(crate) rate_mbit: f64,
+    pub(crate) rtt_ms: f64,
+    pub(crate) streams: u32,
+    /// What its reader got.
+    pub(crate) bulk_mbit: f64,
+    /// Between two tokens of the streams.
+    pub(crate) gap_p99_ms: Option<f64>,
 }
 
 impl Delivery {

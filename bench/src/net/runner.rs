@@ -1,6 +1,7 @@
 //! Runs a plan: cell after cell, all subjects and repetitions of a cell side by side.
 
 mod cpu;
+mod fairness;
 mod memory;
 mod returns;
 mod starts;
@@ -89,6 +90,9 @@ async fn run(
     }
     if let Some(cpu) = &plan.cpu {
         cpu::measure(plan, cpu, ground, lab, recorder, progress).await.context("CPU time")?;
+    }
+    if let Some(plan_of) = &plan.fairness {
+        fairness::measure(plan, plan_of, ground, lab, recorder, progress).await.context("a bulk flow beside")?;
     }
     if !plan.memory.is_empty() {
         memory::measure(plan, ground, lab, recorder, progress).await.context("memory")?;

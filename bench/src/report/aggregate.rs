@@ -9,8 +9,8 @@ use super::{estimate::Estimate, format, measure::Measure};
 use crate::{
     net::{
         record::{
-            self, CheckRecord, Conditions, CpuRecord, Event, Loss, MemoryRecord, Record, Run, StartRecord, StartState,
-            StreamRecord,
+            self, CheckRecord, Conditions, CpuRecord, Event, FairnessRecord, Loss, MemoryRecord, Record, Run,
+            StartRecord, StartState, StreamRecord,
         },
         subject::Subject,
     },
@@ -78,6 +78,7 @@ pub(super) struct Data {
     /// By subject, what was tried, and the index of the conditions.
     pub(super) outcomes: BTreeMap<(Subject, &'static str, usize), Outcome>,
     pub(super) tokens: BTreeMap<Subject, Tokens>,
+    pub(super) fairness: Vec<FairnessRecord>,
     memory: Vec<(usize, MemoryRecord)>,
 }
 
@@ -120,6 +121,7 @@ impl Data {
             Record::Check(check) => self.checks.push(marked_if_late(check)),
             Record::Cpu(cpu) => self.add_cpu(run, &cpu),
             Record::Memory(memory) => self.memory.push((run, memory)),
+            Record::Fairness(fairness) => self.fairness.push(fairness),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::{
     aggregate::Data,
+    fairness,
     format::{self, DASH, escape, grouped, median_of, more, number, plain, spread_of},
     glance::{Behind, Glance},
     goals::{Goal, Verdict},
@@ -41,6 +42,7 @@ pub(super) fn page(contents: &Contents) -> String {
         section("At a glance", "", &glance(&contents.glance)),
         section("Where Titan loses", "", &behind(contents)),
         section("Goals", "", &goals(&contents.goals)),
+        shares(data),
         tag("div", "class=\"figures\"", &figures),
         if grids.is_empty() {
             String::new()
@@ -209,6 +211,21 @@ fn goals(goals: &[Goal]) -> String {
     });
     let names = ["", "goal", "Titan QUIC", "beside", "", "what was tried"];
     format!("{}{}", tag("p", "class=\"faint\"", super::goals::CAPTION), table(&head_with(&names, &[0, 1, 4, 5]), rows))
+}
+
+fn shares(data: &Data) -> String {
+    let shown = |estimate: &super::estimate::Estimate| with_small("", &number(estimate.median), &spread_of(estimate));
+    let rows: Vec<_> = fairness::shares(data)
+        .iter()
+        .map(|share| {
+            let gaps = share.gap_p99_ms.as_ref().map_or_else(|| cell(DASH), shown);
+            (share.beside, vec![words(&share.name()), shown(&share.bulk_mbit), gaps])
+        })
+        .collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    section("A bulk flow beside", &fairness::caption(data), &table(&head_with(&fairness::HEAD, &[0]), rows))
 }
 
 fn figure(figure: &Figure) -> String {

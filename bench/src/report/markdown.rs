@@ -3,6 +3,7 @@
 use super::{
     Table,
     estimate::Estimate,
+    fairness,
     format::{DASH, median_of, more, number, spread_of},
     glance::{Column, Glance},
     goals,
@@ -28,6 +29,7 @@ pub(super) fn summary(contents: &Contents) -> String {
     parts.push(behind(contents, false));
     parts.push("Goals:".to_owned());
     parts.push(goals_of(contents, false));
+    parts.extend(shares(contents));
     parts.push(format!("Self-test: {}", notes::self_test(&contents.twins)));
     parts.extend(skipped(contents));
     parts.extend(contents.data.runs.iter().map(|run| run.environment.summary()));
@@ -58,6 +60,7 @@ pub(super) fn document(contents: &Contents, plots: &str) -> String {
     parts.push("## Goals".to_owned());
     parts.push(goals::CAPTION.to_owned());
     parts.push(goals_of(contents, true));
+    parts.extend(shares(contents).map(|shares| format!("## A bulk flow beside\n\n{shares}")));
     for figure in &contents.figures {
         parts.push(format!("## {}", figure.title));
         parts.push(escape(&figure.caption));
@@ -215,6 +218,18 @@ fn goals_of(contents: &Contents, notes: bool) -> String {
         table.row(cells);
     }
     table.markdown()
+}
+
+/// What streams leave of a link, if it was measured.
+fn shares(contents: &Contents) -> Option<String> {
+    let shares = fairness::shares(&contents.data);
+    let mut table = Table::new(fairness::HEAD);
+    let shown = |estimate: &Estimate| format!("{} ({})", number(estimate.median), spread_of(estimate));
+    for share in &shares {
+        let gaps = share.gap_p99_ms.as_ref().map_or_else(|| DASH.to_owned(), shown);
+        table.row([share.name(), shown(&share.bulk_mbit), gaps]);
+    }
+    (!shares.is_empty()).then(|| format!("{}\n\n{}", fairness::caption(&contents.data), table.markdown()))
 }
 
 fn grid(grid: &Grid) -> Vec<String> {

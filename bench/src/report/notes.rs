@@ -43,7 +43,7 @@ pub(super) fn warnings(data: &Data, twins: &[Twin]) -> Vec<String> {
     if data.runs.iter().any(|run| run.interrupted) {
         warnings.push("The run was interrupted: what is missing was not measured.".to_owned());
     }
-    if data.values.is_empty() {
+    if data.values.is_empty() && data.fairness.is_empty() {
         warnings.push("Nothing was measured.".to_owned());
     }
     let commits: Vec<&str> = data.runs.iter().map(|run| run.environment.commit.as_str()).collect();
