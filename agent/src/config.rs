@@ -7,7 +7,7 @@ use std::{
 
 use titan_certs::{Identity, Role};
 use titan_proto::{AGENT_PORT, rest::GrpcTls};
-use titan_transport::tls::TlsMaterial;
+use titan_transport::{QuicOptions, tls::TlsMaterial};
 
 /// What an agent is told. Start from [`Config::new`] and change what differs.
 #[derive(Clone, Debug)]
@@ -18,6 +18,8 @@ pub struct Config {
     pub grpc_addr: SocketAddr,
     /// Where to listen for QUIC (UDP), if there is TLS material. Defaults to the same address and port as gRPC.
     pub quic_addr: Option<SocketAddr>,
+    /// Parts of the QUIC wire that can be left out, to measure what they are worth. Defaults to all.
+    pub quic: QuicOptions,
     /// The host that clients dial. Defaults to `localhost` when listening on loopback, else to the address listened on.
     pub public_host: Option<String>,
     /// The coordinator's gRPC endpoint, `host:port`. `None` runs without one; then `keys` must be given.
@@ -50,6 +52,7 @@ impl Config {
             agent_id: agent_id.into(),
             grpc_addr: SocketAddr::from(([127, 0, 0, 1], AGENT_PORT)),
             quic_addr: None,
+            quic: QuicOptions::default(),
             public_host: None,
             coordinator: None,
             keys: None,

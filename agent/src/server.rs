@@ -218,7 +218,7 @@ async fn bind_sockets(config: &Config) -> Result<(TcpListener, Option<Quic>), Bi
         let Some(tls) = &config.tls else { return Ok((listener, None)) };
         let same = SocketAddr::new(config.grpc_addr.ip(), listener.local_addr()?.port());
         let address = config.quic_addr.unwrap_or(same);
-        match QuicListener::bind(address, tls.quic_server_config()?) {
+        match QuicListener::bind_with(address, tls.quic_server_config_with(config.quic)?, config.quic) {
             Ok(quic) => {
                 let addr = quic.local_addr()?;
                 let config = QuicServerConfig { drain_timeout: CLOSE_TIME, ..QuicServerConfig::new(tls)? };

@@ -1,4 +1,4 @@
-//! What coordinator, agents and clients need to trust each other, made for one measurement: a private CA, three leaves, a token issuer.
+//! What coordinator, agents and clients need to trust each other, made for one measurement: a private CA, four leaves, a token issuer.
 
 use std::{
     fs,
@@ -18,6 +18,8 @@ use titan_transport::{
 
 /// The agent that is measured.
 pub(crate) const AGENT_ID: &str = "bench-agent";
+/// Another one, for where an agent dies.
+pub(crate) const SPARE_AGENT_ID: &str = "bench-agent-2";
 const CLIENT_NAME: &str = "bench-client";
 const COORDINATOR: &str = "coordinator";
 const KEYS_FILE: &str = "jwks.json";
@@ -38,6 +40,7 @@ impl Lab {
         let certs = CertDir::new(dir.path());
         certs.init()?;
         certs.issue(&LeafRequest::new(Role::Agent, AGENT_ID).hosts(["localhost", "127.0.0.1"]))?;
+        certs.issue(&LeafRequest::new(Role::Agent, SPARE_AGENT_ID).hosts(["localhost", "127.0.0.1"]))?;
         certs.issue(&LeafRequest::new(Role::Client, CLIENT_NAME))?;
         certs.issue(&LeafRequest::new(Role::Coordinator, COORDINATOR))?;
         let client = client_material(dir.path())?;
@@ -83,6 +86,11 @@ pub(crate) fn agent_config(dir: &Path, max_jobs: usize) -> anyhow::Result<Config
 /// The agent's identity. Servers of other protocols show the same: its name is `agent_server_name(AGENT_ID)`.
 pub(crate) fn agent_material(dir: &Path) -> anyhow::Result<TlsMaterial> {
     material(dir, Role::Agent, AGENT_ID)
+}
+
+/// The other agent's identity.
+pub(crate) fn spare_agent_material(dir: &Path) -> anyhow::Result<TlsMaterial> {
+    material(dir, Role::Agent, SPARE_AGENT_ID)
 }
 
 /// The coordinator's identity.

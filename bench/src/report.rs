@@ -1,7 +1,7 @@
 //! What was measured, for machines and for people. [`Report`] and [`Table`] are what each measurement prints and writes itself;
 //! [`write`] makes a page, Markdown and CSV of what `net` stored.
 //!
-//! `aggregate` reads and sorts, `glance`, `twins` and `tables` compute from it, `plots` draws with `svg`; `html`, `markdown`, `csv` and
+//! `aggregate` reads and sorts, `glance`, `goals`, `twins` and `tables` compute from it, `plots` draws with `svg`; `html`, `markdown`, `csv` and
 //! `publish` write.
 
 mod aggregate;
@@ -9,8 +9,10 @@ mod csv;
 mod estimate;
 #[cfg(test)]
 mod example;
+mod fairness;
 mod format;
 mod glance;
+mod goals;
 mod html;
 mod markdown;
 mod measure;
@@ -67,6 +69,7 @@ fn contents(data: Data) -> Contents {
     let twins = twins::compare(&data);
     Contents {
         behind: glance::behind(&glance),
+        goals: goals::goals(&data),
         figures: plots::figures(&data),
         grids: tables::grids(&data),
         warnings: notes::warnings(&data, &twins),

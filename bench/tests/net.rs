@@ -58,7 +58,7 @@ fn every_token_of_every_subject_arrives_once_over_a_network_that_is_what_it_is_s
 
     let streams = samples(&out, "stream");
     let subjects: HashSet<&str> = streams.iter().map(|stream| stream["subject"].as_str().unwrap()).collect();
-    assert!(subjects.len() >= 8, "{subjects:?}");
+    assert!(subjects.len() >= 9 && subjects.contains("titan-quic-plain"), "{subjects:?}");
     for stream in &streams {
         let delivery = &stream["delivery"];
         assert!(stream["failed"].is_null(), "{}: {}", stream["subject"], stream["failed"]);
@@ -82,6 +82,48 @@ fn every_token_of_every_subject_arrives_once_over_a_network_that_is_what_it_is_s
         assert!(start["failed"].is_null(), "{}: {}", start["subject"], start["failed"]);
         let (rtt_ms, ttft_ms) = (start["conditions"]["rtt_ms"].as_f64().unwrap(), start["ttft_ms"].as_f64().unwrap());
         assert!(ttft_ms >= rtt_ms, "{start}");
+    }
+}
+
+#[test]
+fn an_agent_that_is_killed_ends_a_stream_or_another_agent_goes_on_with_it() {
+    if !has_network() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("results");
+    output(
+        "--only streams --events agent-killed --subjects titan-quic,titan-grpc,tonic --rtt 20 --seconds 6 --repetitions 2",
+        &out,
+    );
+    let streams = samples(&out, "stream");
+    assert_eq!(streams.len(), 2 * 2, "tonic has no agents: {streams:?}");
+    for stream in &streams {
+        let (delivery, subject) = (&stream["delivery"], &stream["subject"]);
+        assert_eq!(stream["conditions"]["event"], "agent_killed");
+        assert_eq!((&delivery["lost"], &delivery["duplicated"]), (&0.into(), &0.into()), "{subject}");
+        let received = delivery["received"].as_u64().unwrap();
+        assert!(received > 0, "{subject}: the agent was killed before it said anything: {}", stream["failed"]);
+        match stream["recovery_ms"].as_f64() {
+            Some(_) => assert!(stream["failed"].is_null() && received == 300, "{stream}"),
+            None => assert!(stream["failed"].is_string() && received < 300, "{stream}"),
+        }
+    }
+}
+
+#[test]
+fn a_client_that_comes_back_is_measured_as_often_as_asked() {
+    if !has_network() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("results");
+    output("--only returning --subjects titan-quic,tonic --returns 3 --repetitions 2", &out);
+    let starts = samples(&out, "start");
+    assert_eq!(starts.len(), 2 * 3 * 2, "{starts:?}");
+    for start in &starts {
+        assert_eq!((&start["state"], start["conditions"]["rtt_ms"].as_f64()), (&"returning".into(), Some(100.0)));
+        assert!(start["failed"].is_string() || start["ttft_ms"].as_f64() >= Some(100.0), "{start}");
     }
 }
 

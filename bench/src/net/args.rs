@@ -60,6 +60,9 @@ pub(crate) struct NetArgs {
     /// Starts of each kind in a repetition
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) starts: Option<u32>,
+    /// Starts of a client that comes back, in a repetition
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) returns: Option<u32>,
     /// Connections whose memory is measured. Defaults to 1000,10000
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=20_000))]
     pub(crate) connections: Vec<u32>,
@@ -82,12 +85,16 @@ pub(crate) struct NetArgs {
 pub(crate) enum Part {
     /// Time to the first token
     Starts,
+    /// Time to the first token of clients that come back, under loss, often
+    Returning,
     /// Tokens on their way
     Streams,
     /// CPU time per token
     Cpu,
     /// Memory per connection and stream
     Memory,
+    /// What streams leave of a link to a TCP flow that sends all it can
+    Fairness,
 }
 
 /// What a hidden child process is told.
@@ -101,6 +108,12 @@ pub(crate) struct HostArgs {
     /// Tokens per second of each stream; servers only
     #[arg(long, value_parser = above_zero, default_value_t = 50.0)]
     pub(crate) token_rate: f64,
+    /// Agents in processes of their own, so that one can be killed; Titan's servers only
+    #[arg(long)]
+    pub(crate) apart: bool,
+    /// Be that agent; Titan's servers only
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=2), conflicts_with = "apart")]
+    pub(crate) agent: Option<u8>,
 }
 
 /// No token rate or bandwidth beyond this is emulated faithfully.

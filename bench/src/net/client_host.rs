@@ -15,7 +15,7 @@ use anyhow::Context as _;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use parking_lot::Mutex;
 use titan_agent::engine::synthetic::{Stamp, now_ns};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{
     args::HostArgs,
@@ -58,6 +58,9 @@ struct ClientHost {
 
 /// Connections that are made at the same time, where there are thousands to make: no more than a queue of a listening socket holds.
 const AT_ONCE: usize = 32;
+/// Until tickets and address tokens have come, which follow a handshake, even if they are lost at first: clients that come back later
+/// have them.
+const RETURN_AFTER: Duration = Duration::from_millis(500);
 /// Streams that wait on one client, where there are thousands.
 const STREAMS_PER_CLIENT: u32 = 100;
 /// More than any of them lives to send.
@@ -68,6 +71,9 @@ impl ClientHost {
         match order {
             Order::Start { server, deadline_ms } => {
                 Ok(Answer::Starts(self.starts(server, Duration::from_millis(deadline_ms)).await))
+            }
+            Order::Return { server, deadline_ms } => {
+                Ok(Answer::Returned(self.returns(server, Duration::from_millis(deadline_ms)).await))
             }
             Order::Open { server, deadline_ms } => {
                 let client: Arc<dyn Client> = self.client(server)?.into();
@@ -120,6 +126,7 @@ impl ClientHost {
                 .await
             }
             Order::Usage => Ok(Answer::Used(Usage::now()?)),
+            Order::SpareAgent | Order::KillAgent => anyhow::bail!("a client has no agents"),
         }
     }
 
@@ -150,6 +157,19 @@ impl ClientHost {
         let resumed = start().await;
         let warm = start().await;
         Starts { connect_ms: connect_ms.map_err(|error| format!("{error:#}")), cold, resumed, warm }
+    }
+
+    /// The start of a client that was here before.
+    async fn returns(&self, server: IpAddr, deadline: Duration) -> Result<Start, String> {
+        let returned = async {
+            let client = self.client(server)?;
+            // Its own deadline: what it takes is not what is measured.
+            within(deadline, start(&*client)).await.context("the start before it")?;
+            sleep(RETURN_AFTER).await;
+            client.disconnect();
+            within(deadline, start(&*client)).await
+        };
+        returned.await.map_err(|error: anyhow::Error| format!("{error:#}"))
     }
 
     async fn streams(

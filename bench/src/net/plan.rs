@@ -14,12 +14,16 @@ pub(crate) struct Plan {
     pub(crate) subjects: Vec<Subject>,
     pub(crate) repetitions: u32,
     pub(crate) seed: u64,
+    /// Nobody asked for some subjects only.
+    pub(crate) all_subjects: bool,
     /// In the order in which they run.
     pub(crate) cells: Vec<Cell>,
     /// `None`: not measured.
     pub(crate) cpu: Option<CpuPlan>,
     /// So many connections, and streams; empty: not measured.
     pub(crate) memory: Vec<u32>,
+    /// `None`: not measured.
+    pub(crate) fairness: Option<FairnessPlan>,
 }
 
 /// One combination of conditions, for all subjects and repetitions at once.
@@ -30,6 +34,8 @@ pub(crate) struct Cell {
     pub(crate) starts: u32,
     /// Tokens of a stream; 0: none.
     pub(crate) tokens: u32,
+    /// Starts of a client that comes back, in a repetition; 0: none.
+    pub(crate) returns: u32,
 }
 
 /// Many streams of one subject at a time over a clean path.
@@ -38,6 +44,16 @@ pub(crate) struct CpuPlan {
     pub(crate) repetitions: u32,
     pub(crate) streams: u32,
     pub(crate) clients: u32,
+    pub(crate) duration: Duration,
+}
+
+/// A flow that sends all it can, and many streams of one subject at a time, over one link.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct FairnessPlan {
+    pub(crate) repetitions: u32,
+    pub(crate) rate_mbit: f64,
+    pub(crate) rtt_ms: f64,
+    pub(crate) streams: u32,
     pub(crate) duration: Duration,
 }
 
@@ -57,8 +73,10 @@ struct Defaults {
     repetitions: u32,
     seconds: f64,
     starts: u32,
+    returns: u32,
     connections: &'static [u32],
     cpu: CpuPlan,
+    fairness: Option<FairnessPlan>,
 }
 
 const FULL: Defaults = Defaults {
@@ -79,8 +97,16 @@ const FULL: Defaults = Defaults {
     repetitions: 6,
     seconds: 8.0,
     starts: 5,
+    returns: 40,
     connections: &[1000, 10_000],
     cpu: CpuPlan { repetitions: 9, streams: 100, clients: 10, duration: Duration::from_secs(3) },
+    fairness: Some(FairnessPlan {
+        repetitions: 6,
+        rate_mbit: 10.0,
+        rtt_ms: 50.0,
+        streams: 20,
+        duration: Duration::from_secs(8),
+    }),
 };
 
 const QUICK: Defaults = Defaults {
@@ -93,11 +119,20 @@ const QUICK: Defaults = Defaults {
     repetitions: 3,
     seconds: 4.0,
     starts: 2,
+    // Too few would say nothing of the slowest of a hundred, and enough take too long.
+    returns: 0,
     connections: &[200],
     cpu: CpuPlan { repetitions: 1, streams: 50, clients: 5, duration: Duration::from_secs(2) },
+    // A flow takes seconds to find the rate of its link.
+    fairness: None,
 };
 
-const EVENTS: [Event; 3] = [Event::None, Event::AddressChange, Event::UdpBlocked];
+const EVENTS: [Event; 4] = [Event::None, Event::AddressChange, Event::UdpBlocked, Event::AgentKilled];
+/// Where clients come back.
+const RETURNING_RTT_MS: f64 = BASE_RTT_MS;
+const RETURNING_LOSS: Loss = Loss::Iid { percent: 5.0 };
+/// Unless others are asked for: a minute's starts of everyone would be no use.
+const RETURNING: [Subject; 3] = [Subject::TitanQuic, Subject::TitanGrpc, Subject::Tonic];
 
 impl Plan {
     /// What `args` ask for, for those of the subjects that are `available`.
@@ -106,13 +141,18 @@ impl Plan {
         let measures = |part| args.only.is_empty() || args.only.contains(&part);
         let starts = if measures(Part::Starts) { args.starts.unwrap_or(defaults.starts) } else { 0 };
         let seconds = if measures(Part::Streams) { args.seconds.unwrap_or(defaults.seconds) } else { 0.0 };
+        let returns = if measures(Part::Returning) { args.returns.unwrap_or(defaults.returns) } else { 0 };
         Self {
             subjects: subjects(args, available),
             repetitions: args.repetitions.unwrap_or(defaults.repetitions),
             seed: args.seed,
-            cells: cells(args, defaults, starts, seconds),
+            all_subjects: args.subjects.is_empty() && !args.self_test,
+            cells: cells(args, defaults, Amounts { starts, seconds, returns }),
             cpu: measures(Part::Cpu).then_some(defaults.cpu),
             memory: if measures(Part::Memory) { list(&args.connections, defaults.connections) } else { Vec::new() },
+            fairness: defaults.fairness.filter(|_| measures(Part::Fairness) && !args.loopback).map(|fairness| {
+                FairnessPlan { repetitions: args.repetitions.unwrap_or(fairness.repetitions), ..fairness }
+            }),
         }
     }
 
@@ -123,7 +163,11 @@ impl Plan {
         let cpu = self.cpu.map_or(Duration::ZERO, |cpu| cpu.estimate_of_one() * cpu.repetitions * subjects);
         // Idle connections, and streams.
         let connections = 2 * self.memory.iter().max().copied().unwrap_or(0) * subjects;
-        cells + cpu + Duration::from_secs_f64(SECONDS_PER_CONNECTION * f64::from(connections))
+        // Alone, and beside each.
+        let with = 1 + self.subjects.iter().filter(|subject| FairnessPlan::SUBJECTS.contains(subject)).count();
+        let with = u32::try_from(with).unwrap_or(u32::MAX);
+        let fairness = self.fairness.map_or(Duration::ZERO, |it| it.estimate_of_one() * it.repetitions * with);
+        cells + cpu + fairness + Duration::from_secs_f64(SECONDS_PER_CONNECTION * f64::from(connections))
     }
 
     /// Of all subjects and repetitions.
@@ -142,10 +186,23 @@ pub(crate) const SECONDS_PER_CONNECTION: f64 = 0.003;
 /// Starting and stopping a subject's processes, connecting.
 const OVERHEAD_OF_CPU: Duration = Duration::from_secs(3);
 
+/// The same, and until the flow has found the rate of its link.
+const OVERHEAD_OF_FAIRNESS: Duration = Duration::from_secs(6);
+
 impl CpuPlan {
     /// About how long one subject takes once.
     pub(crate) fn estimate_of_one(&self) -> Duration {
         self.duration + OVERHEAD_OF_CPU
+    }
+}
+
+impl FairnessPlan {
+    /// Whose streams: with what sends more, without it, and over TCP.
+    pub(crate) const SUBJECTS: [Subject; 3] = [Subject::TitanQuic, Subject::TitanQuicPlain, Subject::TitanGrpc];
+
+    /// About how long it takes once.
+    pub(crate) fn estimate_of_one(&self) -> Duration {
+        self.duration + OVERHEAD_OF_FAIRNESS
     }
 }
 
@@ -157,7 +214,15 @@ fn subjects(args: &NetArgs, available: &[Subject]) -> Vec<Subject> {
     available.iter().filter(wanted).copied().collect()
 }
 
-fn cells(args: &NetArgs, defaults: &Defaults, starts: u32, seconds: f64) -> Vec<Cell> {
+/// Of what is measured in cells; 0: not at all.
+#[derive(Clone, Copy)]
+struct Amounts {
+    starts: u32,
+    seconds: f64,
+    returns: u32,
+}
+
+fn cells(args: &NetArgs, defaults: &Defaults, Amounts { starts, seconds, returns }: Amounts) -> Vec<Cell> {
     // Without a network there is none to vary.
     let (rtts, losses) = match args.loopback {
         true => (vec![0.0], vec![Loss::None]),
@@ -185,7 +250,7 @@ fn cells(args: &NetArgs, defaults: &Defaults, starts: u32, seconds: f64) -> Vec<
     let cell = |conditions: Conditions, starts| {
         // A stream of a given number of seconds, whatever its rate. Rounded down.
         let tokens = (seconds * conditions.token_rate) as u32;
-        Cell { starts, tokens, conditions }
+        Cell { starts, tokens, returns: 0, conditions }
     };
     let mut cells = Vec::new();
     if events.contains(&Event::None) {
@@ -213,6 +278,10 @@ fn cells(args: &NetArgs, defaults: &Defaults, starts: u32, seconds: f64) -> Vec<
             cells.push(cell(conditions, 0));
         }
     }
+    if !args.loopback && events.contains(&Event::None) {
+        let conditions = Conditions { rtt_ms: RETURNING_RTT_MS, loss: RETURNING_LOSS, ..base.clone() };
+        cells.push(Cell { tokens: 0, returns, ..cell(conditions, 0) });
+    }
     if !args.loopback && events.contains(&Event::AddressChange) {
         let event = Event::AddressChange;
         cells.push(cell(Conditions { event, loss: Loss::None, ..base.clone() }, 0));
@@ -223,13 +292,17 @@ fn cells(args: &NetArgs, defaults: &Defaults, starts: u32, seconds: f64) -> Vec<
         let conditions = Conditions { event, loss: Loss::None, ..base.clone() };
         cells.push(Cell { tokens: 0, ..cell(conditions, starts) });
     }
+    if !args.loopback && events.contains(&Event::AgentKilled) {
+        let event = Event::AgentKilled;
+        cells.push(cell(Conditions { event, loss: Loss::None, ..base.clone() }, 0));
+    }
     if events.contains(&Event::None) {
         // Last: a server has one token rate, and is started again for another.
         for &token_rate in token_rates.iter().skip(1) {
             cells.push(cell(Conditions { token_rate, ..base.clone() }, 0));
         }
     }
-    cells.retain(|cell| cell.starts > 0 || cell.tokens > 0);
+    cells.retain(|cell| cell.starts > 0 || cell.tokens > 0 || cell.returns > 0);
     cells
 }
 
@@ -257,7 +330,21 @@ pub(crate) fn starts_at_once(rtt_ms: f64) -> usize {
     (rtt_ms * PER_MS).max(LEAST).min(f64::from(u8::MAX)) as usize
 }
 
+/// A start of a client that comes back and the one before it, with what lost packets cost both.
+const RETURN: Duration = Duration::from_millis(1600);
+
 impl Cell {
+    /// Whether `subject` is measured in it; `all` if all were asked for.
+    pub(crate) fn has(&self, subject: Subject, all: bool) -> bool {
+        match self.conditions.event {
+            Event::UdpBlocked => !subject.is_udp(),
+            Event::AgentKilled => subject.is_titan() && subject != Subject::TitanAuto,
+            // It is there for what happens when UDP is blocked; otherwise it is Titan over QUIC.
+            _ if subject == Subject::TitanAuto => false,
+            _ => self.returns == 0 || !all || RETURNING.contains(&subject),
+        }
+    }
+
     /// About how long it takes with so many clients, for the time that is left.
     pub(crate) fn estimate(&self, clients: usize) -> Duration {
         let round_trip = Duration::from_secs_f64(self.conditions.rtt_ms / 1e3);
@@ -271,7 +358,7 @@ impl Cell {
         };
         let turns =
             self.starts * u32::try_from(clients.div_ceil(starts_at_once(self.conditions.rtt_ms))).unwrap_or(u32::MAX);
-        stream + (OVERHEAD_OF_START + round_trip.mul_f64(ROUND_TRIPS_OF_START)) * turns
+        stream + RETURN * self.returns + (OVERHEAD_OF_START + round_trip.mul_f64(ROUND_TRIPS_OF_START)) * turns
     }
 }
 
@@ -308,6 +395,7 @@ mod tests {
         assert!(has(&|conditions| conditions.streams == 8 && conditions.rate_mbit.is_none()));
         assert!(has(&|conditions| conditions.event == Event::AddressChange));
         assert!(has(&|conditions| conditions.event == Event::UdpBlocked));
+        assert!(has(&|conditions| conditions.event == Event::AgentKilled));
     }
 
     #[test]
@@ -332,6 +420,27 @@ mod tests {
         assert!(memory.cells.is_empty() && memory.cpu.is_none() && !memory.memory.is_empty());
         let starts = plan("--only starts");
         assert!(starts.cells.iter().all(|cell| cell.tokens == 0 && cell.starts > 0) && starts.memory.is_empty());
+    }
+
+    #[test]
+    fn clients_come_back_often_enough_to_speak_of_the_slowest_of_a_hundred() {
+        let plan = plan("--only returning");
+        let [cell] = plan.cells.as_slice() else { panic!("{:?}", plan.cells) };
+        assert_eq!((cell.conditions.rtt_ms, cell.conditions.loss), (100.0, Loss::Iid { percent: 5.0 }));
+        assert!(cell.returns * plan.repetitions >= 200 && cell.starts == 0 && cell.tokens == 0);
+        let has = |subject| cell.has(subject, plan.all_subjects);
+        assert!(has(Subject::TitanQuic) && has(Subject::Tonic) && !has(Subject::Nginx));
+        assert!(cell.has(Subject::Nginx, false), "asked for");
+    }
+
+    #[test]
+    fn an_agent_that_dies_is_of_titan_alone() {
+        let plan = plan("--only streams --events agent-killed");
+        let [cell] = plan.cells.as_slice() else { panic!("{:?}", plan.cells) };
+        let with: Vec<Subject> =
+            Subject::value_variants().iter().copied().filter(|&subject| cell.has(subject, true)).collect();
+        assert!(with.contains(&Subject::TitanQuic) && with.contains(&Subject::TitanGrpc));
+        assert!(with.iter().all(|subject| subject.is_titan()));
     }
 
     #[test]

@@ -56,8 +56,21 @@ impl HostProcess {
         lab: &Path,
         token_rate: f64,
     ) -> anyhow::Result<(Self, String)> {
-        let (process, mut lines) =
-            spawn(ground, Side::Server, subject, lab, &["--token-rate", &token_rate.to_string()])?;
+        Self::serving(ground, subject, lab, &["--token-rate", &token_rate.to_string()]).await
+    }
+
+    /// The same with an agent in a process of its own, which can be killed.
+    pub(crate) async fn server_apart(
+        ground: &Ground,
+        subject: Subject,
+        lab: &Path,
+        token_rate: f64,
+    ) -> anyhow::Result<(Self, String)> {
+        Self::serving(ground, subject, lab, &["--token-rate", &token_rate.to_string(), "--apart"]).await
+    }
+
+    async fn serving(ground: &Ground, subject: Subject, lab: &Path, more: &[&str]) -> anyhow::Result<(Self, String)> {
+        let (process, mut lines) = spawn(ground, Side::Server, subject, lab, more)?;
         let line = timeout(START_TIME, lines.next_line()).await.context("it does not say that it serves")??;
         let line = line.context("it ended before it served: see its message above")?;
         let Numbered { body: Answer::Ready { note }, .. } = serde_json::from_str(&line)? else {

@@ -21,18 +21,24 @@ pub(crate) struct Numbered<T> {
 pub(crate) enum Order {
     /// Client: starts of each kind, one after another: [`Answer::Starts`].
     Start { server: IpAddr, deadline_ms: u64 },
+    /// Client: a start, and another one when what the first left has come: [`Answer::Returned`].
+    Return { server: IpAddr, deadline_ms: u64 },
     /// Client: a client with a warm connection, for [`Order::Stream`] under the same number: [`Answer::Done`].
     Open { server: IpAddr, deadline_ms: u64 },
     /// Client: so many streams at once, read to their end: [`Answer::Stream`].
     Stream { opened: u64, streams: u32, tokens: u32, interval_ns: u64, one_way_ns: u64, deadline_ms: u64 },
     /// Client: what is opened is at an end: [`Answer::Done`].
     Close { opened: u64 },
-    /// Client: its address has changed, at this time in nanoseconds since 1970: [`Answer::Done`].
+    /// Client: its address has changed or its agent was killed, at this time in nanoseconds since 1970: [`Answer::Done`].
     Moved { at_ns: u64 },
     /// Client: so many more connections that stay open and idle: [`Answer::Done`].
     Hold { server: IpAddr, connections: u32 },
     /// Client: so many more streams that have begun and stay, over a hundredth as many clients: [`Answer::Done`].
     HoldStreams { server: IpAddr, streams: u32 },
+    /// Server: start another agent, and answer when it is registered: [`Answer::Done`].
+    SpareAgent,
+    /// Server: kill the first agent: [`Answer::Done`].
+    KillAgent,
     /// What the process has used: [`Answer::Used`].
     Usage,
 }
@@ -47,6 +53,7 @@ pub(crate) enum Answer {
     },
     Done,
     Starts(Starts),
+    Returned(Result<Start, String>),
     Stream(Box<Streamed>),
     Used(Usage),
     Failed {

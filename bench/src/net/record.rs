@@ -63,6 +63,8 @@ pub(crate) enum Event {
     AddressChange,
     /// From the start, UDP gets no answer
     UdpBlocked,
+    /// The agent that answers is killed half-way, and there is another; Titan only
+    AgentKilled,
 }
 
 /// One line of the samples.
@@ -76,6 +78,7 @@ pub(crate) enum Record {
     Check(CheckRecord),
     Cpu(CpuRecord),
     Memory(MemoryRecord),
+    Fairness(FairnessRecord),
 }
 
 /// What the client still has of an earlier connection when it starts.
@@ -86,6 +89,8 @@ pub(crate) enum StartState {
     Cold,
     /// A TLS session (and with Titan the route), but no connection.
     Resumed,
+    /// The same as resumed, after the earlier connection has stood long enough for all that helps the next one to have come.
+    Returning,
     /// The connection.
     Warm,
 }
@@ -116,8 +121,8 @@ pub(crate) struct StreamRecord {
     pub(crate) delivery: Delivery,
     /// Why a stream broke off, the first of them.
     pub(crate) failed: Option<String>,
-    /// From the change of address to the reading of the first token that was sent after it, the slowest stream's. `None`: there was no
-    /// change, or no such token came.
+    /// From the change of address, or the death of the agent, to the reading of the first token that was sent after it, the slowest
+    /// stream's. `None`: nothing of that kind happened, or no such token came.
     pub(crate) recovery_ms: Option<f64>,
     /// IP packets that entered the path during the streams, connecting not included.
     pub(crate) to_client: Traffic,
@@ -182,6 +187,21 @@ pub(crate) struct MemoryRecord {
     pub(crate) client_bytes: u64,
 }
 
+/// What a TCP flow that sends all it can gets of a link.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct FairnessRecord {
+    /// Whose token streams share the link; `None`: nobody's.
+    pub(crate) beside: Option<Subject>,
+    pub(crate) repetition: u32,
+    pub(crate) rate_mbit: f64,
+    pub(crate) rtt_ms: f64,
+    pub(crate) streams: u32,
+    /// What its reader got.
+    pub(crate) bulk_mbit: f64,
+    /// Between two tokens of the streams.
+    pub(crate) gap_p99_ms: Option<f64>,
+}
+
 impl Delivery {
     /// Of a stream that never began.
     pub(crate) fn none() -> Self {
@@ -212,6 +232,7 @@ impl fmt::Display for Conditions {
             Event::None => {}
             Event::AddressChange => write!(out, ", the address changes")?,
             Event::UdpBlocked => write!(out, ", UDP blocked")?,
+            Event::AgentKilled => write!(out, ", the agent is killed")?,
         }
         if !self.congestion_control.is_empty() {
             write!(out, ", {}", self.congestion_control)?;

@@ -1,7 +1,9 @@
 //! Runs a plan: cell after cell, all subjects and repetitions of a cell side by side.
 
 mod cpu;
+mod fairness;
 mod memory;
+mod returns;
 mod starts;
 mod streams;
 
@@ -48,15 +50,20 @@ async fn run(
     progress: &Progress,
     notes: &mut Notes,
 ) -> anyhow::Result<()> {
-    let mut hosts: Option<(f64, Hosts)> = None;
+    let mut hosts: Option<((f64, bool), Hosts)> = None;
     for (at, cell) in plan.cells.iter().enumerate() {
         let token_rate = cell.conditions.token_rate;
-        if hosts.as_ref().is_none_or(|&(rate, _)| rate != token_rate) {
+        let apart = cell.conditions.event == Event::AgentKilled;
+        if hosts.as_ref().is_none_or(|&(kind, _)| kind != (token_rate, apart)) {
             if let Some((_, old)) = hosts.take() {
                 old.stop().await;
             }
             progress.stage(format!("starting servers and clients at {token_rate} tokens/s"));
-            hosts = Some((token_rate, Hosts::start(plan, ground, lab, token_rate, notes).await?));
+            let started = match apart {
+                true => Hosts::start_apart(plan, cell, ground, lab).await?,
+                false => Hosts::start(plan, ground, lab, token_rate, notes).await?,
+            };
+            hosts = Some(((token_rate, apart), started));
         }
         let Some((_, hosts)) = &hosts else { continue };
         ground.set_congestion_control(&cell.conditions.congestion_control)?;
@@ -70,6 +77,9 @@ async fn run(
         if cell.starts > 0 {
             run.starts(recorder).await.with_context(|| format!("starts at {}", cell.conditions))?;
         }
+        if cell.returns > 0 {
+            run.returns(recorder).await.with_context(|| format!("returning clients at {}", cell.conditions))?;
+        }
         progress.advance(cell.estimate(plan.clients()));
     }
     if let Some((_, hosts)) = hosts {
@@ -80,6 +90,9 @@ async fn run(
     }
     if let Some(cpu) = &plan.cpu {
         cpu::measure(plan, cpu, ground, lab, recorder, progress).await.context("CPU time")?;
+    }
+    if let Some(plan_of) = &plan.fairness {
+        fairness::measure(plan, plan_of, ground, lab, recorder, progress).await.context("a bulk flow beside")?;
     }
     if !plan.memory.is_empty() {
         memory::measure(plan, ground, lab, recorder, progress).await.context("memory")?;
@@ -109,6 +122,19 @@ impl Hosts {
             let (pair, note) = Pair::start(ground, subject, lab, token_rate).await?;
             notes.insert(subject, note);
             hosts.insert(subject, pair);
+        }
+        Ok(Self(hosts))
+    }
+
+    /// Agents in processes of their own, for those who have agents.
+    async fn start_apart(plan: &Plan, cell: &Cell, ground: &Ground, lab: &Path) -> anyhow::Result<Self> {
+        let mut hosts = BTreeMap::new();
+        for &subject in plan.subjects.iter().filter(|&&subject| cell.has(subject, plan.all_subjects)) {
+            let token_rate = cell.conditions.token_rate;
+            let (server, _) = HostProcess::server_apart(ground, subject, lab, token_rate)
+                .await
+                .with_context(|| format!("cannot start coordinator and agent of {}", subject.label()))?;
+            hosts.insert(subject, Pair { server, client: HostProcess::client(ground, subject, lab)? });
         }
         Ok(Self(hosts))
     }
@@ -158,12 +184,7 @@ struct Lane<'a> {
 impl CellRun<'_> {
     /// The clients that take part in this cell.
     fn lanes(&self) -> Vec<Lane<'_>> {
-        let takes_part = |subject: Subject| match self.cell.conditions.event {
-            Event::UdpBlocked => !subject.is_udp(),
-            // It is there for what happens when UDP is blocked; otherwise it is Titan over QUIC.
-            _ => subject != Subject::TitanAuto,
-        };
-        let pairs = self.hosts.0.iter().filter(|&(&subject, _)| takes_part(subject));
+        let pairs = self.hosts.0.iter().filter(|&(&subject, _)| self.cell.has(subject, self.plan.all_subjects));
         let clients = pairs.flat_map(|(&subject, pair)| (0..self.plan.repetitions).map(move |at| (subject, pair, at)));
         // Lane 0 is for the check.
         clients

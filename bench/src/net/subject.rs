@@ -14,6 +14,8 @@ pub(crate) enum Subject {
     TitanQuic,
     /// The same again: the self-test, which must find no difference
     TitanQuicAgain,
+    /// Titan's client library over QUIC without what keeps a stream flowing: what QUIC alone does
+    TitanQuicPlain,
     /// Titan's client library as it is by default: QUIC, or gRPC where UDP is blocked
     TitanAuto,
     /// Titan's client library over gRPC with TLS
@@ -40,6 +42,7 @@ impl Subject {
         match self {
             Self::TitanQuic => "Titan QUIC",
             Self::TitanQuicAgain => "Titan QUIC (again)",
+            Self::TitanQuicPlain => "Titan QUIC, plain",
             Self::TitanAuto => "Titan (QUIC, else gRPC)",
             Self::TitanGrpc => "Titan gRPC",
             Self::Tonic => "tonic gRPC",
@@ -65,12 +68,15 @@ impl Subject {
 
     /// Whether it is Titan, in any way.
     pub(crate) fn is_titan(self) -> bool {
-        matches!(self, Self::TitanQuic | Self::TitanQuicAgain | Self::TitanAuto | Self::TitanGrpc)
+        matches!(
+            self,
+            Self::TitanQuic | Self::TitanQuicAgain | Self::TitanQuicPlain | Self::TitanAuto | Self::TitanGrpc
+        )
     }
 
     /// Whether it needs UDP, so that TCP's congestion control is nothing to it.
     pub(crate) fn is_udp(self) -> bool {
-        matches!(self, Self::TitanQuic | Self::TitanQuicAgain | Self::TonicH3)
+        matches!(self, Self::TitanQuic | Self::TitanQuicAgain | Self::TitanQuicPlain | Self::TonicH3)
     }
 }
 

@@ -3,11 +3,12 @@
 //! Servers take their tokens from one engine, and everyone takes key exchange, certificates and TLS version from `trust`. So what
 //! differs between two subjects is the protocol and its implementation.
 //!
-//! - `titan`: a coordinator and an agent, and the client library. `grpc`: a service written with tonic, over HTTP/2 and (`h3`) HTTP/3.
+//! - `titan`: a coordinator and an agent, and the client library; `apart`: the same with agents in processes that can be killed. `grpc`: a service written with tonic, over HTTP/2 and (`h3`) HTTP/3.
 //! - `origin`: server-sent events as OpenAI's API has them; `http` reads them, `sse` parses them. `websocket`: the same over WebSocket.
 //! - `relay`: what nginx and smg, which stand before an origin, have in common; `nginx` and `smg`: their settings.
 //! - `tokens`: from the engine to a stream.
 
+mod apart;
 mod grpc;
 mod h3;
 mod http;
@@ -33,12 +34,13 @@ use anyhow::anyhow;
 use titan_agent::engine::{Engine, synthetic::SyntheticEngine};
 use tokio::task::JoinSet;
 
+pub(crate) use self::apart::Agents;
 use self::{http::Version, relay::Relay, titan::Wire, trust::Trust};
 use super::subject::{Client, Subject};
 
 /// The first port of the first subject: low enough to be no port that the system gives to clients.
 const FIRST_PORT: u16 = 7000;
-/// Titan listens on three ports; nobody on more.
+/// Titan listens on four ports, with both its agents; nobody on more.
 const PORTS_PER_SUBJECT: u16 = 4;
 /// Every address of the host: each is the end of a path of its own.
 const EVERYWHERE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
@@ -85,6 +87,22 @@ pub(crate) async fn serve(subject: Subject, lab: &Path, token_rate: f64) -> anyh
     serve_at(subject, first_port(subject), lab, engine).await
 }
 
+/// The same for Titan, whose coordinator alone runs here; the agents are processes of their own, and one of them is started.
+pub(crate) async fn serve_apart(subject: Subject, lab: &Path, token_rate: f64) -> anyhow::Result<(Serving, Agents)> {
+    anyhow::ensure!(subject.is_titan(), "{} has no agents", subject.label());
+    apart::serve(subject, first_port(subject), lab, token_rate).await
+}
+
+/// What such a process does: the first agent, or the second.
+pub(crate) async fn serve_agent(subject: Subject, number: u8, lab: &Path, token_rate: f64) -> anyhow::Result<Serving> {
+    let wire = match subject {
+        Subject::TitanQuicPlain => Wire::PlainQuic,
+        _ if subject.is_titan() => Wire::Quic,
+        _ => anyhow::bail!("{} has no agents", subject.label()),
+    };
+    apart::serve_agent(first_port(subject), number, lab, wire, token_rate).await
+}
+
 /// A new client of the `subject` that is served at the address `server`. Must run inside a Tokio runtime.
 pub(crate) fn client(subject: Subject, server: IpAddr, lab: &Path) -> anyhow::Result<Box<dyn Client>> {
     client_at(subject, SocketAddr::new(server, first_port(subject)), lab)
@@ -102,9 +120,10 @@ pub(crate) fn available(subject: Subject) -> Result<(), String> {
 async fn serve_at(subject: Subject, port: u16, lab: &Path, engine: Arc<dyn Engine>) -> anyhow::Result<Serving> {
     let trust = Trust::load(lab)?;
     match subject {
-        Subject::TitanQuic | Subject::TitanQuicAgain | Subject::TitanAuto | Subject::TitanGrpc => {
-            titan::serve(port, lab, engine).await
-        }
+        Subject::TitanQuic | Subject::TitanQuicAgain => titan::serve(port, lab, Wire::Quic, engine).await,
+        Subject::TitanQuicPlain => titan::serve(port, lab, Wire::PlainQuic, engine).await,
+        Subject::TitanAuto => titan::serve(port, lab, Wire::Auto, engine).await,
+        Subject::TitanGrpc => titan::serve(port, lab, Wire::Grpc, engine).await,
         Subject::Tonic => grpc::serve(port, &trust, engine).await,
         Subject::TonicH3 => h3::serve(port, &trust, engine),
         Subject::SseHttp1 => origin::serve_tls(port, &trust, Version::Http1, engine).await,
@@ -118,6 +137,7 @@ async fn serve_at(subject: Subject, port: u16, lab: &Path, engine: Arc<dyn Engin
 fn client_at(subject: Subject, server: SocketAddr, lab: &Path) -> anyhow::Result<Box<dyn Client>> {
     Ok(match subject {
         Subject::TitanQuic | Subject::TitanQuicAgain => Box::new(titan::Titan::new(server, lab, Wire::Quic)?),
+        Subject::TitanQuicPlain => Box::new(titan::Titan::new(server, lab, Wire::PlainQuic)?),
         Subject::TitanAuto => Box::new(titan::Titan::new(server, lab, Wire::Auto)?),
         Subject::TitanGrpc => Box::new(titan::Titan::new(server, lab, Wire::Grpc)?),
         Subject::Tonic => Box::new(grpc::Tonic::new(server, &Trust::load(lab)?)?),

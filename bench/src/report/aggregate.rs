@@ -9,8 +9,8 @@ use super::{estimate::Estimate, format, measure::Measure};
 use crate::{
     net::{
         record::{
-            self, CheckRecord, Conditions, CpuRecord, Event, Loss, MemoryRecord, Record, Run, StartRecord, StartState,
-            StreamRecord,
+            self, CheckRecord, Conditions, CpuRecord, Event, FairnessRecord, Loss, MemoryRecord, Record, Run,
+            StartRecord, StartState, StreamRecord,
         },
         subject::Subject,
     },
@@ -48,6 +48,8 @@ pub(super) type Key = (Subject, usize, Measure);
 pub(super) struct Outcome {
     pub(super) tried: u64,
     pub(super) failed: u64,
+    /// Of those that did not fail: whose tokens were not each there once. Must be 0.
+    pub(super) faulty: u64,
     /// The first reason.
     pub(super) reason: Option<String>,
 }
@@ -76,8 +78,13 @@ pub(super) struct Data {
     /// By subject, what was tried, and the index of the conditions.
     pub(super) outcomes: BTreeMap<(Subject, &'static str, usize), Outcome>,
     pub(super) tokens: BTreeMap<Subject, Tokens>,
+    pub(super) fairness: Vec<FairnessRecord>,
     memory: Vec<(usize, MemoryRecord)>,
 }
+
+/// What [`Data::outcome`] counts.
+pub(super) const RETURNING: &str = "returning start";
+pub(super) const STREAM: &str = "stream";
 
 /// What most figures hold still while one thing changes, where it was measured: the "at a glance".
 const USUAL_RTT_MS: f64 = 100.0;
@@ -114,6 +121,7 @@ impl Data {
             Record::Check(check) => self.checks.push(marked_if_late(check)),
             Record::Cpu(cpu) => self.add_cpu(run, &cpu),
             Record::Memory(memory) => self.memory.push((run, memory)),
+            Record::Fairness(fairness) => self.fairness.push(fairness),
         }
     }
 
@@ -121,6 +129,7 @@ impl Data {
         let (tried, ttft) = match start.state {
             StartState::Cold => ("cold start", Measure::TtftCold),
             StartState::Resumed => ("resumed start", Measure::TtftResumed),
+            StartState::Returning => (RETURNING, Measure::TtftReturning),
             StartState::Warm => ("warm start", Measure::TtftWarm),
         };
         let at = self.setting(Setting::Network(usual_form(start.conditions)));
@@ -142,11 +151,15 @@ impl Data {
         let (subject, delivery) = (stream.subject, &stream.delivery);
         let at = self.setting(Setting::Network(usual_form(stream.conditions)));
         let whole = stream.failed.is_none();
-        self.count(subject, "stream", at, stream.failed);
+        self.count(subject, STREAM, at, stream.failed);
         let tokens = self.tokens.entry(subject).or_default();
         tokens.expected += delivery.expected;
         tokens.duplicated += delivery.duplicated;
         *(if whole { &mut tokens.lost } else { &mut tokens.cut_off }) += delivery.lost;
+
+        if whole && (delivery.lost > 0 || delivery.duplicated > 0) {
+            self.outcomes.entry((subject, STREAM, at)).or_default().faulty += 1;
+        }
 
         let mut put = |measure, value| {
             let value = Value { run, repetition: stream.repetition, value };
@@ -275,7 +288,7 @@ impl Data {
 
     /// The index of the setting. TCP's congestion control is nothing to a subject that runs over UDP: there, one that was
     /// measured with another will do.
-    fn find(&self, subject: Subject, setting: &Setting, has: impl Fn(usize) -> bool) -> Option<usize> {
+    pub(super) fn find(&self, subject: Subject, setting: &Setting, has: impl Fn(usize) -> bool) -> Option<usize> {
         let exact = self.settings.iter().position(|known| known == setting).filter(|at| has(*at));
         exact.or_else(|| {
             let Setting::Network(wanted) = setting else { return None };

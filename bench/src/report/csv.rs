@@ -52,6 +52,7 @@ fn columns(setting: &Setting) -> String {
                 Event::None => "",
                 Event::AddressChange => "address_change",
                 Event::UdpBlocked => "udp_blocked",
+                Event::AgentKilled => "agent_killed",
             };
             format!(
                 "{},{model},{percent},{burst},{},{},{},{event},{},",

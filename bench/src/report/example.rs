@@ -61,15 +61,18 @@ fn networks() -> Vec<Conditions> {
     networks.extend([20.0, 100.0].map(|token_rate| Conditions { token_rate, ..iid(1.0) }));
     networks.push(Conditions { streams: 8, ..iid(1.0) });
     networks.extend([1.0, 5.0].map(|percent| Conditions { congestion_control: "bbr".to_owned(), ..iid(percent) }));
-    networks.extend([Event::AddressChange, Event::UdpBlocked].map(|event| Conditions { event, ..base() }));
+    networks.extend(
+        [Event::AddressChange, Event::UdpBlocked, Event::AgentKilled].map(|event| Conditions { event, ..base() }),
+    );
     networks
 }
 
 fn over(conditions: &Conditions, noise: &mut Noise) -> Vec<Record> {
     let mut records = Vec::new();
-    for subject in subjects() {
+    let takes_part = |subject: &Subject| conditions.event != Event::AgentKilled || subject.is_titan();
+    for subject in subjects().filter(takes_part) {
         for repetition in 0..REPETITIONS {
-            if conditions.event != Event::AddressChange {
+            if !matches!(conditions.event, Event::AddressChange | Event::AgentKilled) {
                 records.extend(starts(subject, conditions, repetition, noise));
             }
             records.push(Record::Stream(Box::new(stream(subject, conditions, repetition, noise))));
@@ -150,6 +153,7 @@ fn stream(subject: Subject, conditions: &Conditions, repetition: u32, noise: &mu
     let failed = match conditions.event {
         Event::AddressChange => !titan && subject != Subject::TonicH3,
         Event::UdpBlocked => subject == Subject::TonicH3,
+        Event::AgentKilled => !titan,
         Event::None => false,
     };
     let (mut gaps, mut lateness) = (Durations::new(), Durations::new());
@@ -190,7 +194,7 @@ fn stream(subject: Subject, conditions: &Conditions, repetition: u32, noise: &mu
             duplicated: 0,
         },
         failed: failed.then(|| "connection reset".to_owned()),
-        recovery_ms: (conditions.event == Event::AddressChange && !failed)
+        recovery_ms: (matches!(conditions.event, Event::AddressChange | Event::AgentKilled) && !failed)
             .then(|| if titan { 120.0 } else { 410.0 } * noise.near_one(0.2)),
         to_client: packets(1.0),
         to_server: packets(0.6),

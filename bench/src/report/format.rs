@@ -103,6 +103,7 @@ pub(super) fn network(conditions: &Conditions) -> String {
         Event::None => {}
         Event::AddressChange => parts.push("address change".to_owned()),
         Event::UdpBlocked => parts.push("UDP blocked".to_owned()),
+        Event::AgentKilled => parts.push("agent killed".to_owned()),
     }
     parts.push(format!("TCP {}", conditions.congestion_control));
     parts.join(", ")

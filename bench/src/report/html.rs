@@ -2,8 +2,10 @@
 
 use super::{
     aggregate::Data,
+    fairness,
     format::{self, DASH, escape, grouped, median_of, more, number, plain, spread_of},
     glance::{Behind, Glance},
+    goals::{Goal, Verdict},
     notes, palette,
     plots::Figure,
     tables::Grid,
@@ -22,6 +24,7 @@ pub(super) struct Contents {
     pub(super) data: Data,
     pub(super) glance: Glance,
     pub(super) behind: Vec<Behind>,
+    pub(super) goals: Vec<Goal>,
     pub(super) figures: Vec<Figure>,
     pub(super) grids: Vec<Grid>,
     pub(super) twins: Vec<Twin>,
@@ -38,6 +41,8 @@ pub(super) fn page(contents: &Contents) -> String {
     let sections = [
         section("At a glance", "", &glance(&contents.glance)),
         section("Where Titan loses", "", &behind(contents)),
+        section("Goals", "", &goals(&contents.goals)),
+        shares(data),
         tag("div", "class=\"figures\"", &figures),
         if grids.is_empty() {
             String::new()
@@ -182,6 +187,45 @@ fn behind(contents: &Contents) -> String {
     });
     let names = ["figure", "Titan needs", "Titan QUIC", "best", "which is", "also better"];
     format!("{}{}", tag("p", "class=\"faint\"", notes::BEHIND), table(&head_with(&names, &[4, 5]), rows))
+}
+
+fn goals(goals: &[Goal]) -> String {
+    let rows = goals.iter().map(|goal| {
+        let verdict = match goal.verdict() {
+            Verdict::Short => tag("td", "class=\"text mark\"", Verdict::Short.said()),
+            verdict => words(verdict.said()),
+        };
+        let shown = |figure: &super::goals::Figure| {
+            let [main, small] = figure.shown();
+            with_small("", &main, &small)
+        };
+        let cells = vec![
+            words(&goal.name),
+            words(goal.goal),
+            shown(&goal.titan),
+            shown(&goal.beside),
+            verdict,
+            tag("td", "class=\"text long\"", &escape(goal.note())),
+        ];
+        (None, cells)
+    });
+    let names = ["", "goal", "Titan QUIC", "beside", "", "what was tried"];
+    format!("{}{}", tag("p", "class=\"faint\"", super::goals::CAPTION), table(&head_with(&names, &[0, 1, 4, 5]), rows))
+}
+
+fn shares(data: &Data) -> String {
+    let shown = |estimate: &super::estimate::Estimate| with_small("", &number(estimate.median), &spread_of(estimate));
+    let rows: Vec<_> = fairness::shares(data)
+        .iter()
+        .map(|share| {
+            let gaps = share.gap_p99_ms.as_ref().map_or_else(|| cell(DASH), shown);
+            (share.beside, vec![words(&share.name()), shown(&share.bulk_mbit), gaps])
+        })
+        .collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    section("A bulk flow beside", &fairness::caption(data), &table(&head_with(&fairness::HEAD, &[0]), rows))
 }
 
 fn figure(figure: &Figure) -> String {

@@ -3,8 +3,10 @@
 use super::{
     Table,
     estimate::Estimate,
+    fairness,
     format::{DASH, median_of, more, number, spread_of},
     glance::{Column, Glance},
+    goals,
     html::Contents,
     notes,
     tables::Grid,
@@ -25,6 +27,9 @@ pub(super) fn summary(contents: &Contents) -> String {
     parts.push(format!("{}\n{}", contents.glance.networks, contents.glance.costs));
     parts.push("Where Titan loses:".to_owned());
     parts.push(behind(contents, false));
+    parts.push("Goals:".to_owned());
+    parts.push(goals_of(contents, false));
+    parts.extend(shares(contents));
     parts.push(format!("Self-test: {}", notes::self_test(&contents.twins)));
     parts.extend(skipped(contents));
     parts.extend(contents.data.runs.iter().map(|run| run.environment.summary()));
@@ -52,6 +57,10 @@ pub(super) fn document(contents: &Contents, plots: &str) -> String {
     parts.push(format!("{}\n{}", contents.glance.networks, contents.glance.costs));
     parts.push("## Where Titan loses".to_owned());
     parts.push(behind(contents, true));
+    parts.push("## Goals".to_owned());
+    parts.push(goals::CAPTION.to_owned());
+    parts.push(goals_of(contents, true));
+    parts.extend(shares(contents).map(|shares| format!("## A bulk flow beside\n\n{shares}")));
     for figure in &contents.figures {
         parts.push(format!("## {}", figure.title));
         parts.push(escape(&figure.caption));
@@ -182,6 +191,45 @@ fn behind(contents: &Contents, everyone: bool) -> String {
     }
     let doubt = if doubts { format!("\n\n\\* {}.", notes::DOUBT) } else { String::new() };
     format!("{}\n\n{}{doubt}", notes::BEHIND, table.markdown())
+}
+
+/// `notes`: with what was tried where a goal is not met.
+fn goals_of(contents: &Contents, notes: bool) -> String {
+    let mut head = vec!["", "goal", "Titan QUIC", "beside", "met"];
+    if notes {
+        head.push("what was tried");
+    }
+    let mut table = Table::new(head);
+    for goal in &contents.goals {
+        let shown = |figure: &goals::Figure| match figure.shown() {
+            [main, small] if small.is_empty() => main,
+            [main, small] => format!("{main} ({small})"),
+        };
+        let mut cells = vec![
+            goal.name.clone(),
+            goal.goal.to_owned(),
+            escape(&shown(&goal.titan)),
+            escape(&shown(&goal.beside)),
+            goal.verdict().said().to_owned(),
+        ];
+        if notes {
+            cells.push(escape(goal.note()));
+        }
+        table.row(cells);
+    }
+    table.markdown()
+}
+
+/// What streams leave of a link, if it was measured.
+fn shares(contents: &Contents) -> Option<String> {
+    let shares = fairness::shares(&contents.data);
+    let mut table = Table::new(fairness::HEAD);
+    let shown = |estimate: &Estimate| format!("{} ({})", number(estimate.median), spread_of(estimate));
+    for share in &shares {
+        let gaps = share.gap_p99_ms.as_ref().map_or_else(|| DASH.to_owned(), shown);
+        table.row([share.name(), shown(&share.bulk_mbit), gaps]);
+    }
+    (!shares.is_empty()).then(|| format!("{}\n\n{}", fairness::caption(&contents.data), table.markdown()))
 }
 
 fn grid(grid: &Grid) -> Vec<String> {

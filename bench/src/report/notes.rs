@@ -43,7 +43,7 @@ pub(super) fn warnings(data: &Data, twins: &[Twin]) -> Vec<String> {
     if data.runs.iter().any(|run| run.interrupted) {
         warnings.push("The run was interrupted: what is missing was not measured.".to_owned());
     }
-    if data.values.is_empty() {
+    if data.values.is_empty() && data.fairness.is_empty() {
         warnings.push("Nothing was measured.".to_owned());
     }
     let commits: Vec<&str> = data.runs.iter().map(|run| run.environment.commit.as_str()).collect();
@@ -83,7 +83,7 @@ pub(super) const BEHIND: &str = "Every figure above in which another subject's m
 pub(super) const DOUBT: &str = "fewer than six repetitions: ranges, not intervals";
 
 /// Terms and what they mean.
-pub(super) const METHOD: [(&str, &str); 13] = [
+pub(super) const METHOD: [(&str, &str); 14] = [
     (
         "Path",
         "Two hosts, network namespaces on one machine, joined by an emulator that delays, loses and paces IP packets, for TCP and UDP \
@@ -99,6 +99,11 @@ pub(super) const METHOD: [(&str, &str); 13] = [
         "From asking for the answer, connecting included, to its first token read. Cold: no connection and no TLS session. Resumed: a TLS \
          session (and with Titan the route), but no connection. Warm: a connection. With routing: with the call that finds the agent, which \
          Titan alone has to make.",
+    ),
+    (
+        "Returning",
+        "A start as resumed, after the earlier connection has stood for half a second: what servers send for the next one has come, even \
+         where packets are lost. Many of them, so that the slowest of a hundred means something; one that failed counts as the slowest.",
     ),
     ("Gap", "Between two tokens read. A token interval is the time between two tokens at their source."),
     (
@@ -123,7 +128,7 @@ pub(super) const METHOD: [(&str, &str); 13] = [
     ),
     (
         "Recovery",
-        "From the change of the client's address, half-way through an answer, until a token is read that was sent after it. Without a \
+        "From the change of the client's address, or the death of the agent, half-way through an answer, until a token is read that was sent after it. Without a \
          change that takes half a round trip.",
     ),
     (

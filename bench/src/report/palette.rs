@@ -21,6 +21,7 @@ pub(super) fn look(subject: Subject) -> Look {
     let (class, colours, dashes) = match subject {
         Subject::TitanQuic => ("titan-quic", ("#d04f00", "#ff8a3d"), ""),
         Subject::TitanQuicAgain => ("titan-quic-again", ("#d04f00", "#ff8a3d"), "2 3"),
+        Subject::TitanQuicPlain => ("titan-quic-plain", ("#b5651d", "#e0a070"), "4 2"),
         Subject::TitanAuto => ("titan-auto", ("#d04f00", "#ff8a3d"), "9 2"),
         Subject::TitanGrpc => ("titan-grpc", ("#9a6b00", "#e6b340"), "7 3"),
         Subject::Tonic => ("tonic", ("#0063a6", "#5aa9e6"), ""),
@@ -34,9 +35,10 @@ pub(super) fn look(subject: Subject) -> Look {
     Look { class, colours, dashes, bold: subject == Subject::TitanQuic }
 }
 
-pub(super) const ALL: [Subject; 11] = [
+pub(super) const ALL: [Subject; 12] = [
     Subject::TitanQuic,
     Subject::TitanQuicAgain,
+    Subject::TitanQuicPlain,
     Subject::TitanAuto,
     Subject::TitanGrpc,
     Subject::Tonic,

@@ -400,7 +400,7 @@ fn sorted(mut rows: Vec<Bar>) -> Vec<Bar> {
 }
 
 /// The networks where `event` happens, the nearest to what is usual first.
-fn with_event(data: &Data, event: Event) -> Option<Conditions> {
+pub(super) fn with_event(data: &Data, event: Event) -> Option<Conditions> {
     let mut networks: Vec<&Conditions> = data.settings.iter().filter_map(network_of).collect();
     networks.retain(|network| network.event == event);
     let base = Conditions { event, ..data.reference(Measure::GapP99) };

@@ -89,7 +89,8 @@ fn ratios(data: &Data, measure: Measure) -> Vec<f64> {
     ratios
 }
 
-fn by_repetition(values: &[Value]) -> BTreeMap<(usize, u32), f64> {
+/// The median of each run and repetition.
+pub(super) fn by_repetition(values: &[Value]) -> BTreeMap<(usize, u32), f64> {
     let mut by_repetition: BTreeMap<(usize, u32), Vec<f64>> = BTreeMap::new();
     for value in values {
         by_repetition.entry((value.run, value.repetition)).or_default().push(value.value);

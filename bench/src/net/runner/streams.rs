@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use futures_util::future::{join_all, try_join_all};
 use titan_agent::engine::synthetic::now_ns;
+use tokio::time::sleep;
 
 use super::{CHECK_LANE, CellRun, Lane, put_all};
 use crate::net::{
@@ -35,7 +36,7 @@ impl CellRun<'_> {
             self.ground.set(lane.lane, lossless(conditions), lane.seed);
         }
         let opened = join_all(lanes.iter().map(|lane| self.open(lane))).await;
-        tokio::time::sleep(SETTLE + 2 * one_way(conditions)).await;
+        sleep(SETTLE + 2 * one_way(conditions)).await;
         for lane in &lanes {
             self.ground.set(lane.lane, path_of(conditions), lane.seed);
         }
@@ -50,7 +51,7 @@ impl CellRun<'_> {
             }
         };
         let streams = join_all(lanes.iter().zip(&opened).map(|(lane, opened)| self.stream(lane, opened, length)));
-        let (records, check, moved) = tokio::join!(streams, check, self.moves(length / 2));
+        let (records, check, moved) = tokio::join!(streams, check, self.disturb(length / 2));
         moved?;
         put_all(recorder, records.into_iter().map(|record| Record::Stream(Box::new(record))))?;
         let late = self.ground.take_emulator_lateness();
@@ -94,7 +95,10 @@ impl CellRun<'_> {
 
     async fn stream_of(&self, lane: &Lane<'_>, opened: u64, length: Duration) -> anyhow::Result<Streamed> {
         let conditions = &self.cell.conditions;
-        let patience = if conditions.event == Event::AddressChange { PATIENCE_AFTER_MOVE } else { PATIENCE };
+        let patience = match conditions.event {
+            Event::AddressChange | Event::AgentKilled => PATIENCE_AFTER_MOVE,
+            Event::None | Event::UdpBlocked => PATIENCE,
+        };
         let deadline = length + patience;
         let interval = Duration::from_secs_f64(1.0 / conditions.token_rate);
         let order = Order::Stream {
@@ -105,22 +109,40 @@ impl CellRun<'_> {
             one_way_ns: nanos(one_way(conditions)),
             deadline_ms: millis(deadline),
         };
-        tokio::time::sleep(lane.phase(interval)).await;
+        sleep(lane.phase(interval)).await;
         match lane.pair.client.obey_within(order, deadline + SLACK).await? {
             (_, Answer::Stream(streamed)) => Ok(*streamed),
             (_, other) => anyhow::bail!("{} answers {other:?}", lane.subject.label()),
         }
     }
 
-    /// Changes the client's address after `time`, if that is what happens in this cell.
-    async fn moves(&self, time: Duration) -> anyhow::Result<()> {
-        if self.cell.conditions.event != Event::AddressChange {
-            return Ok(());
-        }
-        tokio::time::sleep(time).await;
-        self.ground.move_client().context("cannot change the client's address")?;
-        let at_ns = now_ns();
+    /// After `time`, what happens in this cell in the middle of a stream.
+    async fn disturb(&self, time: Duration) -> anyhow::Result<()> {
+        let half_way = sleep(time);
+        let at_ns = match self.cell.conditions.event {
+            Event::None | Event::UdpBlocked => return Ok(()),
+            Event::AddressChange => {
+                half_way.await;
+                self.ground.move_client().context("cannot change the client's address")?;
+                now_ns()
+            }
+            Event::AgentKilled => {
+                // Not before the streams have begun: all are at the first agent, and the other one is idle.
+                sleep(time / 4).await;
+                self.tell_servers(|| Order::SpareAgent).await.context("cannot start another agent")?;
+                half_way.await;
+                // Before the first of them dies: no pause is made shorter by it.
+                let at_ns = now_ns();
+                self.tell_servers(|| Order::KillAgent).await.context("cannot kill an agent")?;
+                at_ns
+            }
+        };
         try_join_all(self.hosts.0.values().map(|pair| pair.client.obey(Order::Moved { at_ns }))).await?;
+        Ok(())
+    }
+
+    async fn tell_servers(&self, order: impl Fn() -> Order) -> anyhow::Result<()> {
+        try_join_all(self.hosts.0.values().map(|pair| pair.server.obey(order()))).await?;
         Ok(())
     }
 }

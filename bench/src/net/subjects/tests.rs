@@ -178,6 +178,7 @@ macro_rules! delivers_every_token_once_and_stops_when_dropped {
 delivers_every_token_once_and_stops_when_dropped! {
     titan_over_quic: TitanQuic,
     titan_over_quic_again: TitanQuicAgain,
+    titan_over_plain_quic: TitanQuicPlain,
     titan_over_quic_or_grpc: TitanAuto,
     titan_over_grpc: TitanGrpc,
     tonic_over_http2: Tonic,
