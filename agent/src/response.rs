@@ -35,19 +35,22 @@ struct Generation {
     slot: Slot,
     clock: Clock,
     note: Option<Note>,
+    compact: bool,
 }
 
 impl ResponseStream {
-    /// `received_at` is when the request reached the handler; from then on the time to the first token counts.
+    /// `received_at` is when the request reached the handler; from then on the time to the first token counts. `compact` leaves out
+    /// what only old clients need.
     pub(crate) fn new(
         tokens: TokenStream,
         slot: Slot,
         received_at: Instant,
         mut note: Option<Note>,
         abort: CancellationToken,
+        compact: bool,
     ) -> Self {
         note.iter_mut().for_each(Note::started);
-        let generation = Generation { tokens, slot, clock: Clock::start(received_at, Instant::now()), note };
+        let generation = Generation { tokens, slot, clock: Clock::start(received_at, Instant::now()), note, compact };
         // A token of its own: at every message, a thousand streams would else meet at one lock.
         Self { generation: Some(generation), aborted: Box::pin(abort.child_token().cancelled_owned()) }
     }
@@ -71,7 +74,7 @@ impl Stream for ResponseStream {
         let item = match event {
             Some(Ok(Event::Text(text))) => {
                 generation.clock.text(Instant::now());
-                return Poll::Ready(Some(Ok(message(text))));
+                return Poll::Ready(Some(Ok(message(text, generation.compact))));
             }
             Some(Ok(Event::Done(usage))) => Ok(generation.finish(usage)),
             Some(Err(error)) => Err(generation.fail(&error)),
@@ -120,7 +123,10 @@ pub(crate) fn engine_status(error: &EngineError, produced: bool) -> Status {
     }
 }
 
-fn message(text: String) -> StreamResponse {
+fn message(text: String, compact: bool) -> StreamResponse {
+    if compact {
+        return StreamResponse { content: text, ..Default::default() };
+    }
     StreamResponse { content: text.clone(), token: text, created_at: unix_ms(), ..Default::default() }
 }
 
@@ -205,7 +211,7 @@ mod tests {
         let replay = Arc::default();
         let (_, note) = Note::make(&replay, "token", "nonce".into(), 300, 0);
         let abort = CancellationToken::new();
-        let stream = ResponseStream::new(tokens, slot, Instant::now(), note, abort.clone());
+        let stream = ResponseStream::new(tokens, slot, Instant::now(), note, abort.clone(), false);
         (Fixture { admission, replay, abort }, sender, stream)
     }
 

@@ -27,6 +27,7 @@ use crate::{
     coordinator::Coordinator,
     engine::Engine,
     heartbeat::Heartbeat,
+    keep::Kept,
     service::{Core, Service, count},
     telemetry::Telemetry,
 };
@@ -80,6 +81,7 @@ impl Agent {
             admission: Admission::new(config.max_jobs),
             telemetry,
             replay: Arc::default(),
+            kept: Kept::new(config.keep_time),
             abort: CancellationToken::new(),
         });
         let (listener, quic) = bind_sockets(&config).await?;

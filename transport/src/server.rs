@@ -21,7 +21,7 @@ use tonic::service::Routes;
 use crate::{
     call,
     limits::{DRAIN_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_HANDSHAKES_BEFORE_RETRY},
-    peer::{EarlyData, PeerInfo, Wire},
+    peer::{EarlyData, PeerConnection, PeerInfo, Wire},
     socket::{self, Unreachable},
     tls::{ClientVerifier, TlsError, TlsMaterial},
     wire::ErrorCode,
@@ -206,6 +206,7 @@ impl Server {
                 tls: true,
                 certificate: Some(certificate),
                 early_data: early_data.then(|| EarlyData(complete.clone())),
+                connection: PeerConnection::quic(connection),
             };
             calls.spawn(call::serve(self.router.clone(), peer, send, recv, self.killed.clone()));
         }

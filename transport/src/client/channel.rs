@@ -112,7 +112,7 @@ impl QuicChannel {
     /// Drops the connection; the next call makes another. Running calls break off.
     pub fn disconnect(&self) {
         if let Some(live) = self.0.state.lock().live.take() {
-            live.connection.close(ErrorCode::NoError.code(), b"closed by the client");
+            live.connection.close(ErrorCode::Reconnecting.code(), b"closed by the client");
         }
     }
 
