@@ -16,7 +16,7 @@ use tonic::{
 
 use crate::{
     ClientError,
-    error::{chain, grpc_not_connected},
+    error::{chain, grpc_not_connected, is_refused},
     route::Place,
 };
 
@@ -61,6 +61,7 @@ impl Agent {
             grpc_not_connected(&self.place.agent_id, &error).unwrap_or_else(|| ClientError::Unreachable {
                 agent_id: self.place.agent_id.clone(),
                 reason: chain(&error),
+                gone: is_refused(&error),
             })
         })?;
         tracing::debug!(address = %self.place.grpc, tls = self.place.grpc_tls.as_str(), "connected over gRPC");

@@ -139,7 +139,7 @@ impl Builder {
         let coordinator = Coordinator::new(url, self.tls.as_ref(), self.names.clone()).map_err(BuildError::Http)?;
         let connector = self.connector()?;
         let dialer = Dialer::new(self.wire, self.quic_timeout);
-        Ok(TitanClient::new(self.client_id, coordinator, Agents::new(connector, self.tls), dialer))
+        Ok(TitanClient::new(self.client_id, coordinator, Agents::new(connector, self.tls), dialer, self.features))
     }
 
     fn url(&self) -> Result<Url, BuildError> {

@@ -2,7 +2,10 @@
 
 use std::{
     fmt,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -15,6 +18,9 @@ use crate::{
     agent::Agents,
     coordinator::Coordinator,
     dial::Dialer,
+    features::Features,
+    generation::Job,
+    resume,
     retry::{self, Next},
     route::{Route, Routes},
 };
@@ -30,6 +36,9 @@ struct Inner {
     routes: Mutex<Routes>,
     agents: Agents,
     dialer: Dialer,
+    features: Features,
+    resumed: AtomicU64,
+    closed: AtomicBool,
 }
 
 /// What a client has done so far.
@@ -42,6 +51,8 @@ pub struct ClientStats {
     pub quic: ChannelStats,
     /// Requests that went over gRPC because UDP did not answer.
     pub grpc_fallbacks: u64,
+    /// Answers that went on over another connection, each time.
+    pub resumed: u64,
 }
 
 impl TitanClient {
@@ -50,8 +61,32 @@ impl TitanClient {
         Builder::new(coordinator_url.into())
     }
 
-    pub(crate) fn new(client_id: String, coordinator: Coordinator, agents: Agents, dialer: Dialer) -> Self {
-        Self(Arc::new(Inner { client_id, coordinator, routes: Mutex::default(), agents, dialer }))
+    pub(crate) fn new(
+        client_id: String,
+        coordinator: Coordinator,
+        agents: Agents,
+        dialer: Dialer,
+        features: Features,
+    ) -> Self {
+        let (routes, resumed, closed) = Default::default();
+        Self(Arc::new(Inner { client_id, coordinator, routes, agents, dialer, features, resumed, closed }))
+    }
+
+    pub(crate) fn features(&self) -> Features {
+        self.0.features
+    }
+
+    pub(crate) fn dialer(&self) -> &Dialer {
+        &self.0.dialer
+    }
+
+    /// Whether [`close`](Self::close) was called.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.0.closed.load(Relaxed)
+    }
+
+    pub(crate) fn count_resumed(&self) {
+        self.0.resumed.fetch_add(1, Relaxed);
     }
 
     /// Has text generated. Resolves when the agent has accepted the request; the text comes with the [`Generation`].
@@ -64,13 +99,13 @@ impl TitanClient {
     pub async fn generate(&self, prompt: Prompt) -> Result<Generation, ClientError> {
         let asked_at = Instant::now();
         // The same in every try: no agent runs it twice with one token.
-        let nonce = Uuid::new_v4().to_string();
-        let mut kept = self.kept_route(&prompt.model);
+        let job = Arc::new(Job { prompt, nonce: Uuid::new_v4().to_string() });
+        let mut kept = self.kept_route(&job.prompt.model);
         let mut tries = 0;
         loop {
             let was_kept = kept.is_some();
             tries += u32::from(!was_kept);
-            let error = match self.attempt(kept.take(), &prompt, &nonce, asked_at).await {
+            let error = match self.attempt(kept.take(), &job, asked_at).await {
                 Ok(generation) => return Ok(generation),
                 Err(error) => error,
             };
@@ -87,11 +122,17 @@ impl TitanClient {
 
     /// What this client has done so far.
     pub fn stats(&self) -> ClientStats {
-        let Inner { coordinator, agents, dialer, .. } = &*self.0;
-        ClientStats { rest_calls: coordinator.calls(), quic: agents.stats(), grpc_fallbacks: dialer.fallbacks() }
+        let Inner { coordinator, agents, dialer, resumed, .. } = &*self.0;
+        ClientStats {
+            rest_calls: coordinator.calls(),
+            quic: agents.stats(),
+            grpc_fallbacks: dialer.fallbacks(),
+            resumed: resumed.load(Relaxed),
+        }
     }
 
-    /// Closes the connections to all agents and keeps the routes, as after a change of network. Running QUIC answers break off.
+    /// Closes the connections to all agents and keeps the routes, as after a change of network. Running QUIC answers go on over
+    /// new ones; without [`Feature::Resume`](crate::Feature::Resume) they break off.
     pub fn disconnect(&self) {
         self.0.agents.disconnect();
     }
@@ -105,6 +146,7 @@ impl TitanClient {
     /// Says goodbye to all agents, so that they need not wait to notice. Running QUIC answers break off, and this client can make
     /// no QUIC connections afterwards.
     pub async fn close(&self) {
+        self.0.closed.store(true, Relaxed);
         self.0.routes.lock().clear();
         self.0.agents.close().await;
     }
@@ -112,8 +154,7 @@ impl TitanClient {
     async fn attempt(
         &self,
         kept: Option<Arc<Route>>,
-        prompt: &Prompt,
-        nonce: &str,
+        job: &Arc<Job>,
         asked_at: Instant,
     ) -> Result<Generation, ClientError> {
         let inner = &*self.0;
@@ -124,13 +165,13 @@ impl TitanClient {
             }
             None => {
                 let asked_at = Instant::now();
-                let route = inner.coordinator.ask(&inner.client_id, prompt).await?;
+                let route = inner.coordinator.ask(&inner.client_id, &job.prompt).await?;
                 inner.routes.lock().put(route.clone(), unix_now());
                 (route, Some(asked_at.elapsed()))
             }
         };
         let agent = inner.agents.at(&route.place);
-        match inner.dialer.start(&agent, prompt.request(&route.token, nonce)).await {
+        match resume::begin(self, &agent, &route, job).await {
             Ok(started) => {
                 tracing::debug!(
                     agent = %route.place.agent_id,
@@ -138,7 +179,7 @@ impl TitanClient {
                     early_data = started.early,
                     "the answer begins",
                 );
-                Ok(Generation::new(started, agent, route, routing, asked_at))
+                Ok(Generation::new(self.clone(), job.clone(), started, agent, route, routing, asked_at))
             }
             Err(error) => {
                 if retry::route_may_be_wrong(&error) {

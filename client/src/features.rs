@@ -79,7 +79,10 @@ pub(crate) struct Features(u16);
 impl Default for Features {
     fn default() -> Self {
         let mut features = Self(0);
-        Feature::ALL.into_iter().filter(|&feature| feature != Feature::PrefillAhead).for_each(|f| features.set(f, true));
+        Feature::ALL
+            .into_iter()
+            .filter(|&feature| feature != Feature::PrefillAhead)
+            .for_each(|f| features.set(f, true));
         features
     }
 }

@@ -10,23 +10,32 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::Stream;
+use futures_util::{Stream, future::BoxFuture};
+use parking_lot::Mutex;
 use titan_proto::v1::StreamResponse;
 use titan_transport::Wire;
-use tonic::{Code, Streaming};
+use tonic::{Code, Status, Streaming};
 
 use crate::{
-    ClientError, Processed,
+    ClientError, Feature, Processed, Prompt, TitanClient,
     agent::Agent,
     dial::Started,
-    error::{Progress, classify},
+    error::{Progress, classify, is_lost},
+    resume,
     route::Route,
 };
 
 /// A running generation: a stream of texts to append, each as the agent sent it. Dropping it stops the generation at the agent.
+///
+/// When its connection is lost it goes on over another one, unless [`Feature::Resume`] is off: that looks like a pause.
 pub struct Generation {
-    /// None once the last text, or an error, is out.
-    stream: Option<Streaming<StreamResponse>>,
+    source: Source,
+    client: TitanClient,
+    job: Arc<Job>,
+    /// Messages that have come, in all.
+    received: u64,
+    /// How many had come, each time that the answer was resumed.
+    resumed_at: Vec<u64>,
     agent: Arc<Agent>,
     route: Arc<Route>,
     wire: Wire,
@@ -35,6 +44,22 @@ pub struct Generation {
     asked_at: Instant,
     ttft: Option<Duration>,
     usage: Option<Usage>,
+}
+
+/// What was asked for, and its name.
+pub(crate) struct Job {
+    pub(crate) prompt: Prompt,
+    /// The same in every try: no agent runs it twice with one token.
+    pub(crate) nonce: String,
+}
+
+/// Where the next message comes from.
+enum Source {
+    Stream(Streaming<StreamResponse>),
+    /// The connection is lost, another one is being made. In a mutex that is never locked, so that others may look at the rest.
+    Resuming(Mutex<BoxFuture<'static, Result<Started, ClientError>>>),
+    /// The last text, or an error, is out.
+    Nothing,
 }
 
 /// What the agent says about a complete answer. What it does not say is 0 or empty.
@@ -57,6 +82,8 @@ pub struct Usage {
 
 impl Generation {
     pub(crate) fn new(
+        client: TitanClient,
+        job: Arc<Job>,
         started: Started,
         agent: Arc<Agent>,
         route: Arc<Route>,
@@ -64,7 +91,9 @@ impl Generation {
         asked_at: Instant,
     ) -> Self {
         let Started { stream, wire, early } = started;
-        Self { stream: Some(stream), agent, route, wire, early, routing, asked_at, ttft: None, usage: None }
+        let (received, resumed_at) = Default::default();
+        let (source, ttft, usage) = (Source::Stream(stream), None, None);
+        Self { source, client, job, received, resumed_at, agent, route, wire, early, routing, asked_at, ttft, usage }
     }
 
     /// The agent that runs it.
@@ -75,6 +104,16 @@ impl Generation {
     /// The coordinator's name for the job that the token was issued for. Requests with the same token share it.
     pub fn job_id(&self) -> &str {
         &self.route.job_id
+    }
+
+    /// How often the answer lost its connection and went on over another one.
+    pub fn resumed(&self) -> u32 {
+        u32::try_from(self.resumed_at.len()).unwrap_or(u32::MAX)
+    }
+
+    /// How many messages, usually of one token each, had come each time.
+    pub fn resumed_at(&self) -> &[u64] {
+        &self.resumed_at
     }
 
     /// The wire that the text comes over.
@@ -118,6 +157,44 @@ impl Generation {
         self.usage.as_ref()
     }
 
+    /// The stream ended with `status`: how it goes on, or what to tell the caller.
+    fn ended(&self, status: &Status) -> Result<Source, ClientError> {
+        if self.wire == Wire::Http {
+            self.agent.grpc_ended(status);
+        }
+        let progress = if self.ttft.is_some() { Progress::Text } else { Progress::Accepted };
+        let error = classify(self.agent_id(), status, progress);
+        if !is_lost(status) || !self.client.features().has(Feature::Resume) || self.client.is_closed() {
+            return Err(error);
+        }
+        tracing::debug!(%error, received = self.received, "connection lost, resuming the answer");
+        let (client, job, from) = (self.client.clone(), self.job.clone(), self.received);
+        let (agent, route) = (self.agent.clone(), self.route.clone());
+        Ok(Source::Resuming(Mutex::new(Box::pin(async move {
+            resume::resume(&client, &agent, &route, &job, from).await.map_err(|reason| error.and_not_resumed(&reason))
+        }))))
+    }
+
+    fn resume_with(&mut self, started: Started) {
+        let Started { stream, wire, .. } = started;
+        self.resumed_at.push(self.received);
+        (self.source, self.wire) = (Source::Stream(stream), wire);
+    }
+
+    /// The text of a message, if it has any.
+    fn read(&mut self, message: StreamResponse) -> Option<String> {
+        self.received += 1;
+        if message.done {
+            self.usage = Some(Usage::read(&message.metadata));
+            self.source = Source::Nothing;
+        }
+        if message.content.is_empty() {
+            return None;
+        }
+        self.ttft.get_or_insert_with(|| self.asked_at.elapsed());
+        Some(message.content)
+    }
+
     fn broken_off(&self, message: &str) -> ClientError {
         let processed = if self.ttft.is_some() { Processed::Yes } else { Processed::Maybe };
         let (agent_id, message) = (self.agent_id().to_owned(), message.to_owned());
@@ -131,29 +208,30 @@ impl Stream for Generation {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
         loop {
-            let Some(stream) = &mut this.stream else { return Poll::Ready(None) };
-            let message = match ready!(Pin::new(stream).poll_next(cx)) {
-                Some(Ok(message)) => message,
-                Some(Err(status)) => {
-                    this.stream = None;
-                    if this.wire == Wire::Http {
-                        this.agent.grpc_ended(&status);
+            let failed = match &mut this.source {
+                Source::Nothing => return Poll::Ready(None),
+                Source::Resuming(attempt) => match ready!(Pin::new(attempt.get_mut()).poll(cx)) {
+                    Ok(started) => {
+                        this.resume_with(started);
+                        continue;
                     }
-                    let progress = if this.ttft.is_some() { Progress::Text } else { Progress::Accepted };
-                    return Poll::Ready(Some(Err(classify(this.agent_id(), &status, progress))));
-                }
-                None => {
-                    this.stream = None;
-                    return Poll::Ready(Some(Err(this.broken_off("it ended without a last message"))));
-                }
+                    Err(error) => Err(error),
+                },
+                Source::Stream(stream) => match ready!(Pin::new(stream).poll_next(cx)) {
+                    Some(Ok(message)) => match this.read(message) {
+                        Some(text) => return Poll::Ready(Some(Ok(text))),
+                        None => continue,
+                    },
+                    Some(Err(status)) => this.ended(&status),
+                    None => Err(this.broken_off("it ended without a last message")),
+                },
             };
-            if message.done {
-                this.usage = Some(Usage::read(&message.metadata));
-                this.stream = None;
-            }
-            if !message.content.is_empty() {
-                this.ttft.get_or_insert_with(|| this.asked_at.elapsed());
-                return Poll::Ready(Some(Ok(message.content)));
+            match failed {
+                Ok(source) => this.source = source,
+                Err(error) => {
+                    this.source = Source::Nothing;
+                    return Poll::Ready(Some(Err(error)));
+                }
             }
         }
     }
@@ -164,7 +242,7 @@ impl fmt::Debug for Generation {
         f.debug_struct("Generation")
             .field("agent_id", &self.agent_id())
             .field("wire", &self.wire)
-            .field("running", &self.stream.is_some())
+            .field("running", &!matches!(self.source, Source::Nothing))
             .finish_non_exhaustive()
     }
 }

@@ -143,7 +143,10 @@ impl Server {
             Ok(()) => connection.close(ErrorCode::NoError.code(), b"shut down"),
             Err((code, reason)) => {
                 tracing::debug!(%addr, %reason, "connection closed");
-                connection.close(code.code(), reason.as_bytes());
+                // Closing it again would hide how the peer closed it, which calls may still ask: `PeerConnection`.
+                if connection.close_reason().is_none() {
+                    connection.close(code.code(), reason.as_bytes());
+                }
             }
         }
     }

@@ -5,5 +5,6 @@
 mod auth;
 mod coordinator;
 mod fixture;
+mod resuming;
 mod serving;
 mod streams;

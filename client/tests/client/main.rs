@@ -6,6 +6,7 @@ mod certs;
 mod coordinator;
 mod failures;
 mod relay;
+mod resuming;
 mod routing;
 mod wires;
 

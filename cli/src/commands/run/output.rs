@@ -36,6 +36,8 @@ pub(super) struct Figures {
     early_data: bool,
     /// Measured by QUIC.
     rtt_ms: Option<f64>,
+    /// How many messages had come each time that the answer lost its connection and was resumed.
+    resumed_at: Vec<u64>,
 }
 
 /// What the request's connection cost.
@@ -70,6 +72,7 @@ impl Figures {
             connection,
             early_data: generation.early_data(),
             rtt_ms: generation.rtt().map(milliseconds),
+            resumed_at: generation.resumed_at().to_vec(),
         }
     }
 
@@ -90,9 +93,18 @@ impl Figures {
         let early = if self.early_data { ", prompt sent as early data" } else { "" };
         let rtt = self.rtt_ms.map(|rtt| format!(" · RTT {rtt:.2} ms")).unwrap_or_default();
         format!(
-            "route: {route} · connection: {connection}{early} to {}{rtt} · prompt {} tokens · {}",
-            self.endpoint, self.prompt_tokens, self.job_id
+            "route: {route} · connection: {connection}{early} to {}{rtt} · prompt {} tokens · {}{}",
+            self.endpoint,
+            self.prompt_tokens,
+            self.job_id,
+            self.resumed()
         )
+    }
+
+    /// ` · resumed 2×, at token 57, 80`, if it was.
+    fn resumed(&self) -> String {
+        let at: Vec<_> = self.resumed_at.iter().map(u64::to_string).collect();
+        if at.is_empty() { String::new() } else { format!(" · resumed {}×, at token {}", at.len(), at.join(", ")) }
     }
 }
 
@@ -196,6 +208,7 @@ mod tests {
             connection: Connection::FullHandshake,
             early_data: false,
             rtt_ms: Some(0.31),
+            resumed_at: vec![],
         }
     }
 
@@ -212,5 +225,12 @@ mod tests {
         let again = Figures { routed: false, connection: Connection::EarlyData, early_data: true, ..figures() };
         let details = again.details();
         assert!(details.contains("no REST call") && details.contains("0-RTT, prompt sent as early data"), "{details}");
+        assert!(!details.contains("resumed"), "{details}");
+    }
+
+    #[test]
+    fn details_tell_where_an_answer_was_resumed() {
+        let details = Figures { resumed_at: vec![57, 80], ..figures() }.details();
+        assert!(details.ends_with(" · resumed 2×, at token 57, 80"), "{details}");
     }
 }
