@@ -26,7 +26,7 @@ use crate::{
     keep::{Kept, Reader, RequestId},
     options,
     replay::{MAX_NONCE_BYTES, Note, ReplayCache, Verdict},
-    response::{ResponseStream, engine_status},
+    response::{ResponseStream, Shape, engine_status},
     telemetry::Telemetry,
 };
 
@@ -129,7 +129,8 @@ impl Core {
         if resumable.is_some() && nonce.is_empty() {
             return Err(Status::invalid_argument("a resumable request needs a nonce: the answer is found by it"));
         }
-        let compact = request.compact;
+        let continued_tokens = request.continuation.as_ref().map_or(0, |continuation| continuation.completion_tokens);
+        let shape = Shape { compact: request.compact, token_ids: request.want_token_ids, continued_tokens };
         let generate = options::generate(request, model)?;
 
         let early_data = peer.and_then(|peer| peer.early_data.as_ref());
@@ -140,7 +141,7 @@ impl Core {
         let slot = self.admission.admit(&claims.job_id)?;
         let note = self.run_once(claims, nonce, early_data).await?;
         let tokens = self.generate(generate).await?;
-        let stream = ResponseStream::new(tokens, slot, received_at, note, self.abort.clone(), compact);
+        let stream = ResponseStream::new(tokens, slot, received_at, note, self.abort.clone(), shape);
         Ok(match resumable.filter(|_| self.kept.is_on()) {
             Some(id) => Answer::Kept(self.kept.start(id, stream, peer.map(|peer| peer.connection.clone()))),
             None => Answer::Plain(stream),

@@ -11,15 +11,14 @@ use std::{
 
 use parking_lot::Mutex;
 use titan_transport::ChannelStats;
-use uuid::Uuid;
 
 use crate::{
-    Builder, ClientError, Generation, Prompt,
-    agent::Agents,
+    Builder, ClientError, CoordinatorError, Generation, Prompt,
+    agent::{Agent, Agents},
     coordinator::Coordinator,
     dial::Dialer,
     features::Features,
-    generation::Job,
+    job::Job,
     resume,
     retry::{self, Next},
     route::{Route, Routes},
@@ -38,6 +37,7 @@ struct Inner {
     dialer: Dialer,
     features: Features,
     resumed: AtomicU64,
+    moved: AtomicU64,
     closed: AtomicBool,
 }
 
@@ -53,6 +53,8 @@ pub struct ClientStats {
     pub grpc_fallbacks: u64,
     /// Answers that went on over another connection, each time.
     pub resumed: u64,
+    /// Answers that went on at another agent, each time.
+    pub moved: u64,
 }
 
 impl TitanClient {
@@ -68,8 +70,8 @@ impl TitanClient {
         dialer: Dialer,
         features: Features,
     ) -> Self {
-        let (routes, resumed, closed) = Default::default();
-        Self(Arc::new(Inner { client_id, coordinator, routes, agents, dialer, features, resumed, closed }))
+        let (routes, resumed, moved, closed) = Default::default();
+        Self(Arc::new(Inner { client_id, coordinator, routes, agents, dialer, features, resumed, moved, closed }))
     }
 
     pub(crate) fn features(&self) -> Features {
@@ -89,6 +91,25 @@ impl TitanClient {
         self.0.resumed.fetch_add(1, Relaxed);
     }
 
+    /// An answer goes on at `route`; further requests go there too.
+    pub(crate) fn count_moved(&self, route: &Arc<Route>) {
+        self.0.moved.fetch_add(1, Relaxed);
+        self.0.routes.lock().put(route.clone(), unix_now());
+    }
+
+    pub(crate) fn forget_route(&self, route: &Arc<Route>) {
+        self.0.routes.lock().forget(route);
+    }
+
+    /// Asks the coordinator for an agent, rather one that is not `excluded`. The route is not kept yet.
+    pub(crate) async fn ask_route(&self, prompt: &Prompt, excluded: &[String]) -> Result<Arc<Route>, CoordinatorError> {
+        self.0.coordinator.ask(&self.0.client_id, prompt, excluded).await
+    }
+
+    pub(crate) fn agent_at(&self, route: &Route) -> Arc<Agent> {
+        self.0.agents.at(&route.place)
+    }
+
     /// Has text generated. Resolves when the agent has accepted the request; the text comes with the [`Generation`].
     ///
     /// Asks the coordinator, unless a route to the model is kept. Tries again, a few times and with short waits, where no model
@@ -98,8 +119,7 @@ impl TitanClient {
     /// See [`ClientError`]: each says whether a model may have seen the prompt, and whether another try would help.
     pub async fn generate(&self, prompt: Prompt) -> Result<Generation, ClientError> {
         let asked_at = Instant::now();
-        // The same in every try: no agent runs it twice with one token.
-        let job = Arc::new(Job { prompt, nonce: Uuid::new_v4().to_string() });
+        let job = Arc::new(Job::new(prompt));
         let mut kept = self.kept_route(&job.prompt.model);
         let mut tries = 0;
         loop {
@@ -122,12 +142,13 @@ impl TitanClient {
 
     /// What this client has done so far.
     pub fn stats(&self) -> ClientStats {
-        let Inner { coordinator, agents, dialer, resumed, .. } = &*self.0;
+        let Inner { coordinator, agents, dialer, resumed, moved, .. } = &*self.0;
         ClientStats {
             rest_calls: coordinator.calls(),
             quic: agents.stats(),
             grpc_fallbacks: dialer.fallbacks(),
             resumed: resumed.load(Relaxed),
+            moved: moved.load(Relaxed),
         }
     }
 
@@ -165,7 +186,7 @@ impl TitanClient {
             }
             None => {
                 let asked_at = Instant::now();
-                let route = inner.coordinator.ask(&inner.client_id, &job.prompt).await?;
+                let route = self.ask_route(&job.prompt, &[]).await?;
                 inner.routes.lock().put(route.clone(), unix_now());
                 (route, Some(asked_at.elapsed()))
             }

@@ -120,10 +120,10 @@ impl ClientError {
 }
 
 impl ClientError {
-    /// The same, with the reason why the answer did not go on.
-    pub(crate) fn and_not_resumed(mut self, reason: &Self) -> Self {
+    /// The same, with the reasons why the answer did not go on.
+    pub(crate) fn and_also(mut self, reasons: &str) -> Self {
         if let Self::Broken { message, .. } = &mut self {
-            message.push_str(&format!("; it could not be resumed: {reason}"));
+            message.push_str(reasons);
         }
         self
     }

@@ -17,25 +17,33 @@ use titan_transport::Wire;
 use tonic::{Code, Status, Streaming};
 
 use crate::{
-    ClientError, Feature, Processed, Prompt, TitanClient,
+    ClientError, Feature, Processed, TitanClient,
     agent::Agent,
     dial::Started,
     error::{Progress, classify, is_lost},
-    resume,
+    job::{Job, SoFar},
+    recover::{Broken, Moved, Recovered},
     route::Route,
 };
 
 /// A running generation: a stream of texts to append, each as the agent sent it. Dropping it stops the generation at the agent.
 ///
-/// When its connection is lost it goes on over another one, unless [`Feature::Resume`] is off: that looks like a pause.
+/// When its connection is lost it goes on over another one, unless [`Feature::Resume`] is off, and when its agent is lost at another
+/// agent, unless [`Feature::Move`] is off: that looks like a pause. What cannot be continued is said at [`Prompt`](crate::Prompt).
 pub struct Generation {
     source: Source,
     client: TitanClient,
     job: Arc<Job>,
-    /// Messages that have come, in all.
+    /// Messages of this agent that have come.
     received: u64,
+    /// Messages with text that have come, in all.
+    pieces: u64,
     /// How many had come, each time that the answer was resumed.
     resumed_at: Vec<u64>,
+    /// The same, each time that it moved.
+    moved_at: Vec<u64>,
+    /// Where answers may move: what another agent needs.
+    so_far: SoFar,
     agent: Arc<Agent>,
     route: Arc<Route>,
     wire: Wire,
@@ -46,18 +54,11 @@ pub struct Generation {
     usage: Option<Usage>,
 }
 
-/// What was asked for, and its name.
-pub(crate) struct Job {
-    pub(crate) prompt: Prompt,
-    /// The same in every try: no agent runs it twice with one token.
-    pub(crate) nonce: String,
-}
-
 /// Where the next message comes from.
 enum Source {
     Stream(Streaming<StreamResponse>),
-    /// The connection is lost, another one is being made. In a mutex that is never locked, so that others may look at the rest.
-    Resuming(Mutex<BoxFuture<'static, Result<Started, ClientError>>>),
+    /// It broke off, and is got going again. In a mutex that is never locked, so that others may look at the rest.
+    Recovering(Mutex<BoxFuture<'static, Result<Recovered, ClientError>>>),
     /// The last text, or an error, is out.
     Nothing,
 }
@@ -91,9 +92,24 @@ impl Generation {
         asked_at: Instant,
     ) -> Self {
         let Started { stream, wire, early } = started;
-        let (received, resumed_at) = Default::default();
-        let (source, ttft, usage) = (Source::Stream(stream), None, None);
-        Self { source, client, job, received, resumed_at, agent, route, wire, early, routing, asked_at, ttft, usage }
+        Self {
+            source: Source::Stream(stream),
+            client,
+            job,
+            received: 0,
+            pieces: 0,
+            resumed_at: Vec::new(),
+            moved_at: Vec::new(),
+            so_far: SoFar::default(),
+            agent,
+            route,
+            wire,
+            early,
+            routing,
+            asked_at,
+            ttft: None,
+            usage: None,
+        }
     }
 
     /// The agent that runs it.
@@ -111,9 +127,19 @@ impl Generation {
         u32::try_from(self.resumed_at.len()).unwrap_or(u32::MAX)
     }
 
-    /// How many messages, usually of one token each, had come each time.
+    /// How many texts, usually of one token each, had come each time.
     pub fn resumed_at(&self) -> &[u64] {
         &self.resumed_at
+    }
+
+    /// How often the answer lost its agent and went on at another one. [`agent_id`](Self::agent_id) and the like are of the last one.
+    pub fn moved(&self) -> u32 {
+        u32::try_from(self.moved_at.len()).unwrap_or(u32::MAX)
+    }
+
+    /// How many texts, usually of one token each, had come each time.
+    pub fn moved_at(&self) -> &[u64] {
+        &self.moved_at
     }
 
     /// The wire that the text comes over.
@@ -164,26 +190,47 @@ impl Generation {
         }
         let progress = if self.ttft.is_some() { Progress::Text } else { Progress::Accepted };
         let error = classify(self.agent_id(), status, progress);
-        if !is_lost(status) || !self.client.features().has(Feature::Resume) || self.client.is_closed() {
+        let lost = is_lost(status);
+        // What the agent refuses, another one would refuse too.
+        if !lost && !matches!(error, ClientError::Broken { .. }) {
             return Err(error);
         }
-        tracing::debug!(%error, received = self.received, "connection lost, resuming the answer");
-        let (client, job, from) = (self.client.clone(), self.job.clone(), self.received);
-        let (agent, route) = (self.agent.clone(), self.route.clone());
-        Ok(Source::Resuming(Mutex::new(Box::pin(async move {
-            resume::resume(&client, &agent, &route, &job, from).await.map_err(|reason| error.and_not_resumed(&reason))
-        }))))
+        let broken = Broken {
+            client: self.client.clone(),
+            agent: self.agent.clone(),
+            route: self.route.clone(),
+            job: self.job.clone(),
+            received: self.received,
+            so_far: self.so_far.clone(),
+            moves: self.moved_at.len(),
+            lost,
+            error,
+        };
+        if !broken.is_recoverable() {
+            return Err(broken.error);
+        }
+        tracing::debug!(error = %broken.error, received = self.received, "the answer broke off");
+        Ok(Source::Recovering(Mutex::new(Box::pin(broken.recover()))))
     }
 
-    fn resume_with(&mut self, started: Started) {
-        let Started { stream, wire, .. } = started;
-        self.resumed_at.push(self.received);
+    fn go_on(&mut self, recovered: Recovered) {
+        let Recovered { started: Started { stream, wire, .. }, moved } = recovered;
+        match moved {
+            None => self.resumed_at.push(self.pieces),
+            Some(Moved { agent, route, job }) => {
+                self.moved_at.push(self.pieces);
+                (self.agent, self.route, self.job, self.received) = (agent, route, job, 0);
+            }
+        }
         (self.source, self.wire) = (Source::Stream(stream), wire);
     }
 
     /// The text of a message, if it has any.
     fn read(&mut self, message: StreamResponse) -> Option<String> {
         self.received += 1;
+        if self.client.features().has(Feature::Move) {
+            self.so_far.add(&message);
+        }
         if message.done {
             self.usage = Some(Usage::read(&message.metadata));
             self.source = Source::Nothing;
@@ -191,6 +238,7 @@ impl Generation {
         if message.content.is_empty() {
             return None;
         }
+        self.pieces += 1;
         self.ttft.get_or_insert_with(|| self.asked_at.elapsed());
         Some(message.content)
     }
@@ -210,9 +258,9 @@ impl Stream for Generation {
         loop {
             let failed = match &mut this.source {
                 Source::Nothing => return Poll::Ready(None),
-                Source::Resuming(attempt) => match ready!(Pin::new(attempt.get_mut()).poll(cx)) {
-                    Ok(started) => {
-                        this.resume_with(started);
+                Source::Recovering(attempt) => match ready!(Pin::new(attempt.get_mut()).poll(cx)) {
+                    Ok(recovered) => {
+                        this.go_on(recovered);
                         continue;
                     }
                     Err(error) => Err(error),

@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 
 use titan_proto::{DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, v1::StreamRequest};
 
-use crate::{Feature, features::Features};
-
 /// What to generate. Sampling options beyond these go into `options`: `top_p`, `top_k`, `min_p`, `stop`, `seed`,
 /// `frequency_penalty`, `presence_penalty`.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,7 +33,7 @@ impl Prompt {
     }
 
     /// What goes to the agent. The same `nonce` in two requests makes them one for it.
-    pub(crate) fn request(&self, session_token: &str, nonce: &str, features: Features) -> StreamRequest {
+    pub(crate) fn request(&self, session_token: &str, nonce: &str) -> StreamRequest {
         StreamRequest {
             session_token: session_token.to_owned(),
             // The token names the model, and the agent reads it there.
@@ -46,7 +44,6 @@ impl Prompt {
             stream: true,
             options: self.options.clone().into_iter().collect(),
             nonce: nonce.to_owned(),
-            resumable: features.has(Feature::Resume),
             compact: true,
             ..StreamRequest::default()
         }

@@ -8,13 +8,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use titan_proto::v1::StreamRequest;
 use tonic::Code;
 
-use crate::{ClientError, Feature, Processed, TitanClient, agent::Agent, dial::Started, generation::Job, route::Route};
+use crate::{ClientError, Feature, Processed, TitanClient, agent::Agent, dial::Started, job::Job, route::Route};
 
 /// How long the agent keeps an answer. It may have noticed later than this side.
-const RESUME_TIME: Duration = Duration::from_secs(30);
+pub(crate) const RESUME_TIME: Duration = Duration::from_secs(30);
+/// How long the agent is tried before another one is asked: enough for a handshake over the longest path, or a lost first packet. When
+/// this side's network is what is missing, the coordinator cannot be asked either.
+pub(crate) const BEFORE_MOVING: Duration = Duration::from_secs(2);
 /// Wait before the second try, twice that before the third, and so on: a network interface that comes up takes a second or so.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 /// Longest wait between two tries: the pause in the text goes on that much longer than need be, at most.
@@ -27,7 +29,7 @@ pub(crate) async fn begin(
     route: &Route,
     job: &Job,
 ) -> Result<Started, ClientError> {
-    let request = || job.prompt.request(&route.token, &job.nonce, client.features());
+    let request = || job.request(&route.token, client.features());
     let mut result = client.dialer().start(agent, request()).await;
     if !client.features().has(Feature::Resume) || client.is_closed() {
         return result;
@@ -37,29 +39,26 @@ pub(crate) async fn begin(
         result = client.dialer().start(agent, request()).await;
     }
     match result {
-        Err(ran @ ClientError::AlreadyRan { .. }) => resume(client, agent, route, job, 0).await.map_err(|_| ran),
+        Err(ran @ ClientError::AlreadyRan { .. }) => {
+            resume(client, agent, route, job, 0, RESUME_TIME).await.map_err(|_| ran)
+        }
         result => result,
     }
 }
 
-/// Continues an answer from message number `from` on. Tries for as long as the agent may keep it.
+/// Continues an answer from message number `from` on. Tries again for so long where the way to the agent is what is missing.
 pub(crate) async fn resume(
     client: &TitanClient,
     agent: &Arc<Agent>,
     route: &Route,
     job: &Job,
     from: u64,
+    patience: Duration,
 ) -> Result<Started, ClientError> {
     let begun = Instant::now();
     let mut wait = FIRST_WAIT;
     loop {
-        let request = StreamRequest {
-            session_token: route.token.clone(),
-            nonce: job.nonce.clone(),
-            resume_from: Some(from),
-            ..StreamRequest::default()
-        };
-        let error = match client.dialer().start(agent, request).await {
+        let error = match client.dialer().start(agent, job.resumption(&route.token, from)).await {
             Ok(started) => {
                 client.count_resumed();
                 tracing::debug!(agent = %route.place.agent_id, from, wire = started.wire.as_str(), "answer resumed");
@@ -68,7 +67,7 @@ pub(crate) async fn resume(
             Err(error) => error,
         };
         tracing::debug!(%error, from, "not resumed");
-        let again = may_come_back(&error) && !client.is_closed() && begun.elapsed() + wait < RESUME_TIME;
+        let again = may_come_back(&error) && !client.is_closed() && begun.elapsed() + wait < patience;
         if !again {
             return Err(error);
         }

@@ -10,6 +10,7 @@ use super::*;
 use crate::{
     admission::Admission,
     engine::{EngineError, Event, FinishReason, Usage},
+    response::Shape,
 };
 
 type Sender = mpsc::Sender<Result<Event, EngineError>>;
@@ -40,7 +41,7 @@ impl Fixture {
         let (sender, tokens) = mpsc::channel(ROOM);
         let slot = self.admission.admit("job").unwrap();
         let now = std::time::Instant::now();
-        (sender, ResponseStream::new(tokens, slot, now, None, CancellationToken::new(), true))
+        (sender, ResponseStream::new(tokens, slot, now, None, CancellationToken::new(), Shape::default()))
     }
 
     /// An answer whose reader's connection will turn out lost, or, without one, cancelled.

@@ -160,12 +160,20 @@ impl Parrot {
         let kept = self.0.seen.lock().unwrap().get(pair).cloned().flatten();
         let words = kept.ok_or_else(|| Status::not_found("no such answer is kept"))?;
         let end = done(words.len());
-        Ok(Response::new(Box::pin(stream::iter(words.into_iter().map(text).chain([Ok(end)]).skip(from as usize)))))
+        Ok(Response::new(Box::pin(stream::iter(
+            words.into_iter().enumerate().map(text).chain([Ok(end)]).skip(from as usize),
+        ))))
     }
 }
 
-fn text(word: String) -> Result<StreamResponse, Status> {
-    Ok(StreamResponse { content: word, ..Default::default() })
+/// Every word is a token, and its place is its id.
+fn text((place, word): (usize, String)) -> Result<StreamResponse, Status> {
+    Ok(StreamResponse { content: word, token_ids: vec![place as u32], ..Default::default() })
+}
+
+/// Tokens that another agent has said.
+fn said_before(run: &Run) -> usize {
+    run.request.continuation.as_ref().map_or(0, |continuation| continuation.completion_tokens as usize)
 }
 
 fn done(words: usize) -> StreamResponse {
@@ -213,9 +221,12 @@ impl AgentService for Parrot {
         let alive = Alive(probe.clone());
         let run = Run { wire: peer.wire, early: peer.early_data.is_some(), request };
         let prompt = run.request.prompt.clone();
+        let before = said_before(&run);
         probe.runs.lock().unwrap().push(run);
         let done = done(words.len());
         let end: Answer = match prompt.as_str() {
+            "always fail" => Box::pin(stream::iter([Err(Status::internal("the model broke down"))])),
+            _ if before > 0 => Box::pin(stream::iter([Ok(done)])),
             "then hang" => Box::pin(stream::pending()),
             "then fail" => Box::pin(stream::iter([Err(Status::internal("the model broke down"))])),
             "then stop" => Box::pin(stream::empty()),
@@ -225,7 +236,7 @@ impl AgentService for Parrot {
             let failed = Status::unavailable("the model broke down; nothing was produced, try again");
             return Ok(Response::new(Box::pin(stream::iter([Err(failed)]))));
         }
-        let answer = stream::iter(words.into_iter().map(text)).chain(end).inspect(move |_| {
+        let answer = stream::iter(words.into_iter().enumerate().skip(before).map(text)).chain(end).inspect(move |_| {
             let _ = &alive;
         });
         Ok(Response::new(Box::pin(answer)))

@@ -5,6 +5,7 @@ mod agent;
 mod certs;
 mod coordinator;
 mod failures;
+mod moving;
 mod relay;
 mod resuming;
 mod routing;

@@ -81,7 +81,7 @@ async fn an_answer_that_began_over_quic_goes_on_over_grpc_where_udp_is_silent() 
 
 #[tokio::test]
 async fn without_the_feature_a_lost_connection_is_an_error() {
-    let world = world(|builder| builder.without(Feature::Resume)).await;
+    let world = world(|builder| builder.without(Feature::Resume).without(Feature::Move)).await;
     let mut generation = begun(&world, &["then "]).await;
     assert!(!world.agent.last_run(|run| run.request.resumable));
     world.client.disconnect();

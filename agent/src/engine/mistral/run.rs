@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use mistralrs::{Model, Response};
+use mistralrs::{Model, Response, core::CompletionChunkResponse};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    super::{EngineError, Event, FinishReason, Generate, TokenStream, Usage, stop::StopFilter},
+    super::{EngineError, Event, FinishReason, Generate, Piece, TokenStream, Usage, stop::StopFilter},
     choice::Choice,
+    continued::Continued,
     load::Loaded,
     pool::Place,
-    request::{self, Running},
+    request::{self, Input, Running},
 };
 
 /// Runs in its own task: a caller who goes away must not take a half-asked engine with him. See [`request`].
@@ -41,18 +42,33 @@ async fn start(
     asked: &Generate,
 ) -> Result<(Generation, TokenStream), EngineError> {
     let prompt = model.neutralizer.apply(&asked.prompt);
-    let prompt_tokens = request::count_tokens(engine, &prompt).await?;
-    let room = room(prompt_tokens, model.context_tokens).ok_or_else(|| EngineError::PromptTooLong {
+    let prompt_ids = request::prompt_tokens(engine, &prompt).await?;
+    let prompt_tokens = prompt_ids.len();
+    let continued = match &asked.continuation {
+        Some(continuation) => Some(Continued::new(engine, continuation).await?),
+        None => None,
+    };
+    let begun = continued.as_ref().map_or(0, |continued| continued.tokens.len());
+    let room = room(prompt_tokens + begun, model.context_tokens).ok_or_else(|| EngineError::PromptTooLong {
         model: asked.model.clone(),
-        prompt_tokens,
+        prompt_tokens: prompt_tokens + begun,
         context_tokens: model.context_tokens,
     })?;
-    let max_tokens = usize::try_from(asked.sampling.max_tokens).unwrap_or(usize::MAX).min(room);
-    let choice = Choice::new(&asked.sampling, rand::random());
-    let running = request::start(engine, &prompt, prompt_tokens, max_tokens, choice, place).await?;
+    let dropped = continued.as_ref().map_or(0, |continued| continued.dropped);
+    let max_tokens = usize::try_from(asked.sampling.max_tokens).unwrap_or(usize::MAX).saturating_add(dropped).min(room);
     let (events, stream) = mpsc::channel(max_tokens + EVENT_SLACK);
     let stop = StopFilter::new(&asked.sampling.stop);
-    Ok((Generation { running, events, stop, max_tokens, prompt_tokens, text: String::new(), thinking: false }, stream))
+    let input = match &continued {
+        None => Input::Prompt(prompt),
+        Some(continued) => Input::Continued { prompt: prompt_ids, answer: continued.tokens.clone() },
+    };
+    let choice = Choice::new(&asked.sampling, rand::random());
+    // With nothing left to generate a token is generated all the same, and thrown away: what is missing of the text comes first.
+    let running = request::start(engine, input, prompt_tokens, max_tokens.max(1), choice, place).await?;
+    let (sent_tokens, text) = (begun, String::new());
+    let generation =
+        Generation { running, events, stop, max_tokens, prompt_tokens, sent_tokens, text, thinking: false, continued };
+    Ok((generation, stream))
 }
 
 /// Room beyond one event a token: what the stop filter held back, the end, an error.
@@ -67,12 +83,17 @@ struct Generation {
     running: Running,
     events: mpsc::Sender<Result<Event, EngineError>>,
     stop: StopFilter,
+    /// Tokens that are still to come.
     max_tokens: usize,
     prompt_tokens: usize,
+    /// Tokens of the answer that went out with a text, or had come with the continuation.
+    sent_tokens: usize,
     /// What the engine gave, before the stop filter.
     text: String,
     /// Within the model's reasoning, which mistral.rs takes out of the text.
     thinking: bool,
+    /// The answer was begun elsewhere.
+    continued: Option<Continued>,
 }
 
 /// Whether the generation goes on.
@@ -83,6 +104,9 @@ enum Step {
 
 impl Generation {
     async fn forward(mut self, engine: &Model) {
+        if let Step::End = self.begin().await {
+            return;
+        }
         loop {
             let response = tokio::select! {
                 biased;
@@ -92,6 +116,7 @@ impl Generation {
             };
             let step = match response {
                 Some(Response::Chunk(chunk)) => self.chunk(chunk).await,
+                Some(Response::CompletionChunk(chunk)) => self.completion_chunk(engine, chunk).await,
                 Some(Response::ValidationError(error) | Response::InternalError(error)) => {
                     self.fail(error.to_string()).await
                 }
@@ -102,6 +127,47 @@ impl Generation {
             if matches!(step, Step::End) {
                 return;
             }
+        }
+    }
+
+    /// What the tokens of a continuation say beyond its text.
+    async fn begin(&mut self) -> Step {
+        let Some(continued) = &self.continued else { return Step::Go };
+        self.text.clone_from(&continued.given);
+        let missing = continued.text[continued.given.len()..].to_owned();
+        match self.pass(&missing).await {
+            Step::Go if self.max_tokens == 0 => self.done(FinishReason::Length, None).await,
+            step => step,
+        }
+    }
+
+    /// A chunk of a continued answer. Its text is not used: mistral.rs takes the white space at its beginning away, and knows nothing of a
+    /// character that began in the continuation.
+    async fn completion_chunk(&mut self, engine: &Model, chunk: CompletionChunkResponse) -> Step {
+        if let Step::End = self.catch_up(engine).await {
+            return Step::End;
+        }
+        match chunk.choices.first().and_then(|choice| choice.finish_reason.as_deref()) {
+            None => Step::Go,
+            Some("stop") => self.done(FinishReason::Stop, None).await,
+            Some("length") => self.done(FinishReason::Length, None).await,
+            Some(other) => self.fail(format!("it ended with {other:?}")).await,
+        }
+    }
+
+    /// Passes on what the tokens say beyond the text so far.
+    async fn catch_up(&mut self, engine: &Model) -> Step {
+        let Some(continued) = &self.continued else { return Step::Go };
+        let whole = match request::detokenize(engine, self.running.generated.tokens()).await {
+            Ok(whole) => whole,
+            Err(error) => return self.fail(error.to_string()).await,
+        };
+        match continued.visible(&whole).strip_prefix(self.text.as_str()) {
+            Some(rest) => {
+                let rest = rest.to_owned();
+                self.pass(&rest).await
+            }
+            None => self.fail("its tokens say something else than its text".to_owned()).await,
         }
     }
 
@@ -152,11 +218,16 @@ impl Generation {
     /// the last whole character is still to be told. Otherwise it crashed.
     async fn closed(&mut self, engine: &Model) -> Step {
         let tokens = self.running.generated.tokens();
-        if tokens.is_empty() || !self.running.engine_lives() {
+        let begun = self.continued.as_ref().map_or(0, |continued| continued.tokens.len());
+        if tokens.len() == begun || !self.running.engine_lives() {
             return self.fail("it crashed; a new request may succeed".to_owned()).await;
         }
-        let reason = if tokens.len() >= self.max_tokens { FinishReason::Length } else { FinishReason::Stop };
-        if let Ok(whole) = request::detokenize(engine, tokens).await {
+        let reason = if tokens.len() - begun >= self.max_tokens { FinishReason::Length } else { FinishReason::Stop };
+        if self.continued.is_some() {
+            if let Step::End = self.catch_up(engine).await {
+                return Step::End;
+            }
+        } else if let Ok(whole) = request::detokenize(engine, tokens).await {
             let whole = whole.trim_start().trim_end_matches(char::REPLACEMENT_CHARACTER);
             let rest = whole.strip_prefix(self.text.as_str()).unwrap_or_default().to_owned();
             if let Step::End = self.pass(&rest).await {
@@ -183,9 +254,12 @@ impl Generation {
         Step::End
     }
 
-    async fn send_text(&self, text: String) {
+    async fn send_text(&mut self, text: String) {
         if !text.is_empty() {
-            let _ = self.events.send(Ok(Event::Text(text))).await;
+            // The engine may be ahead of the text: a continuation makes up for that.
+            let tokens: Vec<u32> = self.running.generated.tokens_from(self.sent_tokens);
+            self.sent_tokens += tokens.len();
+            let _ = self.events.send(Ok(Event::Text(Piece { text, tokens: tokens.into_iter().collect() }))).await;
         }
     }
 
