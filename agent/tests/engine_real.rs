@@ -41,6 +41,7 @@ async fn the_real_model_behaves() {
         memory_does_not_grow_with_requests,
         stop_texts_never_reach_the_reader,
         a_continued_answer_is_the_undisturbed_one,
+        a_continuation_that_is_read_begins_where_the_text_ended,
         a_continuation_with_nothing_left_ends,
         a_text_that_its_tokens_do_not_say_is_refused,
         the_same_seed_gives_the_same_text,
@@ -369,9 +370,29 @@ async fn a_continued_answer_is_the_undisturbed_one(engine: &MistralEngine) {
             let continued = answer_to(engine, rest_of(prompt, &sampling, cut.clone())).await.unwrap();
             assert_eq!(format!("{}{}", cut.0, continued.text), whole.text, "{prompt} after {events} events");
             assert_eq!(continued.usage, whole.usage, "{prompt} after {events} events");
-            // And cut again.
+            // Which is enough to cut it again.
             let tokens: Vec<u32> = cut.1.iter().chain(&continued.tokens).copied().collect();
-            assert!(tokens.starts_with(&whole.tokens) || whole.tokens.starts_with(&tokens), "{prompt}: other tokens");
+            assert!(whole.tokens.starts_with(&tokens) || tokens.starts_with(&whole.tokens), "{prompt}: other tokens");
+        }
+    }
+}
+
+async fn a_continuation_that_is_read_begins_where_the_text_ended(engine: &MistralEngine) {
+    // As good as greedy, but no promise of the same text: the beginning is read at once.
+    let almost = Sampling { temperature: 0.001, ..Sampling::greedy(24) };
+    for prompt in ["Why is the sky blue?", "Repeat after me: \u{1f600}\u{1f680}\u{1f600}\u{1f680} 日本語 grüße"] {
+        let whole = answer(engine, prompt, Sampling::greedy(24)).await.unwrap();
+        for events in [1, 2, 3, 5, 7] {
+            let cut = cut(engine, prompt, &almost, events).await;
+            assert!(whole.text.starts_with(&cut.0), "{prompt}");
+            let continued = answer_to(engine, rest_of(prompt, &almost, cut.clone())).await.unwrap();
+            // Further on another word may have been almost as likely.
+            let seam: String = whole.text[cut.0.len()..].chars().take(4).collect();
+            assert!(continued.text.starts_with(&seam), "{prompt} after {events}: {:?}, not {seam:?}", continued.text);
+            assert_eq!(
+                (continued.usage.prompt_tokens, continued.usage.completion_tokens),
+                (whole.usage.prompt_tokens, 24)
+            );
         }
     }
 }
@@ -380,15 +401,22 @@ async fn a_continuation_with_nothing_left_ends(engine: &MistralEngine) {
     let (prompt, sampling) = ("Why is the sky blue?", Sampling::greedy(5));
     let whole = answer(engine, prompt, sampling.clone()).await.unwrap();
     assert_eq!(whole.tokens.len(), 5);
-    let end = answer_to(engine, rest_of(prompt, &sampling, (whole.text, whole.tokens))).await.unwrap();
-    assert_eq!((end.text.as_str(), end.usage), ("", whole.usage));
+    for temperature in [0.0, 0.001] {
+        let sampling = Sampling { temperature, ..sampling.clone() };
+        let asked = rest_of(prompt, &sampling, (whole.text.clone(), whole.tokens.clone()));
+        let end = answer_to(engine, asked).await.unwrap();
+        assert_eq!((end.text.as_str(), end.usage), ("", whole.usage));
+    }
 }
 
 async fn a_text_that_its_tokens_do_not_say_is_refused(engine: &MistralEngine) {
     let (prompt, sampling) = ("Why is the sky blue?", Sampling::greedy(20));
     let (_, tokens) = cut(engine, prompt, &sampling, 3).await;
-    let refused = answer_to(engine, rest_of(prompt, &sampling, ("Because".to_owned(), tokens))).await;
-    assert!(matches!(refused, Err(EngineError::InvalidParameter(_))));
+    for temperature in [0.0, 0.001] {
+        let sampling = Sampling { temperature, ..sampling.clone() };
+        let refused = answer_to(engine, rest_of(prompt, &sampling, ("Because".to_owned(), tokens.clone()))).await;
+        assert!(matches!(refused, Err(EngineError::InvalidParameter(_))));
+    }
 
     // Without tokens the text is split anew.
     let continuation = Continuation { text: "The sky is".to_owned(), tokens: vec![], completion_tokens: 3 };

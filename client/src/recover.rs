@@ -96,7 +96,7 @@ impl Broken {
         client.forget_route(&self.route);
         let mut excluded = vec![self.route.place.agent_id.clone()];
         let job = Arc::new(self.job.after(self.so_far.clone()));
-        let (begun, mut wait) = (Instant::now(), FIRST_WAIT);
+        let (begun, mut wait, mut failures) = (Instant::now(), FIRST_WAIT, 0);
         loop {
             let error = match self.try_elsewhere(&job, &mut excluded, *failed).await {
                 Ok(recovered) => return Ok(recovered),
@@ -104,7 +104,10 @@ impl Broken {
             };
             tracing::debug!(%error, "the answer has not moved yet");
             let pause = wait.mul_f64(rand::random_range(0.5..1.5));
-            if !may_help(&error) || client.is_closed() || begun.elapsed() + pause > MOVE_TIME {
+            // An agent that failed at once counts as one that the answer moved to.
+            failures += usize::from(matches!(error, ClientError::Broken { .. }));
+            let enough = failures + self.moves >= MAX_MOVES || begun.elapsed() + pause > MOVE_TIME;
+            if enough || !may_help(&error) || client.is_closed() {
                 return Err(error);
             }
             tokio::time::sleep(pause).await;
@@ -122,8 +125,9 @@ impl Broken {
         let route = client.ask_route(&job.prompt, excluded).await?;
         let agent_id = &route.place.agent_id;
         if failed && *agent_id == self.route.place.agent_id {
-            // It would fail again.
-            return Err(self.error.clone());
+            let message = "the coordinator knows no other agent than the one that failed".to_owned();
+            let (agent_id, code) = (agent_id.clone(), Code::FailedPrecondition);
+            return Err(ClientError::Refused { agent_id, code, message, retry_after: None });
         }
         let agent = client.agent_at(&route);
         match resume::begin(client, &agent, &route, job).await {
@@ -147,7 +151,7 @@ fn may_help(error: &ClientError) -> bool {
     match error {
         ClientError::Coordinator(CoordinatorError::Unreachable { .. }) => true,
         ClientError::Coordinator(error) => error.retryable(),
-        ClientError::Unreachable { .. } => true,
+        ClientError::Unreachable { .. } | ClientError::Broken { .. } => true,
         ClientError::Refused { code, .. } => matches!(code, Code::ResourceExhausted | Code::Unavailable),
         _ => false,
     }

@@ -6,6 +6,7 @@ mod certs;
 mod cluster;
 mod kills;
 mod mistakes;
+mod moves;
 mod parts;
 mod real_model;
 mod support;

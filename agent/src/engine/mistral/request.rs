@@ -52,8 +52,8 @@ const RESPONSE_SLACK: usize = 4;
 
 /// What the model reads before it writes.
 pub(super) enum Input {
-    /// A user's text, which gets the chat template.
-    Prompt(String),
+    /// A user's text, which gets the chat template, and the tokens that its answer begins with, chosen without looking at the logits.
+    Prompt { prompt: String, forced: Vec<u32> },
     /// The same as tokens, template included, and the beginning of the answer.
     Continued { prompt: Vec<u32>, answer: Vec<u32> },
 }
@@ -67,11 +67,11 @@ pub(super) async fn start(
     choice: Choice,
     place: Place,
 ) -> Result<Running, EngineError> {
-    let (messages, answer) = match input {
-        Input::Prompt(prompt) => (chat(&prompt).take_messages(), Vec::new()),
+    let (messages, forced, answer) = match input {
+        Input::Prompt { prompt, forced } => (chat(&prompt).take_messages(), forced, Vec::new()),
         Input::Continued { mut prompt, answer } => {
             prompt.extend(&answer);
-            (RequestMessage::CompletionTokens(prompt), answer)
+            (RequestMessage::CompletionTokens(prompt), Vec::new(), answer)
         }
     };
     let generated = Arc::new(Generated(Mutex::new(answer)));
@@ -83,7 +83,7 @@ pub(super) async fn start(
     // Without streaming, a cancelled request runs to its end.
     request.is_streaming = true;
     request.logits_processors =
-        Some(vec![Arc::new(Chooser { choice, prompt_tokens, generated: generated.clone(), _place: place })]);
+        Some(vec![Arc::new(Chooser { choice, forced, prompt_tokens, generated: generated.clone(), _place: place })]);
     let engine = send(model, Request::Normal(Box::new(request))).await?;
     Ok(Running { responses, generated, engine })
 }
@@ -170,6 +170,7 @@ async fn send(model: &Model, mut request: Request) -> Result<mpsc::Sender<Reques
 /// Chooses every token in mistral.rs' place, and owns the place of the sequence: the engine holds this as long as the sequence.
 struct Chooser {
     choice: Choice,
+    forced: Vec<u32>,
     prompt_tokens: usize,
     generated: Arc<Generated>,
     _place: Place,
@@ -180,7 +181,10 @@ impl CustomLogitsProcessor for Chooser {
         let mut values: Vec<f32> = logits.to_vec1()?;
         let before = context.get(self.prompt_tokens..).unwrap_or_default();
         let broken = || std::io::Error::other("the model computed no numbers");
-        let token = self.choice.next(&mut values, before).ok_or_else(broken)?;
+        let token = match self.forced.get(before.len()) {
+            Some(&token) => token,
+            None => self.choice.next(&mut values, before).ok_or_else(broken)?,
+        };
         {
             let mut generated = self.generated.0.lock();
             generated.truncate(before.len());

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     super::{EngineError, Event, FinishReason, Generate, Piece, TokenStream, Usage, stop::StopFilter},
     choice::Choice,
-    continued::Continued,
+    continued::{Begun, Continued, Replay},
     load::Loaded,
     pool::Place,
     request::{self, Input, Running},
@@ -44,30 +44,51 @@ async fn start(
     let prompt = model.neutralizer.apply(&asked.prompt);
     let prompt_ids = request::prompt_tokens(engine, &prompt).await?;
     let prompt_tokens = prompt_ids.len();
-    let continued = match &asked.continuation {
-        Some(continuation) => Some(Continued::new(engine, continuation).await?),
+    let begun = match &asked.continuation {
+        Some(continuation) => Some(Begun::new(engine, continuation, &asked.sampling).await?),
         None => None,
     };
-    let begun = continued.as_ref().map_or(0, |continued| continued.tokens.len());
-    let room = room(prompt_tokens + begun, model.context_tokens).ok_or_else(|| EngineError::PromptTooLong {
+    // A beginning that is read is part of what the model gets; one that is replayed, of what it makes.
+    let (read, made) = match &begun {
+        None => (0, 0),
+        Some(Begun::Replayed(replay)) => (0, replay.tokens.len()),
+        Some(Begun::Read(continued)) => (continued.tokens.len(), continued.dropped),
+    };
+    let room = room(prompt_tokens + read, model.context_tokens).ok_or_else(|| EngineError::PromptTooLong {
         model: asked.model.clone(),
-        prompt_tokens: prompt_tokens + begun,
+        prompt_tokens: prompt_tokens + read,
         context_tokens: model.context_tokens,
     })?;
-    let dropped = continued.as_ref().map_or(0, |continued| continued.dropped);
-    let max_tokens = usize::try_from(asked.sampling.max_tokens).unwrap_or(usize::MAX).saturating_add(dropped).min(room);
+    let max_tokens = usize::try_from(asked.sampling.max_tokens).unwrap_or(usize::MAX).saturating_add(made).min(room);
+    let (input, sent_tokens) = match &begun {
+        None => (Input::Prompt { prompt, forced: Vec::new() }, 0),
+        Some(Begun::Replayed(replay)) => (Input::Prompt { prompt, forced: replay.tokens.clone() }, replay.tokens.len()),
+        Some(Begun::Read(continued)) => {
+            (Input::Continued { prompt: prompt_ids, answer: continued.tokens.clone() }, continued.tokens.len())
+        }
+    };
     let (events, stream) = mpsc::channel(max_tokens + EVENT_SLACK);
     let stop = StopFilter::new(&asked.sampling.stop);
-    let input = match &continued {
-        None => Input::Prompt(prompt),
-        Some(continued) => Input::Continued { prompt: prompt_ids, answer: continued.tokens.clone() },
-    };
     let choice = Choice::new(&asked.sampling, rand::random());
     // With nothing left to generate a token is generated all the same, and thrown away: what is missing of the text comes first.
     let running = request::start(engine, input, prompt_tokens, max_tokens.max(1), choice, place).await?;
-    let (sent_tokens, text) = (begun, String::new());
-    let generation =
-        Generation { running, events, stop, max_tokens, prompt_tokens, sent_tokens, text, thinking: false, continued };
+    let (replay, continued) = match begun {
+        None => (None, None),
+        Some(Begun::Replayed(replay)) => (Some(replay), None),
+        Some(Begun::Read(continued)) => (None, Some(continued)),
+    };
+    let generation = Generation {
+        running,
+        events,
+        stop,
+        max_tokens,
+        prompt_tokens,
+        sent_tokens,
+        text: String::new(),
+        thinking: false,
+        replay,
+        continued,
+    };
     Ok((generation, stream))
 }
 
@@ -92,7 +113,9 @@ struct Generation {
     text: String,
     /// Within the model's reasoning, which mistral.rs takes out of the text.
     thinking: bool,
-    /// The answer was begun elsewhere.
+    /// The answer was begun elsewhere, and its beginning is generated again.
+    replay: Option<Replay>,
+    /// The answer was begun elsewhere, and its beginning was read.
     continued: Option<Continued>,
 }
 
@@ -207,7 +230,9 @@ impl Generation {
     async fn pass(&mut self, text: &str) -> Step {
         self.text.push_str(text);
         let filtered = self.stop.push(text);
-        self.send_text(filtered.text).await;
+        if let Err(error) = self.send_text(filtered.text).await {
+            return self.refuse(error).await;
+        }
         match filtered.stopped {
             true => self.end(FinishReason::Stop, None).await,
             false => Step::Go,
@@ -240,13 +265,17 @@ impl Generation {
     /// The end, with what the stop filter held back.
     async fn done(&mut self, reason: FinishReason, usage: Option<mistralrs::Usage>) -> Step {
         let rest = std::mem::replace(&mut self.stop, StopFilter::new(&[])).finish();
-        self.send_text(rest).await;
-        self.end(reason, usage).await
+        match self.send_text(rest).await.and_then(|()| self.replay.as_ref().map_or(Ok(()), Replay::finish)) {
+            Ok(()) => self.end(reason, usage).await,
+            Err(error) => self.refuse(error).await,
+        }
     }
 
     async fn end(&mut self, finish_reason: FinishReason, usage: Option<mistralrs::Usage>) -> Step {
         // At a stop text the engine has not counted yet; it may be a token ahead of the reader by then, and that token was computed.
-        let completion = usage.map_or_else(|| self.running.generated.count(), |usage| usage.completion_tokens);
+        let most = self.max_tokens + self.continued.as_ref().map_or(0, |continued| continued.tokens.len());
+        let completion =
+            usage.map_or_else(|| self.running.generated.count().min(most), |usage| usage.completion_tokens);
         let usage =
             Usage { prompt_tokens: count(self.prompt_tokens), completion_tokens: count(completion), finish_reason };
         // A reader who went away needs no end.
@@ -254,13 +283,23 @@ impl Generation {
         Step::End
     }
 
-    async fn send_text(&mut self, text: String) {
+    async fn send_text(&mut self, text: String) -> Result<(), EngineError> {
+        let text = match &mut self.replay {
+            Some(replay) => replay.shown(text)?,
+            None => text,
+        };
         if !text.is_empty() {
             // The engine may be ahead of the text: a continuation makes up for that.
             let tokens: Vec<u32> = self.running.generated.tokens_from(self.sent_tokens);
             self.sent_tokens += tokens.len();
             let _ = self.events.send(Ok(Event::Text(Piece { text, tokens: tokens.into_iter().collect() }))).await;
         }
+        Ok(())
+    }
+
+    async fn refuse(&self, error: EngineError) -> Step {
+        let _ = self.events.send(Err(error)).await;
+        Step::End
     }
 
     async fn fail(&self, reason: String) -> Step {

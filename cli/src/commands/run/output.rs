@@ -38,6 +38,8 @@ pub(super) struct Figures {
     rtt_ms: Option<f64>,
     /// How many messages had come each time that the answer lost its connection and was resumed.
     resumed_at: Vec<u64>,
+    /// The same, each time that it lost its agent and moved to another one. The other fields are of the last agent.
+    moved_at: Vec<u64>,
 }
 
 /// What the request's connection cost.
@@ -73,6 +75,7 @@ impl Figures {
             early_data: generation.early_data(),
             rtt_ms: generation.rtt().map(milliseconds),
             resumed_at: generation.resumed_at().to_vec(),
+            moved_at: generation.moved_at().to_vec(),
         }
     }
 
@@ -97,15 +100,15 @@ impl Figures {
             self.endpoint,
             self.prompt_tokens,
             self.job_id,
-            self.resumed()
+            breaks("resumed", &self.resumed_at) + &breaks("moved", &self.moved_at)
         )
     }
+}
 
-    /// ` · resumed 2×, at token 57, 80`, if it was.
-    fn resumed(&self) -> String {
-        let at: Vec<_> = self.resumed_at.iter().map(u64::to_string).collect();
-        if at.is_empty() { String::new() } else { format!(" · resumed {}×, at token {}", at.len(), at.join(", ")) }
-    }
+/// ` · resumed 2×, at token 57, 80`, if it was.
+fn breaks(what: &str, at: &[u64]) -> String {
+    let tokens: Vec<_> = at.iter().map(u64::to_string).collect();
+    if at.is_empty() { String::new() } else { format!(" · {what} {}×, at token {}", at.len(), tokens.join(", ")) }
 }
 
 impl Output {
@@ -209,6 +212,7 @@ mod tests {
             early_data: false,
             rtt_ms: Some(0.31),
             resumed_at: vec![],
+            moved_at: vec![],
         }
     }
 
@@ -230,7 +234,7 @@ mod tests {
 
     #[test]
     fn details_tell_where_an_answer_was_resumed() {
-        let details = Figures { resumed_at: vec![57, 80], ..figures() }.details();
-        assert!(details.ends_with(" · resumed 2×, at token 57, 80"), "{details}");
+        let details = Figures { resumed_at: vec![57, 80], moved_at: vec![90], ..figures() }.details();
+        assert!(details.ends_with(" · resumed 2×, at token 57, 80 · moved 1×, at token 90"), "{details}");
     }
 }
