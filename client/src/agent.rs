@@ -125,8 +125,8 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        self.disconnect();
         if let Some(quic) = &self.quic {
+            quic.close();
             add(&mut self.retired.lock(), quic.stats());
         }
     }
@@ -216,7 +216,7 @@ pub(crate) fn watch_udp(agent: &Arc<Agent>) {
                 agent.udp_answers();
             }
             // Nobody would use it any more.
-            (None, Ok(())) => quic.disconnect(),
+            (None, Ok(())) => quic.close(),
             (_, Err(error)) => tracing::debug!(%error, "no QUIC"),
         }
     });

@@ -5,6 +5,7 @@
 
 use std::{
     convert::Infallible,
+    future::Future as _,
     io,
     net::SocketAddr,
     pin::Pin,
@@ -24,7 +25,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::watch,
-    time::timeout,
+    time::{Sleep, sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -66,6 +67,9 @@ const TLS_HANDSHAKE: u8 = 22;
 const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(10);
 /// A ping not answered for so long ends the connection; with the interval above, about what the QUIC idle timeout is.
 const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// The peer's end of a connection is passed on so much later: what it cancelled just before is then known to be cancelled, and not lost
+/// with the connection ([`PeerConnection`]).
+const END_DELAY: Duration = Duration::from_millis(50);
 /// After an accept that failed for want of file descriptors or memory: let some connections end first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// What a browser or curl sees that speaks plain text from another machine.
@@ -184,12 +188,14 @@ impl Server {
 struct Watched {
     io: TcpStream,
     state: watch::Sender<TcpState>,
+    /// Runs once the peer has ended the connection.
+    end: Option<Pin<Box<Sleep>>>,
 }
 
 impl Watched {
     fn new(io: TcpStream) -> (Self, watch::Receiver<TcpState>) {
         let (state, receiver) = watch::channel(TcpState::Open);
-        (Self { io, state }, receiver)
+        (Self { io, state, end: None }, receiver)
     }
 
     fn note<T>(&self, result: io::Result<T>) -> io::Result<T> {
@@ -202,12 +208,16 @@ impl Watched {
 
 impl AsyncRead for Watched {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let result = ready!(Pin::new(&mut self.io).poll_read(cx, buf));
-        if result.is_ok() && buf.filled().len() == before && buf.remaining() > 0 {
-            self.state.send_replace(TcpState::Ended);
+        if self.end.is_none() {
+            let before = buf.filled().len();
+            let result = ready!(Pin::new(&mut self.io).poll_read(cx, buf));
+            if result.is_err() || buf.filled().len() > before || buf.remaining() == 0 {
+                return Poll::Ready(self.note(result));
+            }
         }
-        Poll::Ready(self.note(result))
+        ready!(self.end.get_or_insert_with(|| Box::pin(sleep(END_DELAY))).as_mut().poll(cx));
+        self.state.send_replace(TcpState::Ended);
+        Poll::Ready(Ok(()))
     }
 }
 
