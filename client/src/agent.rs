@@ -26,6 +26,8 @@ const MAX_AGENTS: usize = 64;
 const UDP_PAUSE: Duration = Duration::from_secs(60);
 /// TCP and TLS; the same as the QUIC handshake has.
 const GRPC_CONNECT_TIMEOUT: Duration = titan_transport::limits::HANDSHAKE_TIMEOUT;
+/// How long a cancelled gRPC call has to reach its agent when the client is closed: a round trip across a continent.
+const CANCEL_TIME: Duration = Duration::from_millis(50);
 /// A ping when nothing came for so long while an answer is awaited, so that an agent that vanished is noticed: the same times
 /// as on the server.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
@@ -187,6 +189,11 @@ impl Agents {
 
     /// Closes everything, and says goodbye.
     pub(crate) async fn close(&self) {
+        let grpc = self.agents.lock().iter().any(|agent| agent.grpc.lock().is_some());
+        if grpc {
+            // Its connections have no goodbye: a call cancelled just now has to be cancelled before its connection ends.
+            tokio::time::sleep(CANCEL_TIME).await;
+        }
         self.forget();
         if let Some(connector) = &self.connector {
             connector.close().await;
