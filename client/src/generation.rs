@@ -56,7 +56,7 @@ pub struct Generation {
 
 /// Where the next message comes from.
 enum Source {
-    Stream(Streaming<StreamResponse>),
+    Stream(Box<Streaming<StreamResponse>>),
     /// It broke off, and is got going again. In a mutex that is never locked, so that others may look at the rest.
     Recovering(Mutex<BoxFuture<'static, Result<Recovered, ClientError>>>),
     /// The last text, or an error, is out.
@@ -93,7 +93,7 @@ impl Generation {
     ) -> Self {
         let Started { stream, wire, early } = started;
         Self {
-            source: Source::Stream(stream),
+            source: Source::Stream(Box::new(stream)),
             client,
             job,
             received: 0,
@@ -222,7 +222,7 @@ impl Generation {
                 (self.agent, self.route, self.job, self.received) = (agent, route, job, 0);
             }
         }
-        (self.source, self.wire) = (Source::Stream(stream), wire);
+        (self.source, self.wire) = (Source::Stream(Box::new(stream)), wire);
     }
 
     /// The text of a message, if it has any.

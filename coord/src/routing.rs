@@ -24,7 +24,7 @@ pub(crate) const MAX_CLIENT_ID_BYTES: usize = 256;
 /// no text, and a long prompt is better sent once, to the agent.
 pub const PROMPT_DIGEST: &str = "prompt_digest";
 /// A parameter under this name lists agents, separated by commas, that failed the client: another one is chosen if there is one.
-pub const EXCLUDE_AGENTS: &str = "exclude_agents";
+pub(crate) const EXCLUDE_AGENTS: &str = "exclude_agents";
 /// What a client without a slot is told to wait: about as long as a short answer takes.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// Tokens are valid from a little before they are made, because an agent's clock may be behind ours.

@@ -178,7 +178,7 @@ async fn the_generation_waits_when_nobody_takes_what_it_makes() {
     drop(reader);
     let text = "x".repeat(1000);
     let mut sent = 0;
-    while sender.send_timeout(Ok(Event::Text(text.clone())), Duration::from_secs(1)).await.is_ok() {
+    while sender.send_timeout(Ok(Event::Text(text.clone().into())), Duration::from_secs(1)).await.is_ok() {
         sent += 1;
     }
     let bytes = fixture.kept.0.bytes.load(Relaxed);

@@ -48,8 +48,11 @@ pub(crate) struct Probe {
     /// What the next requests are refused with.
     pub(crate) refusals: Mutex<VecDeque<Status>>,
     /// Tokens and nonces, and the words of answers that are kept.
-    seen: Mutex<HashMap<(String, String), Option<Vec<String>>>>,
+    seen: Mutex<HashMap<RequestId, Option<Vec<String>>>>,
 }
+
+/// A token and a nonce.
+type RequestId = (String, String);
 
 pub(crate) struct Run {
     pub(crate) request: StreamRequest,
@@ -156,7 +159,7 @@ struct Parrot(Arc<Probe>);
 
 impl Parrot {
     /// The rest of an answer that was kept, to its proper end.
-    fn resume(&self, pair: &(String, String), from: u64) -> Result<Response<Answer>, Status> {
+    fn resume(&self, pair: &RequestId, from: u64) -> Result<Response<Answer>, Status> {
         let kept = self.0.seen.lock().unwrap().get(pair).cloned().flatten();
         let words = kept.ok_or_else(|| Status::not_found("no such answer is kept"))?;
         let end = done(words.len());
