@@ -28,6 +28,15 @@ pub(crate) trait KeySource: Send + Sync + 'static {
     fn fetch(&self) -> FetchKeys<'_>;
 }
 
+/// What a token is shown for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To have something generated.
+    Begin,
+    /// To read on in an answer that began with it. It may have expired since: a long answer outlives its token.
+    Resume,
+}
+
 /// Checks tokens for one agent.
 pub(crate) struct Authenticator {
     agent_id: String,
@@ -48,16 +57,21 @@ impl Authenticator {
     }
 
     /// The claims of a request's token. A key that is not known yet is asked for, once.
-    pub(crate) async fn authenticate(&self, session_token: &str, metadata: &MetadataMap) -> Result<Claims, Status> {
+    pub(crate) async fn authenticate(
+        &self,
+        session_token: &str,
+        metadata: &MetadataMap,
+        purpose: Purpose,
+    ) -> Result<Claims, Status> {
         let token = token(session_token, metadata)?;
         let asked_at = Instant::now();
-        let refused = match self.verify(token) {
+        let refused = match self.verify(token, purpose) {
             Err(refused @ TokenError::UnknownKey { .. }) => refused,
             Err(refused) => return Err(refusal(&refused)),
             Ok(claims) => return Ok(claims),
         };
         match self.refetch(asked_at).await {
-            Ok(true) => self.verify(token).map_err(|refused| refusal(&refused)),
+            Ok(true) => self.verify(token, purpose).map_err(|refused| refusal(&refused)),
             Ok(false) => Err(refusal(&refused)),
             Err(reason) => {
                 tracing::warn!(%reason, "cannot fetch the coordinator's keys");
@@ -66,8 +80,12 @@ impl Authenticator {
         }
     }
 
-    fn verify(&self, token: &str) -> Result<Claims, TokenError> {
-        self.verifier.verify(token, &self.agent_id, SystemTime::now())
+    fn verify(&self, token: &str, purpose: Purpose) -> Result<Claims, TokenError> {
+        let now = SystemTime::now();
+        match purpose {
+            Purpose::Begin => self.verifier.verify(token, &self.agent_id, now),
+            Purpose::Resume => self.verifier.verify_begun(token, &self.agent_id, now),
+        }
     }
 
     /// Whether the keys are newer now than at `asked_at`.

@@ -9,6 +9,8 @@ use titan_certs::{Identity, Role};
 use titan_proto::{AGENT_PORT, rest::GrpcTls};
 use titan_transport::{QuicOptions, tls::TlsMaterial};
 
+use crate::keep::KEEP_TIME;
+
 /// What an agent is told. Start from [`Config::new`] and change what differs.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -43,6 +45,8 @@ pub struct Config {
     /// How long running generations may take to finish at shutdown. Defaults to 25 s, under the 30 s after which service
     /// managers kill.
     pub drain_time: Duration,
+    /// How long an answer whose connection is lost waits for its reader to come back. Zero keeps none. Defaults to 30 s.
+    pub keep_time: Duration,
 }
 
 impl Config {
@@ -63,6 +67,7 @@ impl Config {
             heartbeat_interval: Duration::from_secs(10),
             prefill_wait: Duration::from_secs(2),
             drain_time: Duration::from_secs(25),
+            keep_time: KEEP_TIME,
         }
     }
 

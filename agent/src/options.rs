@@ -9,10 +9,13 @@ use std::{
     str::FromStr,
 };
 
-use titan_proto::{DEFAULT_MAX_TOKENS, MAX_PROMPT_BYTES, v1::StreamRequest};
+use titan_proto::{
+    DEFAULT_MAX_TOKENS, MAX_PROMPT_BYTES,
+    v1::{self, StreamRequest},
+};
 use tonic::Status;
 
-use crate::engine::{Generate, Sampling};
+use crate::engine::{Continuation, Generate, Sampling};
 
 /// Highest temperature: above 2 every model's output is noise, and existing APIs stop there too.
 pub const MAX_TEMPERATURE: f32 = 2.0;
@@ -22,6 +25,9 @@ pub const MAX_PENALTY: f32 = 2.0;
 pub const MAX_STOPS: usize = 16;
 /// Longest stop text in bytes: that much text may have to be held back from the reader while it could be the beginning of one.
 pub const MAX_STOP_BYTES: usize = 256;
+
+/// Most tokens of a continuation: more than any model's context holds.
+pub const MAX_CONTINUATION_TOKENS: usize = 1 << 20;
 
 /// The options that a request may carry, as they stand in an error message.
 const KNOWN: &str = "top_p, top_k, min_p, stop, seed, frequency_penalty, presence_penalty";
@@ -36,8 +42,33 @@ pub fn generate(request: StreamRequest, model: String) -> Result<Generate, Optio
     if request.prompt.len() > MAX_PROMPT_BYTES {
         return Err(OptionError::PromptTooLong { bytes: request.prompt.len() });
     }
-    let sampling = sampling(request.max_tokens, request.temperature, &request.options)?;
-    Ok(Generate { model, prompt: request.prompt, sampling })
+    let mut sampling = sampling(request.max_tokens, request.temperature, &request.options)?;
+    let continuation = request.continuation.map(continuation).transpose()?;
+    if continuation.is_some() && request.max_tokens == 0 {
+        // Everything has been generated: what is missing of its text may still come, and the end.
+        sampling.max_tokens = 0;
+    }
+    Ok(Generate { continuation, ..Generate::new(model, request.prompt, sampling) })
+}
+
+fn continuation(given: v1::Continuation) -> Result<Continuation, OptionError> {
+    let v1::Continuation { text, token_ids: tokens, completion_tokens } = given;
+    let out_of_range = |name: &str, value: usize, accepted| Err(OptionError::out_of_range(name, value, accepted));
+    if text.is_empty() {
+        return out_of_range("continuation.text", 0, "text: without any, leave the continuation out");
+    }
+    if text.len() > MAX_PROMPT_BYTES {
+        return Err(OptionError::PromptTooLong { bytes: text.len() });
+    }
+    if tokens.len() > MAX_CONTINUATION_TOKENS || completion_tokens as usize > MAX_CONTINUATION_TOKENS {
+        let count = tokens.len().max(completion_tokens as usize);
+        return out_of_range("continuation.completion_tokens", count, "at most 1048576");
+    }
+    if !tokens.is_empty() && tokens.len() != completion_tokens as usize {
+        let accepted = "the number of token_ids, where there are any";
+        return out_of_range("continuation.completion_tokens", completion_tokens as usize, accepted);
+    }
+    Ok(Continuation { text, tokens, completion_tokens })
 }
 
 fn sampling(max_tokens: i32, temperature: f32, options: &HashMap<String, String>) -> Result<Sampling, OptionError> {
@@ -302,6 +333,21 @@ mod tests {
         assert!(matches!(generate(long, "m".into()), Err(OptionError::PromptTooLong { .. })));
         let full = StreamRequest { prompt: "x".repeat(MAX_PROMPT_BYTES), ..Default::default() };
         assert!(generate(full, "m".into()).is_ok());
+    }
+
+    #[test]
+    fn a_continuation_may_have_no_tokens_left_and_names_its_number() {
+        let of = |text: &str, token_ids: Vec<u32>, completion_tokens, max_tokens| {
+            let continuation = Some(v1::Continuation { text: text.into(), token_ids, completion_tokens });
+            generate(StreamRequest { continuation, max_tokens, ..request(&[]) }, "m".into())
+        };
+        let nothing_left = of("a b", vec![1, 2], 2, 0).unwrap();
+        assert_eq!(nothing_left.sampling.max_tokens, 0, "not the default");
+        assert_eq!(nothing_left.continuation.unwrap().tokens, [1, 2]);
+        assert_eq!(of("a b", vec![], 2, 7).unwrap().sampling.max_tokens, 7);
+        for wrong in [of("", vec![1], 1, 1), of("a", vec![1], 2, 1), of("a", vec![], u32::MAX, 1)] {
+            assert!(wrong.unwrap_err().to_string().starts_with("continuation."));
+        }
     }
 
     #[test]

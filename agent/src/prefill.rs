@@ -284,7 +284,7 @@ mod tests {
     const WAIT: Duration = Duration::from_secs(2);
 
     fn request(prompt: &str) -> Generate {
-        Generate { model: "m".to_owned(), prompt: prompt.to_owned(), sampling: Sampling::greedy(10) }
+        Generate::new("m", prompt, Sampling::greedy(10))
     }
 
     fn begin(table: &mut Table<u32>, job_id: &str, free: usize, now: Instant) -> Result<(), Declined> {

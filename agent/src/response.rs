@@ -18,7 +18,7 @@ use tonic::Status;
 
 use crate::{
     admission::Slot,
-    engine::{EngineError, Event, TokenStream, Usage},
+    engine::{EngineError, Event, Piece, TokenStream, Usage},
     replay::Note,
 };
 
@@ -37,6 +37,18 @@ struct Generation {
     note: Option<Note>,
     /// It was begun before the request came.
     prefilled: bool,
+    shape: Shape,
+}
+
+/// What messages hold.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Shape {
+    /// Not what only old clients need.
+    pub(crate) compact: bool,
+    /// The ids of tokens.
+    pub(crate) token_ids: bool,
+    /// Tokens of the answer that were generated elsewhere: they say nothing of the speed here.
+    pub(crate) continued_tokens: u32,
 }
 
 impl ResponseStream {
@@ -47,10 +59,11 @@ impl ResponseStream {
         received_at: Instant,
         mut note: Option<Note>,
         abort: CancellationToken,
+        shape: Shape,
     ) -> Self {
         note.iter_mut().for_each(Note::started);
-        let generation =
-            Generation { tokens, slot, clock: Clock::start(received_at, Instant::now()), note, prefilled: false };
+        let clock = Clock::start(received_at, Instant::now());
+        let generation = Generation { tokens, slot, clock, note, prefilled: false, shape };
         // A token of its own: at every message, a thousand streams would else meet at one lock.
         Self { generation: Some(generation), aborted: Box::pin(abort.child_token().cancelled_owned()) }
     }
@@ -78,9 +91,9 @@ impl Stream for ResponseStream {
             }
         };
         let item = match event {
-            Some(Ok(Event::Text(text))) => {
+            Some(Ok(Event::Text(piece))) => {
                 generation.clock.text(Instant::now());
-                return Poll::Ready(Some(Ok(message(text))));
+                return Poll::Ready(Some(Ok(message(piece, generation.shape))));
             }
             Some(Ok(Event::Done(usage))) => Ok(generation.finish(usage)),
             Some(Err(error)) => Err(generation.fail(&error)),
@@ -93,7 +106,8 @@ impl Stream for ResponseStream {
 
 impl Generation {
     fn finish(&self, usage: Usage) -> StreamResponse {
-        let timing = self.clock.timing(usage.completion_tokens, Instant::now());
+        let generated = usage.completion_tokens.saturating_sub(self.shape.continued_tokens);
+        let timing = self.clock.timing(generated, Instant::now());
         // What was made ahead comes at once, and says nothing about the machine's speed.
         if timing.tokens_per_second > 0.0 && !self.prefilled {
             self.slot.record_speed(timing.tokens_per_second);
@@ -133,8 +147,13 @@ pub(crate) fn engine_status(error: &EngineError, produced: bool) -> Status {
     }
 }
 
-fn message(text: String) -> StreamResponse {
-    StreamResponse { content: text.clone(), token: text, created_at: unix_ms(), ..Default::default() }
+fn message(piece: Piece, shape: Shape) -> StreamResponse {
+    let Piece { text, tokens } = piece;
+    let token_ids = if shape.token_ids { tokens.into() } else { Vec::new() };
+    if shape.compact {
+        return StreamResponse { content: text, token_ids, ..Default::default() };
+    }
+    StreamResponse { content: text.clone(), token: text, created_at: unix_ms(), token_ids, ..Default::default() }
 }
 
 fn unix_ms() -> i64 {
@@ -218,7 +237,7 @@ mod tests {
         let replay = Arc::default();
         let (_, note) = Note::make(&replay, "token", "nonce".into(), 300, 0);
         let abort = CancellationToken::new();
-        let stream = ResponseStream::new(tokens, slot, Instant::now(), note, abort.clone());
+        let stream = ResponseStream::new(tokens, slot, Instant::now(), note, abort.clone(), Shape::default());
         (Fixture { admission, replay, abort }, sender, stream)
     }
 

@@ -27,6 +27,7 @@ use crate::{
     coordinator::Coordinator,
     engine::Engine,
     heartbeat::Heartbeat,
+    keep::Kept,
     prefill::Prefills,
     service::{Core, Service, count},
     telemetry::Telemetry,
@@ -82,6 +83,7 @@ impl Agent {
             prefills: Prefills::new(config.prefill_wait),
             telemetry,
             replay: Arc::default(),
+            kept: Kept::new(config.keep_time),
             abort: CancellationToken::new(),
         });
         let (listener, quic) = bind_sockets(&config).await?;

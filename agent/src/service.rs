@@ -1,12 +1,17 @@
 //! The one handler, for both wires.
 
 use std::{
+    pin::Pin,
     sync::Arc,
+    task::{Context, Poll},
     time::{Instant, SystemTime},
 };
 
+use futures_util::Stream;
 use parking_lot::Mutex;
-use titan_proto::v1::{AgentStatusRequest, AgentStatusResponse, StreamRequest, agent_service_server::AgentService};
+use titan_proto::v1::{
+    AgentStatusRequest, AgentStatusResponse, StreamRequest, StreamResponse, agent_service_server::AgentService,
+};
 use titan_transport::{
     EarlyData, PeerInfo,
     token::{Claims, unix_seconds},
@@ -16,12 +21,13 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     admission::Admission,
-    auth::{Authenticator, allowed_model, check_role},
+    auth::{Authenticator, Purpose, allowed_model, check_role},
     engine::{Engine, EngineError, Generate, TokenStream},
+    keep::{Kept, Reader, RequestId},
     options,
     prefill::Prefills,
     replay::{MAX_NONCE_BYTES, Note, ReplayCache, Verdict},
-    response::{ResponseStream, engine_status},
+    response::{ResponseStream, Shape, engine_status},
     telemetry::Telemetry,
 };
 
@@ -42,8 +48,28 @@ pub(crate) struct Core {
     pub(crate) prefills: Prefills,
     pub(crate) telemetry: Telemetry,
     pub(crate) replay: Arc<Mutex<ReplayCache>>,
+    pub(crate) kept: Kept,
     /// Ends what still runs when the drain is over.
     pub(crate) abort: CancellationToken,
+}
+
+/// The answer to a request.
+pub(crate) enum Answer {
+    /// It ends with its reader.
+    Plain(ResponseStream),
+    /// It can be resumed.
+    Kept(Reader),
+}
+
+impl Stream for Answer {
+    type Item = Result<StreamResponse, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_next(cx),
+            Self::Kept(reader) => Pin::new(reader).poll_next(cx),
+        }
+    }
 }
 
 impl Service {
@@ -54,16 +80,20 @@ impl Service {
 
 #[tonic::async_trait]
 impl AgentService for Service {
-    type StreamInferenceStream = ResponseStream;
+    type StreamInferenceStream = Answer;
 
-    async fn stream_inference(&self, request: Request<StreamRequest>) -> Result<Response<ResponseStream>, Status> {
+    async fn stream_inference(&self, request: Request<StreamRequest>) -> Result<Response<Answer>, Status> {
         let received_at = Instant::now();
         let (metadata, extensions, request) = request.into_parts();
         let peer = extensions.get::<PeerInfo>();
         check_role(peer)?;
-        let claims = self.core.auth.authenticate(&request.session_token, &metadata).await?;
-        let stream = self.core.start(received_at, peer, &claims, request).await?;
-        Ok(Response::new(stream))
+        let purpose = if request.resume_from.is_some() { Purpose::Resume } else { Purpose::Begin };
+        let claims = self.core.auth.authenticate(&request.session_token, &metadata, purpose).await?;
+        let answer = match request.resume_from {
+            Some(from) => Answer::Kept(self.core.resume(peer, claims, request.nonce, from).await?),
+            None => self.core.start(received_at, peer, &claims, request).await?,
+        };
+        Ok(Response::new(answer))
     }
 
     async fn get_status(&self, request: Request<AgentStatusRequest>) -> Result<Response<AgentStatusResponse>, Status> {
@@ -84,7 +114,7 @@ impl Core {
         peer: Option<&PeerInfo>,
         claims: &Claims,
         mut request: StreamRequest,
-    ) -> Result<ResponseStream, Status> {
+    ) -> Result<Answer, Status> {
         let model = allowed_model(claims, &request.model)?.to_owned();
         if !self.models.contains(&model) {
             let unknown = EngineError::UnknownModel { model, available: self.models.clone() };
@@ -98,6 +128,12 @@ impl Core {
             )));
         }
         let anew = request.continuation.is_none();
+        let resumable = request.resumable.then(|| RequestId { jti: claims.jti.clone(), nonce: nonce.clone() });
+        if resumable.is_some() && nonce.is_empty() {
+            return Err(Status::invalid_argument("a resumable request needs a nonce: the answer is found by it"));
+        }
+        let continued_tokens = request.continuation.as_ref().map_or(0, |continuation| continuation.completion_tokens);
+        let shape = Shape { compact: request.compact, token_ids: request.want_token_ids, continued_tokens };
         let generate = options::generate(request, model)?;
 
         let early_data = peer.and_then(|peer| peer.early_data.as_ref());
@@ -114,7 +150,28 @@ impl Core {
             Some(tokens) => tokens,
             None => self.generate(generate).await?,
         };
-        Ok(ResponseStream::new(tokens, slot, received_at, note, self.abort.clone()).prefilled(prefilled))
+        let stream =
+            ResponseStream::new(tokens, slot, received_at, note, self.abort.clone(), shape).prefilled(prefilled);
+        Ok(match resumable.filter(|_| self.kept.is_on()) {
+            Some(id) => Answer::Kept(self.kept.start(id, stream, peer.map(|peer| peer.connection.clone()))),
+            None => Answer::Plain(stream),
+        })
+    }
+
+    /// PROTOCOL.md §15.
+    async fn resume(
+        &self,
+        peer: Option<&PeerInfo>,
+        claims: Claims,
+        nonce: String,
+        from: u64,
+    ) -> Result<Reader, Status> {
+        let id = RequestId { jti: claims.jti, nonce };
+        // A replay of early data must not take an answer from whoever reads it.
+        if self.kept.has_reader(&id) {
+            confirmed(peer.and_then(|peer| peer.early_data.as_ref())).await?;
+        }
+        Ok(self.kept.resume(&id, from, peer.map(|peer| peer.connection.clone()))?)
     }
 
     /// Refuses a request that ran already.

@@ -9,11 +9,11 @@ mod engine_support;
 
 use std::time::{Duration, Instant};
 
-use engine_support::{MODEL, answer, ask, engine, model_file};
+use engine_support::{MODEL, answer, answer_to, ask, engine, model_file};
 use futures_util::{FutureExt, future::BoxFuture};
 use mistralrs::{GgufModelBuilder, RequestBuilder, SamplingParams, TextMessageRole};
 use titan_agent::engine::{
-    Engine, EngineError, Event, FinishReason, Sampling,
+    Continuation, Engine, EngineError, Event, FinishReason, Generate, Sampling,
     isolation::{isolation_test, isolation_test_of_four},
     mistral::MistralEngine,
 };
@@ -40,6 +40,10 @@ async fn the_real_model_behaves() {
         fifty_cancels_leave_nothing_behind,
         memory_does_not_grow_with_requests,
         stop_texts_never_reach_the_reader,
+        a_continued_answer_is_the_undisturbed_one,
+        a_continuation_that_is_read_begins_where_the_text_ended,
+        a_continuation_with_nothing_left_ends,
+        a_text_that_its_tokens_do_not_say_is_refused,
         the_same_seed_gives_the_same_text,
         penalties_change_what_repeats,
         one_token_is_one_token,
@@ -321,4 +325,102 @@ async fn an_engine_that_was_cancelled_during_prefill_is_not_given_away(engine: &
     assert_eq!(engine.free_places(), 0, "the engines still work");
     // This one waits for an engine to be free, and is not mixed up with what runs there.
     assert_eq!(answer(engine, QUESTION, Sampling::greedy(8)).await.unwrap().text, alone);
+}
+
+/// What an engine is asked to go on with after so many events of an answer.
+async fn cut(engine: &MistralEngine, prompt: &str, sampling: &Sampling, events: usize) -> (String, Vec<u32>) {
+    let mut stream = engine.generate(ask(prompt, sampling.clone())).await.unwrap();
+    let (mut text, mut tokens) = (String::new(), Vec::new());
+    for _ in 0..events {
+        let Some(Event::Text(piece)) = stream.recv().await.transpose().unwrap() else { break };
+        text.push_str(&piece.text);
+        tokens.extend(Vec::from(piece.tokens));
+    }
+    (text, tokens)
+}
+
+fn rest_of(prompt: &str, sampling: &Sampling, (text, tokens): (String, Vec<u32>)) -> Generate {
+    let completion_tokens = u32::try_from(tokens.len()).unwrap();
+    let max_tokens = sampling.max_tokens - completion_tokens;
+    let continuation = Continuation { text, tokens, completion_tokens };
+    Generate { continuation: Some(continuation), ..ask(prompt, Sampling { max_tokens, ..sampling.clone() }) }
+}
+
+async fn a_continued_answer_is_the_undisturbed_one(engine: &MistralEngine) {
+    let greedy = Sampling::greedy(40);
+    let stop = vec!["the".to_owned(), "4. ".to_owned(), "\u{1f600}\u{1f601}".to_owned()];
+    for (prompt, sampling) in [
+        ("Why is the sky blue?", greedy.clone()),
+        ("Repeat after me: \u{1f600}\u{1f680}\u{1f600}\u{1f680} 日本語 grüße", greedy.clone()),
+        ("Say yes.", greedy.clone()),
+        ("Count from 1 to 10, one number a line.", Sampling { stop, ..greedy.clone() }),
+        (
+            "Name three colours.",
+            Sampling { frequency_penalty: Some(1.0), presence_penalty: Some(0.5), ..greedy.clone() },
+        ),
+        ("Tell a joke.", Sampling { temperature: 0.9, top_p: Some(0.9), seed: Some(7), ..greedy.clone() }),
+    ] {
+        let whole = answer(engine, prompt, sampling.clone()).await.unwrap();
+        for events in [1, 2, 3, 5, 8, 13, 21, 34] {
+            if events > whole.events {
+                break;
+            }
+            let cut = cut(engine, prompt, &sampling, events).await;
+            assert!(whole.text.starts_with(&cut.0), "{prompt}");
+            let continued = answer_to(engine, rest_of(prompt, &sampling, cut.clone())).await.unwrap();
+            assert_eq!(format!("{}{}", cut.0, continued.text), whole.text, "{prompt} after {events} events");
+            assert_eq!(continued.usage, whole.usage, "{prompt} after {events} events");
+            // Which is enough to cut it again.
+            let tokens: Vec<u32> = cut.1.iter().chain(&continued.tokens).copied().collect();
+            assert!(whole.tokens.starts_with(&tokens) || tokens.starts_with(&whole.tokens), "{prompt}: other tokens");
+        }
+    }
+}
+
+async fn a_continuation_that_is_read_begins_where_the_text_ended(engine: &MistralEngine) {
+    // As good as greedy, but no promise of the same text: the beginning is read at once.
+    let almost = Sampling { temperature: 0.001, ..Sampling::greedy(24) };
+    for prompt in ["Why is the sky blue?", "Repeat after me: \u{1f600}\u{1f680}\u{1f600}\u{1f680} 日本語 grüße"] {
+        let whole = answer(engine, prompt, Sampling::greedy(24)).await.unwrap();
+        for events in [1, 2, 3, 5, 7] {
+            let cut = cut(engine, prompt, &almost, events).await;
+            assert!(whole.text.starts_with(&cut.0), "{prompt}");
+            let continued = answer_to(engine, rest_of(prompt, &almost, cut.clone())).await.unwrap();
+            // Further on another word may have been almost as likely.
+            let seam: String = whole.text[cut.0.len()..].chars().take(4).collect();
+            assert!(continued.text.starts_with(&seam), "{prompt} after {events}: {:?}, not {seam:?}", continued.text);
+            assert_eq!(
+                (continued.usage.prompt_tokens, continued.usage.completion_tokens),
+                (whole.usage.prompt_tokens, 24)
+            );
+        }
+    }
+}
+
+async fn a_continuation_with_nothing_left_ends(engine: &MistralEngine) {
+    let (prompt, sampling) = ("Why is the sky blue?", Sampling::greedy(5));
+    let whole = answer(engine, prompt, sampling.clone()).await.unwrap();
+    assert_eq!(whole.tokens.len(), 5);
+    for temperature in [0.0, 0.001] {
+        let sampling = Sampling { temperature, ..sampling.clone() };
+        let asked = rest_of(prompt, &sampling, (whole.text.clone(), whole.tokens.clone()));
+        let end = answer_to(engine, asked).await.unwrap();
+        assert_eq!((end.text.as_str(), end.usage), ("", whole.usage));
+    }
+}
+
+async fn a_text_that_its_tokens_do_not_say_is_refused(engine: &MistralEngine) {
+    let (prompt, sampling) = ("Why is the sky blue?", Sampling::greedy(20));
+    let (_, tokens) = cut(engine, prompt, &sampling, 3).await;
+    for temperature in [0.0, 0.001] {
+        let sampling = Sampling { temperature, ..sampling.clone() };
+        let refused = answer_to(engine, rest_of(prompt, &sampling, ("Because".to_owned(), tokens.clone()))).await;
+        assert!(matches!(refused, Err(EngineError::InvalidParameter(_))));
+    }
+
+    // Without tokens the text is split anew.
+    let continuation = Continuation { text: "The sky is".to_owned(), tokens: vec![], completion_tokens: 3 };
+    let asked = Generate { continuation: Some(continuation), ..ask(prompt, sampling) };
+    let continued = answer_to(engine, asked).await.unwrap();
+    assert!(continued.text.starts_with(' '), "{:?}", continued.text);
 }

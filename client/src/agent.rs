@@ -16,7 +16,7 @@ use tonic::{
 
 use crate::{
     ClientError,
-    error::{chain, grpc_not_connected},
+    error::{chain, grpc_not_connected, is_refused},
     route::Place,
 };
 
@@ -26,6 +26,8 @@ const MAX_AGENTS: usize = 64;
 const UDP_PAUSE: Duration = Duration::from_secs(60);
 /// TCP and TLS; the same as the QUIC handshake has.
 const GRPC_CONNECT_TIMEOUT: Duration = titan_transport::limits::HANDSHAKE_TIMEOUT;
+/// How long a cancelled gRPC call has to reach its agent when the client is closed: a round trip across a continent.
+const CANCEL_TIME: Duration = Duration::from_millis(50);
 /// A ping when nothing came for so long while an answer is awaited, so that an agent that vanished is noticed: the same times
 /// as on the server.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
@@ -61,6 +63,7 @@ impl Agent {
             grpc_not_connected(&self.place.agent_id, &error).unwrap_or_else(|| ClientError::Unreachable {
                 agent_id: self.place.agent_id.clone(),
                 reason: chain(&error),
+                gone: is_refused(&error),
             })
         })?;
         tracing::debug!(address = %self.place.grpc, tls = self.place.grpc_tls.as_str(), "connected over gRPC");
@@ -124,8 +127,8 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        self.disconnect();
         if let Some(quic) = &self.quic {
+            quic.close();
             add(&mut self.retired.lock(), quic.stats());
         }
     }
@@ -194,6 +197,11 @@ impl Agents {
         if let Some(connector) = &self.connector {
             connector.save_sessions().await;
         }
+        let grpc = self.agents.lock().iter().any(|agent| agent.grpc.lock().is_some());
+        if grpc {
+            // Its connections have no goodbye: a call cancelled just now has to be cancelled before its connection ends.
+            tokio::time::sleep(CANCEL_TIME).await;
+        }
         self.forget();
         if let Some(connector) = &self.connector {
             connector.close().await;
@@ -223,7 +231,7 @@ pub(crate) fn watch_udp(agent: &Arc<Agent>) {
                 agent.udp_answers();
             }
             // Nobody would use it any more.
-            (None, Ok(())) => quic.disconnect(),
+            (None, Ok(())) => quic.close(),
             (_, Err(error)) => tracing::debug!(%error, "no QUIC"),
         }
     });

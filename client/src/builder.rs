@@ -165,7 +165,7 @@ impl Builder {
             Coordinator::new(url, self.tls.as_ref(), self.names.clone(), ahead).map_err(BuildError::Http)?;
         let connector = self.connector()?;
         let dialer = Dialer::new(self.wire, self.quic_timeout);
-        Ok(TitanClient::new(self.client_id, coordinator, Agents::new(connector, self.tls), dialer))
+        Ok(TitanClient::new(self.client_id, coordinator, Agents::new(connector, self.tls), dialer, self.features))
     }
 
     fn url(&self) -> Result<Url, BuildError> {

@@ -2,19 +2,24 @@
 
 use std::{
     fmt,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use parking_lot::Mutex;
 use titan_transport::ChannelStats;
-use uuid::Uuid;
 
 use crate::{
-    Builder, ClientError, Generation, Prompt,
-    agent::Agents,
+    Builder, ClientError, CoordinatorError, Generation, Prompt,
+    agent::{Agent, Agents},
     coordinator::Coordinator,
     dial::Dialer,
+    features::Features,
+    job::Job,
+    resume,
     retry::{self, Next},
     route::{Route, Routes},
 };
@@ -30,6 +35,10 @@ struct Inner {
     routes: Mutex<Routes>,
     agents: Agents,
     dialer: Dialer,
+    features: Features,
+    resumed: AtomicU64,
+    moved: AtomicU64,
+    closed: AtomicBool,
 }
 
 /// What a client has done so far.
@@ -42,6 +51,10 @@ pub struct ClientStats {
     pub quic: ChannelStats,
     /// Requests that went over gRPC because UDP did not answer.
     pub grpc_fallbacks: u64,
+    /// Answers that went on over another connection, each time.
+    pub resumed: u64,
+    /// Answers that went on at another agent, each time.
+    pub moved: u64,
 }
 
 impl TitanClient {
@@ -50,8 +63,51 @@ impl TitanClient {
         Builder::new(coordinator_url.into())
     }
 
-    pub(crate) fn new(client_id: String, coordinator: Coordinator, agents: Agents, dialer: Dialer) -> Self {
-        Self(Arc::new(Inner { client_id, coordinator, routes: Mutex::default(), agents, dialer }))
+    pub(crate) fn new(
+        client_id: String,
+        coordinator: Coordinator,
+        agents: Agents,
+        dialer: Dialer,
+        features: Features,
+    ) -> Self {
+        let (routes, resumed, moved, closed) = Default::default();
+        Self(Arc::new(Inner { client_id, coordinator, routes, agents, dialer, features, resumed, moved, closed }))
+    }
+
+    pub(crate) fn features(&self) -> Features {
+        self.0.features
+    }
+
+    pub(crate) fn dialer(&self) -> &Dialer {
+        &self.0.dialer
+    }
+
+    /// Whether [`close`](Self::close) was called.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.0.closed.load(Relaxed)
+    }
+
+    pub(crate) fn count_resumed(&self) {
+        self.0.resumed.fetch_add(1, Relaxed);
+    }
+
+    /// An answer goes on at `route`; further requests go there too.
+    pub(crate) fn count_moved(&self, route: &Arc<Route>) {
+        self.0.moved.fetch_add(1, Relaxed);
+        self.0.routes.lock().put(route.clone(), unix_now());
+    }
+
+    pub(crate) fn forget_route(&self, route: &Arc<Route>) {
+        self.0.routes.lock().forget(route);
+    }
+
+    /// Asks the coordinator for an agent, rather one that is not `excluded`. The route is not kept yet.
+    pub(crate) async fn ask_route(&self, prompt: &Prompt, excluded: &[String]) -> Result<Arc<Route>, CoordinatorError> {
+        self.0.coordinator.ask(&self.0.client_id, prompt, excluded).await
+    }
+
+    pub(crate) fn agent_at(&self, route: &Route) -> Arc<Agent> {
+        self.0.agents.at(&route.place)
     }
 
     /// Has text generated. Resolves when the agent has accepted the request; the text comes with the [`Generation`].
@@ -63,14 +119,13 @@ impl TitanClient {
     /// See [`ClientError`]: each says whether a model may have seen the prompt, and whether another try would help.
     pub async fn generate(&self, prompt: Prompt) -> Result<Generation, ClientError> {
         let asked_at = Instant::now();
-        // The same in every try: no agent runs it twice with one token.
-        let nonce = Uuid::new_v4().to_string();
-        let mut kept = self.kept_route(&prompt.model);
+        let job = Arc::new(Job::new(prompt));
+        let mut kept = self.kept_route(&job.prompt.model);
         let mut tries = 0;
         loop {
             let was_kept = kept.is_some();
             tries += u32::from(!was_kept);
-            let error = match self.attempt(kept.take(), &prompt, &nonce, asked_at).await {
+            let error = match self.attempt(kept.take(), &job, asked_at).await {
                 Ok(generation) => return Ok(generation),
                 Err(error) => error,
             };
@@ -87,8 +142,14 @@ impl TitanClient {
 
     /// What this client has done so far.
     pub fn stats(&self) -> ClientStats {
-        let Inner { coordinator, agents, dialer, .. } = &*self.0;
-        ClientStats { rest_calls: coordinator.calls(), quic: agents.stats(), grpc_fallbacks: dialer.fallbacks() }
+        let Inner { coordinator, agents, dialer, resumed, moved, .. } = &*self.0;
+        ClientStats {
+            rest_calls: coordinator.calls(),
+            quic: agents.stats(),
+            grpc_fallbacks: dialer.fallbacks(),
+            resumed: resumed.load(Relaxed),
+            moved: moved.load(Relaxed),
+        }
     }
 
     /// Goes on from a new UDP socket, after a change of network that the library does not notice by itself (it does on Linux, unless
@@ -100,7 +161,8 @@ impl TitanClient {
         self.0.agents.rebind()
     }
 
-    /// Closes the connections to all agents and keeps the routes, as after a change of network. Running QUIC answers break off.
+    /// Closes the connections to all agents and keeps the routes, as after a change of network. Running QUIC answers go on over
+    /// new ones; without [`Feature::Resume`](crate::Feature::Resume) they break off.
     pub fn disconnect(&self) {
         self.0.agents.disconnect();
     }
@@ -115,6 +177,7 @@ impl TitanClient {
     /// no QUIC connections afterwards. Where sessions are stored, it first lets those arrive that agents are about to send: for a
     /// quarter of a second at most, and mostly not at all.
     pub async fn close(&self) {
+        self.0.closed.store(true, Relaxed);
         self.0.routes.lock().clear();
         self.0.agents.close().await;
     }
@@ -122,8 +185,7 @@ impl TitanClient {
     async fn attempt(
         &self,
         kept: Option<Arc<Route>>,
-        prompt: &Prompt,
-        nonce: &str,
+        job: &Arc<Job>,
         asked_at: Instant,
     ) -> Result<Generation, ClientError> {
         let inner = &*self.0;
@@ -134,13 +196,13 @@ impl TitanClient {
             }
             None => {
                 let asked_at = Instant::now();
-                let route = inner.coordinator.ask(&inner.client_id, prompt).await?;
+                let route = self.ask_route(&job.prompt, &[]).await?;
                 inner.routes.lock().put(route.clone(), unix_now());
                 (route, Some(asked_at.elapsed()))
             }
         };
         let agent = inner.agents.at(&route.place);
-        match inner.dialer.start(&agent, prompt.request(&route.token, nonce)).await {
+        match resume::begin(self, &agent, &route, job).await {
             Ok(started) => {
                 tracing::debug!(
                     agent = %route.place.agent_id,
@@ -148,7 +210,7 @@ impl TitanClient {
                     early_data = started.early,
                     "the answer begins",
                 );
-                Ok(Generation::new(started, agent, route, routing, asked_at))
+                Ok(Generation::new(self.clone(), job.clone(), started, agent, route, routing, asked_at))
             }
             Err(error) => {
                 if retry::route_may_be_wrong(&error) {

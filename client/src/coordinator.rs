@@ -35,6 +35,8 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 /// Where a digest stands instead of the prompt.
 const PROMPT_DIGEST: &str = "prompt_digest";
+/// Agents that failed this client, separated by commas.
+const EXCLUDE_AGENTS: &str = "exclude_agents";
 const PATH: &str = "/api/v1/inference/request";
 
 /// A coordinator, by its URL.
@@ -140,15 +142,23 @@ impl Coordinator {
         self.calls.load(Relaxed)
     }
 
-    /// Asks who serves `prompt`. The text of the prompt stays here and its digest goes, except for prefill ahead: then everything goes that
-    /// the agent will be asked.
-    pub(crate) async fn ask(&self, client_id: &str, prompt: &Prompt) -> Result<Arc<Route>, CoordinatorError> {
+    /// Asks who serves `prompt`, rather not one of the `excluded` agents. The text of the prompt stays here and its digest goes, except for
+    /// prefill ahead: then everything goes that the agent will be asked.
+    pub(crate) async fn ask(
+        &self,
+        client_id: &str,
+        prompt: &Prompt,
+        excluded: &[String],
+    ) -> Result<Arc<Route>, CoordinatorError> {
         self.calls.fetch_add(1, Relaxed);
-        let (text, parameters) = if self.prefill_ahead {
+        let (text, mut parameters) = if self.prefill_ahead {
             (Some(prompt.prompt.clone()), prompt.options.clone())
         } else {
             (None, BTreeMap::from([(PROMPT_DIGEST.to_owned(), digest(&prompt.prompt))]))
         };
+        if !excluded.is_empty() {
+            parameters.insert(EXCLUDE_AGENTS.to_owned(), excluded.join(","));
+        }
         let question = InferenceRequest {
             client_id: Some(client_id.to_owned()),
             model: Some(prompt.model.clone()),

@@ -100,8 +100,9 @@ impl Dialer {
             None => over_grpc(agent, request).await,
         };
         match result {
-            Err(ClientError::Unreachable { agent_id, reason }) => {
-                Err(ClientError::Unreachable { agent_id, reason: format!("QUIC: {}; gRPC: {reason}", silence.reason) })
+            Err(ClientError::Unreachable { agent_id, reason, gone }) => {
+                let reason = format!("QUIC: {}; gRPC: {reason}", silence.reason);
+                Err(ClientError::Unreachable { agent_id, reason, gone })
             }
             result => {
                 self.fallbacks.fetch_add(1, Relaxed);

@@ -21,6 +21,8 @@ pub enum ClientError {
         agent_id: String,
         /// What was tried, and what came of it.
         reason: String,
+        /// Its machine says that nobody listens there: the agent is gone, and not the way to it.
+        gone: bool,
     },
     /// One side does not accept the other's certificate.
     #[error("the agent {agent_id} and this client do not trust each other: {reason}")]
@@ -117,6 +119,16 @@ impl ClientError {
     }
 }
 
+impl ClientError {
+    /// The same, with the reasons why the answer did not go on.
+    pub(crate) fn and_also(mut self, reasons: &str) -> Self {
+        if let Self::Broken { message, .. } = &mut self {
+            message.push_str(reasons);
+        }
+        self
+    }
+}
+
 /// How far an answer had come when its status arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Progress {
@@ -181,7 +193,7 @@ pub(crate) fn not_connected(agent_id: &str, error: &ConnectError) -> ClientError
     let (agent_id, reason) = (agent_id.to_owned(), error.to_string());
     match error {
         ConnectError::Handshake { error, .. } if is_certificate(error) => ClientError::Certificate { agent_id, reason },
-        _ => ClientError::Unreachable { agent_id, reason },
+        _ => ClientError::Unreachable { agent_id, reason, gone: matches!(error, ConnectError::PortClosed { .. }) },
     }
 }
 
@@ -192,7 +204,23 @@ pub(crate) fn grpc_not_connected(agent_id: &str, error: &(dyn Error + 'static)) 
         return Some(ClientError::Certificate { agent_id, reason: chain(error) });
     }
     let connecting = causes(error).any(|cause| cause.is::<tonic::ConnectError>());
-    connecting.then(|| ClientError::Unreachable { agent_id, reason: chain(error) })
+    connecting.then(|| ClientError::Unreachable { agent_id, reason: chain(error), gone: is_refused(error) })
+}
+
+/// Whether a TCP port turned out closed.
+pub(crate) fn is_refused(error: &(dyn Error + 'static)) -> bool {
+    let kind = |cause: &(dyn Error + 'static)| cause.downcast_ref().map(io::Error::kind);
+    causes(error).any(|cause| kind(cause) == Some(io::ErrorKind::ConnectionRefused))
+}
+
+/// Whether `status` ended an answer because its connection broke, and is not the agent's own word.
+pub(crate) fn is_lost(status: &Status) -> bool {
+    match CallError::of(status) {
+        Some(CallError::Lost(error)) => !is_certificate(error),
+        Some(_) => false,
+        // What the agent itself says has no source.
+        None => Error::source(status).is_some(),
+    }
 }
 
 /// Whether TLS refused a connection, on either side: RFC 9001 §4.8, PROTOCOL.md §6.
@@ -283,6 +311,14 @@ mod tests {
         assert_eq!(of(&Status::unavailable("it failed"), Progress::Accepted), (Processed::Maybe, true));
         assert_eq!(of(&Status::internal(""), Progress::Asked), (Processed::Maybe, true));
         assert_eq!(of(&Status::already_exists(""), Progress::Asked), (Processed::Yes, true));
+    }
+
+    #[test]
+    fn a_lost_connection_is_told_from_the_agents_word() {
+        assert!(is_lost(&Status::from_error(Box::new(io::Error::from(io::ErrorKind::ConnectionReset)))));
+        for said in [Status::unavailable("draining"), Status::internal("it failed"), Status::cancelled("")] {
+            assert!(!is_lost(&said), "{said:?}");
+        }
     }
 
     #[test]

@@ -10,23 +10,40 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::Stream;
+use futures_util::{Stream, future::BoxFuture};
+use parking_lot::Mutex;
 use titan_proto::v1::StreamResponse;
 use titan_transport::Wire;
-use tonic::{Code, Streaming};
+use tonic::{Code, Status, Streaming};
 
 use crate::{
-    ClientError, Processed,
+    ClientError, Feature, Processed, TitanClient,
     agent::Agent,
     dial::Started,
-    error::{Progress, classify},
+    error::{Progress, classify, is_lost},
+    job::{Job, SoFar},
+    recover::{Broken, Moved, Recovered},
     route::Route,
 };
 
 /// A running generation: a stream of texts to append, each as the agent sent it. Dropping it stops the generation at the agent.
+///
+/// When its connection is lost it goes on over another one, unless [`Feature::Resume`] is off, and when its agent is lost at another
+/// agent, unless [`Feature::Move`] is off: that looks like a pause. What cannot be continued is said at [`Prompt`](crate::Prompt).
 pub struct Generation {
-    /// None once the last text, or an error, is out.
-    stream: Option<Streaming<StreamResponse>>,
+    source: Source,
+    client: TitanClient,
+    job: Arc<Job>,
+    /// Messages of this agent that have come.
+    received: u64,
+    /// Messages with text that have come, in all.
+    pieces: u64,
+    /// How many had come, each time that the answer was resumed.
+    resumed_at: Vec<u64>,
+    /// The same, each time that it moved.
+    moved_at: Vec<u64>,
+    /// Where answers may move: what another agent needs.
+    so_far: SoFar,
     agent: Arc<Agent>,
     route: Arc<Route>,
     wire: Wire,
@@ -35,6 +52,15 @@ pub struct Generation {
     asked_at: Instant,
     ttft: Option<Duration>,
     usage: Option<Usage>,
+}
+
+/// Where the next message comes from.
+enum Source {
+    Stream(Box<Streaming<StreamResponse>>),
+    /// It broke off, and is got going again. In a mutex that is never locked, so that others may look at the rest.
+    Recovering(Mutex<BoxFuture<'static, Result<Recovered, ClientError>>>),
+    /// The last text, or an error, is out.
+    Nothing,
 }
 
 /// What the agent says about a complete answer. What it does not say is 0 or empty.
@@ -59,6 +85,8 @@ pub struct Usage {
 
 impl Generation {
     pub(crate) fn new(
+        client: TitanClient,
+        job: Arc<Job>,
         started: Started,
         agent: Arc<Agent>,
         route: Arc<Route>,
@@ -66,7 +94,24 @@ impl Generation {
         asked_at: Instant,
     ) -> Self {
         let Started { stream, wire, early } = started;
-        Self { stream: Some(stream), agent, route, wire, early, routing, asked_at, ttft: None, usage: None }
+        Self {
+            source: Source::Stream(Box::new(stream)),
+            client,
+            job,
+            received: 0,
+            pieces: 0,
+            resumed_at: Vec::new(),
+            moved_at: Vec::new(),
+            so_far: SoFar::default(),
+            agent,
+            route,
+            wire,
+            early,
+            routing,
+            asked_at,
+            ttft: None,
+            usage: None,
+        }
     }
 
     /// The agent that runs it.
@@ -77,6 +122,26 @@ impl Generation {
     /// The coordinator's name for the job that the token was issued for. Requests with the same token share it.
     pub fn job_id(&self) -> &str {
         &self.route.job_id
+    }
+
+    /// How often the answer lost its connection and went on over another one.
+    pub fn resumed(&self) -> u32 {
+        u32::try_from(self.resumed_at.len()).unwrap_or(u32::MAX)
+    }
+
+    /// How many texts, usually of one token each, had come each time.
+    pub fn resumed_at(&self) -> &[u64] {
+        &self.resumed_at
+    }
+
+    /// How often the answer lost its agent and went on at another one. [`agent_id`](Self::agent_id) and the like are of the last one.
+    pub fn moved(&self) -> u32 {
+        u32::try_from(self.moved_at.len()).unwrap_or(u32::MAX)
+    }
+
+    /// How many texts, usually of one token each, had come each time.
+    pub fn moved_at(&self) -> &[u64] {
+        &self.moved_at
     }
 
     /// The wire that the text comes over.
@@ -120,6 +185,66 @@ impl Generation {
         self.usage.as_ref()
     }
 
+    /// The stream ended with `status`: how it goes on, or what to tell the caller.
+    fn ended(&self, status: &Status) -> Result<Source, ClientError> {
+        if self.wire == Wire::Http {
+            self.agent.grpc_ended(status);
+        }
+        let progress = if self.ttft.is_some() { Progress::Text } else { Progress::Accepted };
+        let error = classify(self.agent_id(), status, progress);
+        let lost = is_lost(status);
+        // What the agent refuses, another one would refuse too.
+        if !lost && !matches!(error, ClientError::Broken { .. }) {
+            return Err(error);
+        }
+        let broken = Broken {
+            client: self.client.clone(),
+            agent: self.agent.clone(),
+            route: self.route.clone(),
+            job: self.job.clone(),
+            received: self.received,
+            so_far: self.so_far.clone(),
+            moves: self.moved_at.len(),
+            lost,
+            error,
+        };
+        if !broken.is_recoverable() {
+            return Err(broken.error);
+        }
+        tracing::debug!(error = %broken.error, received = self.received, "the answer broke off");
+        Ok(Source::Recovering(Mutex::new(Box::pin(broken.recover()))))
+    }
+
+    fn go_on(&mut self, recovered: Recovered) {
+        let Recovered { started: Started { stream, wire, .. }, moved } = recovered;
+        match moved {
+            None => self.resumed_at.push(self.pieces),
+            Some(Moved { agent, route, job }) => {
+                self.moved_at.push(self.pieces);
+                (self.agent, self.route, self.job, self.received) = (agent, route, job, 0);
+            }
+        }
+        (self.source, self.wire) = (Source::Stream(Box::new(stream)), wire);
+    }
+
+    /// The text of a message, if it has any.
+    fn read(&mut self, message: StreamResponse) -> Option<String> {
+        self.received += 1;
+        if self.client.features().has(Feature::Move) {
+            self.so_far.add(&message);
+        }
+        if message.done {
+            self.usage = Some(Usage::read(&message.metadata));
+            self.source = Source::Nothing;
+        }
+        if message.content.is_empty() {
+            return None;
+        }
+        self.pieces += 1;
+        self.ttft.get_or_insert_with(|| self.asked_at.elapsed());
+        Some(message.content)
+    }
+
     fn broken_off(&self, message: &str) -> ClientError {
         let processed = if self.ttft.is_some() { Processed::Yes } else { Processed::Maybe };
         let (agent_id, message) = (self.agent_id().to_owned(), message.to_owned());
@@ -133,29 +258,30 @@ impl Stream for Generation {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
         loop {
-            let Some(stream) = &mut this.stream else { return Poll::Ready(None) };
-            let message = match ready!(Pin::new(stream).poll_next(cx)) {
-                Some(Ok(message)) => message,
-                Some(Err(status)) => {
-                    this.stream = None;
-                    if this.wire == Wire::Http {
-                        this.agent.grpc_ended(&status);
+            let failed = match &mut this.source {
+                Source::Nothing => return Poll::Ready(None),
+                Source::Recovering(attempt) => match ready!(Pin::new(attempt.get_mut()).poll(cx)) {
+                    Ok(recovered) => {
+                        this.go_on(recovered);
+                        continue;
                     }
-                    let progress = if this.ttft.is_some() { Progress::Text } else { Progress::Accepted };
-                    return Poll::Ready(Some(Err(classify(this.agent_id(), &status, progress))));
-                }
-                None => {
-                    this.stream = None;
-                    return Poll::Ready(Some(Err(this.broken_off("it ended without a last message"))));
-                }
+                    Err(error) => Err(error),
+                },
+                Source::Stream(stream) => match ready!(Pin::new(stream).poll_next(cx)) {
+                    Some(Ok(message)) => match this.read(message) {
+                        Some(text) => return Poll::Ready(Some(Ok(text))),
+                        None => continue,
+                    },
+                    Some(Err(status)) => this.ended(&status),
+                    None => Err(this.broken_off("it ended without a last message")),
+                },
             };
-            if message.done {
-                this.usage = Some(Usage::read(&message.metadata));
-                this.stream = None;
-            }
-            if !message.content.is_empty() {
-                this.ttft.get_or_insert_with(|| this.asked_at.elapsed());
-                return Poll::Ready(Some(Ok(message.content)));
+            match failed {
+                Ok(source) => this.source = source,
+                Err(error) => {
+                    this.source = Source::Nothing;
+                    return Poll::Ready(Some(Err(error)));
+                }
             }
         }
     }
@@ -166,7 +292,7 @@ impl fmt::Debug for Generation {
         f.debug_struct("Generation")
             .field("agent_id", &self.agent_id())
             .field("wire", &self.wire)
-            .field("running", &self.stream.is_some())
+            .field("running", &!matches!(self.source, Source::Nothing))
             .finish_non_exhaustive()
     }
 }

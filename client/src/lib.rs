@@ -17,6 +17,8 @@
 //!   model go straight to the agent.
 //! - With [TLS material](Builder::tls) the text comes over QUIC; where UDP gets no answer it comes over gRPC.
 //!   [`Generation::wire`] says which it was. Connections race, prompts do not: a prompt runs once.
+//! - An answer whose connection is lost goes on over a new one ([`Feature::Resume`]), one whose agent is lost at another agent
+//!   ([`Feature::Move`]): its reader sees a pause.
 //! - What never reached a model is tried again, a few times. Everything else is an error that says whether a model may have seen the
 //!   prompt ([`ClientError::processed`]) and whether another try would help ([`ClientError::retryable`]).
 //!
@@ -26,7 +28,8 @@
 //!
 //! `client`: what a request does, from top to bottom. `coordinator`: the REST call. `route`: answers kept, without a clock.
 //! `agent`: one agent's connections, and the pool of them. `dial`: the race between the wires. `retry`: what is tried again, without a
-//! clock. `generation`: the stream of text. `features`: what can be switched off. `error`: what can go wrong, and what a status means. `names`: hosts with addresses of their own.
+//! clock. `generation`: the stream of text. `job`: one run of a prompt. `recover`, `resume`: how an answer goes on when it
+//! breaks off. `features`: what can be switched off. `error`: what can go wrong, and what a status means. `names`: hosts with addresses of their own.
 
 mod agent;
 mod builder;
@@ -36,8 +39,11 @@ mod dial;
 mod error;
 mod features;
 mod generation;
+mod job;
 mod names;
 mod prompt;
+mod recover;
+mod resume;
 mod retry;
 mod route;
 

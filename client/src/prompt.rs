@@ -6,6 +6,11 @@ use titan_proto::{DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, v1::StreamRequest};
 
 /// What to generate. Sampling options beyond these go into `options`: `top_p`, `top_k`, `min_p`, `stop`, `seed`,
 /// `frequency_penalty`, `presence_penalty`.
+///
+/// When its agent is lost, an answer goes on at another one ([`Feature::Move`](crate::Feature::Move)). With a temperature of 0 or a `seed` the whole text is then
+/// the one that an undisturbed agent would have given, if both run the same model on the same kind of machine; the other agent
+/// generates the beginning again, which takes as long as it took before. With agents that do not tell their tokens, an answer
+/// with `stop`, `seed`, `frequency_penalty` or `presence_penalty` is not continued: it ends with an error, as it does after three moves.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prompt {
     /// A name that some agent serves.
@@ -44,6 +49,7 @@ impl Prompt {
             stream: true,
             options: self.options.clone().into_iter().collect(),
             nonce: nonce.to_owned(),
+            compact: true,
             ..StreamRequest::default()
         }
     }

@@ -29,7 +29,7 @@ use self::health_stream::{AckStream, HealthStream};
 use crate::{
     agent_input,
     registry::{AgentView, RegisterError, StreamId},
-    routing::{Dispatcher, PROMPT_DIGEST, Route, RouteError, RouteRequest},
+    routing::{Dispatcher, EXCLUDE_AGENTS, PROMPT_DIGEST, Route, RouteError, RouteRequest},
 };
 
 /// A registration or update is below 100 KiB, a prompt is as large as in REST; nothing else comes in.
@@ -88,6 +88,7 @@ impl CoordinatorService for Service {
             model: &request.model,
             prompt: &request.prompt,
             prompt_digest: request.parameters.get(PROMPT_DIGEST).map(String::as_str),
+            exclude_agents: request.parameters.get(EXCLUDE_AGENTS).map(String::as_str),
             max_tokens,
             temperature: request.temperature,
         })?;

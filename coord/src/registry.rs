@@ -198,7 +198,20 @@ impl Registry {
     }
 
     /// Chooses an agent for the model and books one of its slots for `job_id`.
+    #[cfg(test)]
     pub(crate) fn book(&mut self, model: &str, job_id: &str, now: Instant) -> Result<Booked, BookError> {
+        self.book_except(model, &[], job_id, now)
+    }
+
+    /// Chooses an agent for the model, one of those that `except` does not name if any of them has room, and books one of its slots for
+    /// `job_id`.
+    pub(crate) fn book_except(
+        &mut self,
+        model: &str,
+        except: &[&str],
+        job_id: &str,
+        now: Instant,
+    ) -> Result<Booked, BookError> {
         let Some(serving) = self.models.get(model) else {
             let available = self.healthy_models(now);
             return Err(if available.is_empty() {
@@ -208,17 +221,23 @@ impl Registry {
             });
         };
         let mut any_healthy = false;
-        let slots = &mut self.slots;
-        let candidates = serving.iter().filter_map(|&slot| {
-            let agent = slots.get_mut(slot)?.as_mut()?;
-            if agent.status(now) != Status::Healthy {
-                return None;
-            }
-            any_healthy = true;
-            agent.drop_expired_bookings(now);
-            agent.candidate(slot)
-        });
-        let chosen = scheduler::choose(&self.policy.weights, candidates);
+        let (slots, weights) = (&mut self.slots, &self.policy.weights);
+        let mut choose = |except: &[&str]| {
+            let candidates = serving.iter().filter_map(|&slot| {
+                let agent = slots.get_mut(slot)?.as_mut()?;
+                if agent.status(now) != Status::Healthy {
+                    return None;
+                }
+                any_healthy = true;
+                agent.drop_expired_bookings(now);
+                agent.candidate(slot).filter(|_| !except.contains(&&*agent.profile.id))
+            });
+            scheduler::choose(weights, candidates)
+        };
+        let mut chosen = choose(except);
+        if chosen.is_none() && !except.is_empty() {
+            chosen = choose(&[]);
+        }
         let Some(agent) = chosen.and_then(|slot| self.slots.get_mut(slot)?.as_mut()) else {
             return Err(if any_healthy { BookError::NoCapacity } else { BookError::NoAgents });
         };

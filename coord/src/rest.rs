@@ -28,7 +28,7 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 use self::error::ApiError;
 use crate::{
     registry::AgentView,
-    routing::{Dispatcher, PROMPT_DIGEST, Route, RouteRequest},
+    routing::{Dispatcher, EXCLUDE_AGENTS, PROMPT_DIGEST, Route, RouteRequest},
 };
 
 /// How long a browser may keep the answer to a preflight: it never changes while a coordinator runs.
@@ -69,6 +69,7 @@ async fn request_inference(
         model: request.model.as_deref().unwrap_or_default(),
         prompt: request.prompt.as_deref().unwrap_or_default(),
         prompt_digest: request.parameters.get(PROMPT_DIGEST).map(String::as_str),
+        exclude_agents: request.parameters.get(EXCLUDE_AGENTS).map(String::as_str),
         max_tokens,
         temperature,
     })?;

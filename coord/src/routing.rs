@@ -24,6 +24,8 @@ pub(crate) const MAX_CLIENT_ID_BYTES: usize = 256;
 /// A parameter under this name, with any digest of the prompt as its value, may stand for the prompt itself: routing needs
 /// no text, and a long prompt is better sent once, to the agent.
 pub const PROMPT_DIGEST: &str = "prompt_digest";
+/// A parameter under this name lists agents, separated by commas, that failed the client: another one is chosen if there is one.
+pub(crate) const EXCLUDE_AGENTS: &str = "exclude_agents";
 /// What a client without a slot is told to wait: about as long as a short answer takes.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// Tokens are valid from a little before they are made, because an agent's clock may be behind ours.
@@ -54,6 +56,8 @@ pub(crate) struct RouteRequest<'a> {
     pub(crate) prompt: &'a str,
     /// The parameter [`PROMPT_DIGEST`].
     pub(crate) prompt_digest: Option<&'a str>,
+    /// The parameter [`EXCLUDE_AGENTS`].
+    pub(crate) exclude_agents: Option<&'a str>,
     pub(crate) max_tokens: i32,
     pub(crate) temperature: f32,
 }
@@ -143,7 +147,8 @@ impl Dispatcher {
     pub(crate) fn route(&self, request: &RouteRequest<'_>) -> Result<Route, RouteError> {
         check(request)?;
         let job_id = format!("job_{}", Uuid::new_v4().simple());
-        let booked = self.registry.lock().book(request.model, &job_id, Instant::now());
+        let except: Vec<&str> = request.exclude_agents.unwrap_or_default().split(',').map(str::trim).collect();
+        let booked = self.registry.lock().book_except(request.model, &except, &job_id, Instant::now());
         let booked = booked.map_err(|error| self.refusal(request.model, error))?;
         let agent = booked.profile;
 
@@ -177,6 +182,7 @@ impl Dispatcher {
             return;
         }
         prefill.options.remove(PROMPT_DIGEST);
+        prefill.options.remove(EXCLUDE_AGENTS);
         let taken = outboxes.offer(&route.agent.id, prefill, Instant::now());
         debug!(job_id = route.job_id, agent = %route.agent.id, taken, "prefill ahead");
     }

@@ -54,7 +54,7 @@ mod wire;
 
 pub use client::{CallError, ChannelStats, ConnectError, EarlyDataSafe, QuicChannel, QuicConnector};
 pub use options::QuicOptions;
-pub use peer::{EarlyData, PeerInfo, Wire};
+pub use peer::{CallEnd, EarlyData, PeerConnection, PeerInfo, Wire};
 pub use server::{QuicListener, QuicServerConfig, serve_quic};
 pub use tcp::{Plaintext, TcpConfig, serve_tcp};
 pub use wire::ErrorCode;

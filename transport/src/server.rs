@@ -22,7 +22,7 @@ use crate::{
     QuicOptions, call,
     first_packets::FirstPackets,
     limits::{DRAIN_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_CALLS_PER_CONNECTION, MAX_HANDSHAKES_BEFORE_RETRY},
-    peer::{EarlyData, PeerInfo, Wire},
+    peer::{EarlyData, PeerConnection, PeerInfo, Wire},
     repeat::sender::Repeats,
     socket::{self, Unreachable},
     tls::{ClientVerifier, TlsError, TlsMaterial},
@@ -153,7 +153,10 @@ impl Server {
             Ok(()) => connection.close(ErrorCode::NoError.code(), b"shut down"),
             Err((code, reason)) => {
                 tracing::debug!(%addr, %reason, "connection closed");
-                connection.close(code.code(), reason.as_bytes());
+                // Closing it again would hide how the peer closed it, which calls may still ask: `PeerConnection`.
+                if connection.close_reason().is_none() {
+                    connection.close(code.code(), reason.as_bytes());
+                }
             }
         }
     }
@@ -217,6 +220,7 @@ impl Server {
                 tls: true,
                 certificate: Some(certificate),
                 early_data: early_data.then(|| EarlyData(complete.clone())),
+                connection: PeerConnection::quic(connection),
             };
             if !many && !calls.is_empty() {
                 many = true;

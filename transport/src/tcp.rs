@@ -3,7 +3,16 @@
 //! A TLS connection begins with byte 22 (RFC 8446 §5.1), no HTTP request does: the first byte tells them apart. So clients that know
 //! nothing of certificates work on the same machine, and nothing leaks on a network.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    future::Future as _,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use axum::body::Body;
 use http::{Request, Response};
@@ -13,9 +22,10 @@ use hyper_util::{
     server::{conn::auto, graceful::GracefulShutdown},
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf},
     net::{TcpListener, TcpStream},
-    time::timeout,
+    sync::watch,
+    time::{Sleep, sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -23,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     deadline,
     limits::{DRAIN_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_CALLS_PER_CONNECTION, MAX_HEADERS_BYTES},
-    peer::{PeerInfo, Wire},
+    peer::{PeerConnection, PeerInfo, TcpState, Wire},
 };
 
 /// How a TCP port treats its connections.
@@ -57,6 +67,9 @@ const TLS_HANDSHAKE: u8 = 22;
 const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(10);
 /// A ping not answered for so long ends the connection; with the interval above, about what the QUIC idle timeout is.
 const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// The peer's end of a connection is passed on so much later: what it cancelled just before is then known to be cancelled, and not lost
+/// with the connection ([`PeerConnection`]).
+const END_DELAY: Duration = Duration::from_millis(50);
 /// After an accept that failed for want of file descriptors or memory: let some connections end first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// What a browser or curl sees that speaks plain text from another machine.
@@ -118,7 +131,7 @@ struct Server {
 impl Server {
     async fn connection(
         &self,
-        mut stream: TcpStream,
+        stream: TcpStream,
         addr: SocketAddr,
         watcher: hyper_util::server::graceful::Watcher,
     ) -> Result<(), BoxError> {
@@ -132,7 +145,9 @@ impl Server {
         if peeked == 0 {
             return Ok(());
         }
-        let mut peer = PeerInfo { wire: Wire::Http, addr, tls: false, certificate: None, early_data: None };
+        let (stream, state) = Watched::new(stream);
+        let connection = PeerConnection::tcp(state);
+        let mut peer = PeerInfo { wire: Wire::Http, addr, tls: false, certificate: None, early_data: None, connection };
         if first[0] == TLS_HANDSHAKE {
             let acceptor = self.tls.as_ref().ok_or("TLS is not set up on this port")?;
             let stream = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await??;
@@ -143,6 +158,7 @@ impl Server {
         }
         if !self.plaintext.allows(addr) {
             tracing::warn!(%addr, "plain text refused: it is accepted from this machine only");
+            let mut stream = stream.io;
             // An HTTP/2 client would not understand it, and need not.
             stream.write_all(PLAINTEXT_REFUSED).await?;
             stream.shutdown().await?;
@@ -165,6 +181,71 @@ impl Server {
             async move { Ok::<Response<Body>, Infallible>(deadline::call(&mut router, request).await) }
         });
         watcher.watch(self.http.serve_connection(TokioIo::new(stream), service).into_owned()).await
+    }
+}
+
+/// A connection that tells when the peer has ended it: before hyper knows, and so before any call is dropped for that reason.
+struct Watched {
+    io: TcpStream,
+    state: watch::Sender<TcpState>,
+    /// Runs once the peer has ended the connection.
+    end: Option<Pin<Box<Sleep>>>,
+}
+
+impl Watched {
+    fn new(io: TcpStream) -> (Self, watch::Receiver<TcpState>) {
+        let (state, receiver) = watch::channel(TcpState::Open);
+        (Self { io, state, end: None }, receiver)
+    }
+
+    fn note<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        if result.is_err() {
+            self.state.send_replace(TcpState::Ended);
+        }
+        result
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.end.is_none() {
+            let before = buf.filled().len();
+            let result = ready!(Pin::new(&mut self.io).poll_read(cx, buf));
+            if result.is_err() || buf.filled().len() > before || buf.remaining() == 0 {
+                return Poll::Ready(self.note(result));
+            }
+        }
+        ready!(self.end.get_or_insert_with(|| Box::pin(sleep(END_DELAY))).as_mut().poll(cx));
+        self.state.send_replace(TcpState::Ended);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let result = ready!(Pin::new(&mut self.io).poll_write(cx, bytes));
+        Poll::Ready(self.note(result))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, slices));
+        Poll::Ready(self.note(result))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
 

@@ -85,12 +85,12 @@ async fn isolation_test_of(
 }
 
 async fn text_of(engine: &dyn Engine, model: &str, prompt: &str) -> Result<String, EngineError> {
-    let request = Generate { model: model.to_owned(), prompt: prompt.to_owned(), sampling: Sampling::greedy(TOKENS) };
+    let request = Generate::new(model, prompt, Sampling::greedy(TOKENS));
     let mut stream = engine.generate(request).await?;
     let mut text = String::new();
     while let Some(event) = stream.recv().await {
         match event? {
-            Event::Text(more) => text.push_str(&more),
+            Event::Text(more) => text.push_str(&more.text),
             Event::Done(_) => return Ok(text),
         }
     }
@@ -129,7 +129,7 @@ mod tests {
                     tokio::task::yield_now().await;
                     let beside = if leaks { running.load(Ordering::SeqCst) } else { 1 };
                     let usage = Usage { prompt_tokens: 1, completion_tokens: 1, finish_reason: FinishReason::Stop };
-                    events.send(Ok(Event::Text(format!("{} {beside}", request.prompt)))).await.unwrap();
+                    events.send(Ok(Event::Text(format!("{} {beside}", request.prompt).into()))).await.unwrap();
                     events.send(Ok(Event::Done(usage))).await.unwrap();
                     running.fetch_sub(1, Ordering::SeqCst);
                 });

@@ -24,6 +24,27 @@ pub struct Generate {
     pub prompt: String,
     /// How to choose tokens.
     pub sampling: Sampling,
+    /// The beginning of the answer, where another engine made it.
+    pub continuation: Option<Continuation>,
+}
+
+impl Generate {
+    /// A request whose answer begins here.
+    pub fn new(model: impl Into<String>, prompt: impl Into<String>, sampling: Sampling) -> Self {
+        Self { model: model.into(), prompt: prompt.into(), sampling, continuation: None }
+    }
+}
+
+/// The beginning of an answer that another engine made: the text goes on after it. [`Sampling::max_tokens`] counts what is still to come,
+/// and may be 0 then.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Continuation {
+    /// What its reader has got; not empty.
+    pub text: String,
+    /// Its tokens. A few of them may not show in the text yet. Empty where they are not known.
+    pub tokens: Vec<u32>,
+    /// How many tokens it has.
+    pub completion_tokens: u32,
 }
 
 impl fmt::Debug for Generate {
@@ -39,7 +60,7 @@ impl fmt::Debug for Generate {
 /// How tokens are chosen. `None` leaves the sampler's neutral value.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
-    /// At least 1. The engine lowers it to what the context has room for.
+    /// At least 1, or 0 in a continuation. The engine lowers it to what the context has room for.
     pub max_tokens: u32,
     /// 0 is greedy.
     pub temperature: f32,
@@ -80,9 +101,52 @@ impl Sampling {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// Text to append; never empty. Usually one token, but not always.
-    Text(String),
+    Text(Piece),
     /// The end.
     Done(Usage),
+}
+
+/// A piece of an answer.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Piece {
+    /// Its text.
+    pub text: String,
+    /// The tokens generated since the last piece, for [`Continuation::tokens`]. Empty where the engine does not tell.
+    pub tokens: TokenIds,
+}
+
+impl From<String> for Piece {
+    /// Of tokens that are not known.
+    fn from(text: String) -> Self {
+        Self { text, tokens: TokenIds::default() }
+    }
+}
+
+impl From<&str> for Piece {
+    /// Of tokens that are not known.
+    fn from(text: &str) -> Self {
+        text.to_owned().into()
+    }
+}
+
+/// Token ids. One of them, the usual case, takes no memory of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TokenIds {
+    first: Option<u32>,
+    more: Vec<u32>,
+}
+
+impl FromIterator<u32> for TokenIds {
+    fn from_iter<T: IntoIterator<Item = u32>>(ids: T) -> Self {
+        let mut ids = ids.into_iter();
+        Self { first: ids.next(), more: ids.collect() }
+    }
+}
+
+impl From<TokenIds> for Vec<u32> {
+    fn from(ids: TokenIds) -> Self {
+        ids.first.into_iter().chain(ids.more).collect()
+    }
 }
 
 /// What a finished generation used.
@@ -90,7 +154,7 @@ pub enum Event {
 pub struct Usage {
     /// Tokens of the prompt, chat template included.
     pub prompt_tokens: u32,
-    /// Tokens generated.
+    /// Tokens of the answer, those of a [`Continuation`] included.
     pub completion_tokens: u32,
     /// Why it ended.
     pub finish_reason: FinishReason,

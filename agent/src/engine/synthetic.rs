@@ -15,12 +15,13 @@ use tokio::{
 };
 
 pub use self::words::word;
-use super::{Engine, EngineError, Event, FinishReason, Generate, GenerateFuture, TokenStream, Usage};
+use super::{Engine, EngineError, Event, FinishReason, Generate, GenerateFuture, Piece, TokenStream, Usage};
 
 /// The name that [`SyntheticEngine::new`] serves.
 pub const SYNTHETIC_MODEL: &str = "synthetic";
 
-/// Generates `max_tokens` tokens at a fixed rate, whatever the prompt.
+/// Generates `max_tokens` tokens at a fixed rate, whatever the prompt. A token's id is its index, and a continuation goes on at the
+/// index after its last one.
 #[derive(Clone, Debug)]
 pub struct SyntheticEngine {
     models: Vec<String>,
@@ -86,13 +87,14 @@ impl SyntheticEngine {
             return Err(EngineError::UnknownModel { model: request.model.clone(), available: self.models.clone() });
         }
         let (events, stream) = mpsc::channel(BUFFERED_EVENTS);
+        let first = request.continuation.as_ref().map_or(0, |continuation| continuation.completion_tokens);
         let prompt_tokens = request.prompt.split_whitespace().count();
         let usage = Usage {
             prompt_tokens: u32::try_from(prompt_tokens).unwrap_or(u32::MAX),
-            completion_tokens: request.sampling.max_tokens,
+            completion_tokens: first.saturating_add(request.sampling.max_tokens),
             finish_reason: FinishReason::Length,
         };
-        tokio::spawn(run(self.clone(), usage, events));
+        tokio::spawn(run(self.clone(), first, usage, events));
         Ok(stream)
     }
 }
@@ -146,7 +148,7 @@ impl Stamp {
     }
 }
 
-async fn run(engine: SyntheticEngine, usage: Usage, events: mpsc::Sender<Result<Event, EngineError>>) {
+async fn run(engine: SyntheticEngine, first: u32, usage: Usage, events: mpsc::Sender<Result<Event, EngineError>>) {
     if !engine.prefill.is_zero() {
         tokio::select! {
             biased;
@@ -154,22 +156,29 @@ async fn run(engine: SyntheticEngine, usage: Usage, events: mpsc::Sender<Result<
             () = sleep(engine.prefill) => {}
         }
     }
-    tick(engine.interval, engine.says, usage, events).await;
+    tick(engine.interval, engine.says, first, usage, events).await;
 }
 
-async fn tick(interval: Duration, says: Says, usage: Usage, events: mpsc::Sender<Result<Event, EngineError>>) {
+async fn tick(
+    interval: Duration,
+    says: Says,
+    first: u32,
+    usage: Usage,
+    events: mpsc::Sender<Result<Event, EngineError>>,
+) {
     let start = Instant::now();
-    for index in 0..usage.completion_tokens {
+    for index in first..usage.completion_tokens {
         // Each moment is reckoned from the start: a late one does not shift those after it.
         if !interval.is_zero() {
-            let due = start + interval.saturating_mul(index);
+            let due = start + interval.saturating_mul(index - first);
             tokio::select! {
                 biased;
                 () = events.closed() => return,
                 () = sleep_until(due) => {}
             }
         }
-        if events.send(Ok(Event::Text(says.text(index)))).await.is_err() {
+        let piece = Piece { text: says.text(index), tokens: [index].into_iter().collect() };
+        if events.send(Ok(Event::Text(piece))).await.is_err() {
             return;
         }
     }
@@ -188,11 +197,11 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::engine::Sampling;
+    use crate::engine::{Continuation, Sampling};
 
     fn request(max_tokens: u32) -> Generate {
         let sampling = Sampling { max_tokens, ..Sampling::greedy(1) };
-        Generate { model: SYNTHETIC_MODEL.to_owned(), prompt: "one two three".to_owned(), sampling }
+        Generate::new(SYNTHETIC_MODEL, "one two three", sampling)
     }
 
     #[tokio::test(start_paused = true)]
@@ -201,8 +210,8 @@ mod tests {
         let start = Instant::now();
         let mut stream = engine.generate(request(100)).await.unwrap();
         for index in 0..100u32 {
-            let Some(Ok(Event::Text(text))) = stream.recv().await else { panic!("no text") };
-            assert_eq!(token_index(&text), Some(index));
+            let Some(Ok(Event::Text(Piece { text, tokens }))) = stream.recv().await else { panic!("no text") };
+            assert_eq!((token_index(&text), Vec::from(tokens)), (Some(index), vec![index]));
             assert_eq!(text.len(), 13);
             assert!(start.elapsed() >= Duration::from_millis(20) * index);
             // A reader that is late now and then does not shift what follows.
@@ -214,6 +223,24 @@ mod tests {
         assert_eq!(usage, Usage { prompt_tokens: 3, completion_tokens: 100, finish_reason: FinishReason::Length });
         assert_eq!(start.elapsed().as_millis(), 99 * 20);
         assert!(stream.recv().await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_continuation_goes_on_at_the_next_index() {
+        for (left, events) in [(2, 3), (0, 1)] {
+            let continuation =
+                Continuation { text: "…".to_owned(), tokens: (0..98).collect(), completion_tokens: 98 };
+            let asked = Generate { continuation: Some(continuation), ..request(left) };
+            let start = Instant::now();
+            let mut stream = SyntheticEngine::new(1.0).generate(asked).await.unwrap();
+            for index in 98..98 + left {
+                let Some(Ok(Event::Text(piece))) = stream.recv().await else { panic!("no text") };
+                assert_eq!(token_index(&piece.text), Some(index));
+            }
+            let Some(Ok(Event::Done(usage))) = stream.recv().await else { panic!("not {events} events") };
+            assert_eq!((usage.completion_tokens, usage.finish_reason), (98 + left, FinishReason::Length));
+            assert_eq!(start.elapsed().as_secs(), u64::from(left.saturating_sub(1)), "the first one comes at once");
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -231,7 +258,7 @@ mod tests {
         let mut stream = SyntheticEngine::new(0.0).timestamps(true).generate(request(10_000)).await.unwrap();
         let before = now_ns();
         for index in 0..10_000 {
-            let Some(Ok(Event::Text(text))) = stream.recv().await else { panic!("no text") };
+            let Some(Ok(Event::Text(Piece { text, .. }))) = stream.recv().await else { panic!("no text") };
             let stamp = Stamp::read(&text, now_ns()).unwrap();
             assert_eq!((stamp.index, text.len()), (index, 12));
             assert!(stamp.sent_ns + 1_000_000_000 > before);
@@ -243,7 +270,7 @@ mod tests {
         let mut stream = SyntheticEngine::new(0.0).words(true).generate(request(40)).await.unwrap();
         let mut text = String::new();
         while let Some(Ok(Event::Text(word))) = stream.recv().await {
-            text.push_str(&word);
+            text.push_str(&word.text);
         }
         assert_eq!(text, (0..40).map(word).collect::<String>());
     }

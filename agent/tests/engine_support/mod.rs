@@ -29,28 +29,34 @@ pub(crate) async fn engine(engines: usize) -> MistralEngine {
 }
 
 pub(crate) fn ask(prompt: &str, sampling: Sampling) -> Generate {
-    Generate { model: MODEL.to_owned(), prompt: prompt.to_owned(), sampling }
+    Generate::new(MODEL, prompt, sampling)
 }
 
 pub(crate) struct Answer {
     pub(crate) text: String,
+    pub(crate) tokens: Vec<u32>,
     pub(crate) events: usize,
     pub(crate) usage: Usage,
 }
 
 pub(crate) async fn answer(engine: &dyn Engine, prompt: &str, sampling: Sampling) -> Result<Answer, EngineError> {
-    let mut stream = engine.generate(ask(prompt, sampling)).await?;
-    let (mut text, mut events) = (String::new(), 0);
+    answer_to(engine, ask(prompt, sampling)).await
+}
+
+pub(crate) async fn answer_to(engine: &dyn Engine, asked: Generate) -> Result<Answer, EngineError> {
+    let mut stream = engine.generate(asked).await?;
+    let (mut text, mut tokens, mut events) = (String::new(), Vec::new(), 0);
     while let Some(event) = stream.recv().await {
         match event? {
             Event::Text(more) => {
-                assert!(!more.is_empty());
+                assert!(!more.text.is_empty());
                 events += 1;
-                text.push_str(&more);
+                text.push_str(&more.text);
+                tokens.extend(Vec::from(more.tokens));
             }
             Event::Done(usage) => {
                 assert!(stream.recv().await.is_none(), "something follows the end");
-                return Ok(Answer { text, events, usage });
+                return Ok(Answer { text, tokens, events, usage });
             }
         }
     }

@@ -85,6 +85,11 @@ impl Running {
         self.connector.channel(self.quic.clone(), agent_server_name(AGENT))
     }
 
+    /// Has all QUIC clients say goodbye.
+    pub(crate) async fn close_clients(&self) {
+        self.connector.close().await;
+    }
+
     pub(crate) async fn status(&self) -> AgentStatusResponse {
         self.client(Wire::Http)
             .await

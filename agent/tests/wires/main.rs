@@ -6,5 +6,6 @@ mod auth;
 mod coordinator;
 mod fixture;
 mod prefill;
+mod resuming;
 mod serving;
 mod streams;

@@ -31,7 +31,8 @@ async fn killed_clients_free_their_slots(wire: &str) {
     for round in 0..kills().div_ceil(AT_A_TIME) {
         let mut running: Vec<_> = (0..AT_A_TIME)
             .map(|_| {
-                let command = up.run(["--wire", wire, "--max-tokens", "1000000", "hello"]);
+                // Not resumable: an answer whose client died would be kept for half a minute.
+                let command = up.run(["--wire", wire, "--without", "resume", "--max-tokens", "1000000", "hello"]);
                 Process::spawn(command, up.user.dir.path())
             })
             .collect();

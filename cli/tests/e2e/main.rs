@@ -7,6 +7,7 @@ mod cluster;
 mod demo;
 mod kills;
 mod mistakes;
+mod moves;
 mod parts;
 mod prefill;
 mod real_model;

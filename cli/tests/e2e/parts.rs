@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::support::{Process, User, stderr, stdout, synthetic_text};
 
 /// A coordinator on free ports: the process, REST's URL, and gRPC's address.
-fn coordinator(user: &User) -> (Process, String, String) {
+pub(crate) fn coordinator(user: &User) -> (Process, String, String) {
     let command = user.titan("coord --http-port 0 --grpc-port 0 --token-algorithm EdDSA".split(' '));
     let (mut process, _) = Process::spawn(command, user.dir.path());
     let ready: Value = process.logged("coordinator ready");

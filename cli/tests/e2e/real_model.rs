@@ -30,11 +30,11 @@ async fn model_file() -> PathBuf {
 
 async fn direct(engine: &MistralEngine, prompt: &str) -> String {
     let sampling = Sampling::greedy(TOKENS);
-    let request = Generate { model: "tiny".into(), prompt: prompt.into(), sampling };
+    let request = Generate::new("tiny", prompt, sampling);
     let mut stream = engine.generate(request).await.unwrap();
     let mut text = String::new();
     while let Some(Event::Text(more)) = stream.recv().await.transpose().unwrap() {
-        text.push_str(&more);
+        text.push_str(&more.text);
     }
     text
 }

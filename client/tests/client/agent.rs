@@ -1,7 +1,7 @@
 //! An agent that repeats the prompt, or does what the prompt says. It has a runtime of its own, so that it can be killed.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, VecDeque},
     net::SocketAddr,
     pin::Pin,
     sync::{
@@ -47,8 +47,12 @@ pub(crate) struct Probe {
     pub(crate) ended: AtomicUsize,
     /// What the next requests are refused with.
     pub(crate) refusals: Mutex<VecDeque<Status>>,
-    seen: Mutex<HashSet<(String, String)>>,
+    /// Tokens and nonces, and the words of answers that are kept.
+    seen: Mutex<HashMap<RequestId, Option<Vec<String>>>>,
 }
+
+/// A token and a nonce.
+type RequestId = (String, String);
 
 pub(crate) struct Run {
     pub(crate) request: StreamRequest,
@@ -125,6 +129,11 @@ impl TestAgent {
         self.probe.ended.load(SeqCst)
     }
 
+    /// Forgets what it keeps.
+    pub(crate) fn forget(&self) {
+        self.probe.seen.lock().unwrap().values_mut().for_each(|kept| *kept = None);
+    }
+
     pub(crate) fn refuse(&self, status: Status) {
         self.probe.refusals.lock().unwrap().push_back(status);
     }
@@ -147,6 +156,39 @@ fn patiently<T>(bind: impl Fn() -> std::io::Result<T>) -> T {
 }
 
 struct Parrot(Arc<Probe>);
+
+impl Parrot {
+    /// The rest of an answer that was kept, to its proper end.
+    fn resume(&self, pair: &RequestId, from: u64) -> Result<Response<Answer>, Status> {
+        let kept = self.0.seen.lock().unwrap().get(pair).cloned().flatten();
+        let words = kept.ok_or_else(|| Status::not_found("no such answer is kept"))?;
+        let end = done(words.len());
+        Ok(Response::new(Box::pin(stream::iter(
+            words.into_iter().enumerate().map(text).chain([Ok(end)]).skip(from as usize),
+        ))))
+    }
+}
+
+/// Every word is a token, and its place is its id.
+fn text((place, word): (usize, String)) -> Result<StreamResponse, Status> {
+    Ok(StreamResponse { content: word, token_ids: vec![place as u32], ..Default::default() })
+}
+
+/// Tokens that another agent has said.
+fn said_before(run: &Run) -> usize {
+    run.request.continuation.as_ref().map_or(0, |continuation| continuation.completion_tokens as usize)
+}
+
+fn done(words: usize) -> StreamResponse {
+    let metadata = HashMap::from([
+        ("prompt_tokens".to_owned(), "3".to_owned()),
+        ("completion_tokens".to_owned(), words.to_string()),
+        ("tokens_per_second".to_owned(), "12.50".to_owned()),
+        ("ttft_ms".to_owned(), "1.250".to_owned()),
+        ("finish_reason".to_owned(), "stop".to_owned()),
+    ]);
+    StreamResponse { done: true, metadata, ..Default::default() }
+}
 
 /// Lives as long as an answer.
 struct Alive(Arc<Probe>);
@@ -171,23 +213,23 @@ impl AgentService for Parrot {
         let peer = request.extensions().get::<PeerInfo>().cloned().unwrap();
         let request = request.into_inner();
         let pair = (request.session_token.clone(), request.nonce.clone());
-        if !probe.seen.lock().unwrap().insert(pair) {
+        if let Some(from) = request.resume_from {
+            return self.resume(&pair, from);
+        }
+        if probe.seen.lock().unwrap().contains_key(&pair) {
             return Err(Status::already_exists("a request with this nonce has run already"));
         }
         let words: Vec<String> = request.prompt.split_inclusive(' ').map(str::to_owned).collect();
+        probe.seen.lock().unwrap().insert(pair, request.resumable.then(|| words.clone()));
         let alive = Alive(probe.clone());
         let run = Run { wire: peer.wire, early: peer.early_data.is_some(), request };
         let prompt = run.request.prompt.clone();
+        let before = said_before(&run);
         probe.runs.lock().unwrap().push(run);
-        let usage = HashMap::from([
-            ("prompt_tokens".to_owned(), "3".to_owned()),
-            ("completion_tokens".to_owned(), words.len().to_string()),
-            ("tokens_per_second".to_owned(), "12.50".to_owned()),
-            ("ttft_ms".to_owned(), "1.250".to_owned()),
-            ("finish_reason".to_owned(), "stop".to_owned()),
-        ]);
-        let done = StreamResponse { done: true, metadata: usage, ..Default::default() };
+        let done = done(words.len());
         let end: Answer = match prompt.as_str() {
+            "always fail" => Box::pin(stream::iter([Err(Status::internal("the model broke down"))])),
+            _ if before > 0 => Box::pin(stream::iter([Ok(done)])),
             "then hang" => Box::pin(stream::pending()),
             "then fail" => Box::pin(stream::iter([Err(Status::internal("the model broke down"))])),
             "then stop" => Box::pin(stream::empty()),
@@ -197,10 +239,7 @@ impl AgentService for Parrot {
             let failed = Status::unavailable("the model broke down; nothing was produced, try again");
             return Ok(Response::new(Box::pin(stream::iter([Err(failed)]))));
         }
-        let words = words
-            .into_iter()
-            .map(|word| Ok(StreamResponse { content: word.clone(), token: word, ..Default::default() }));
-        let answer = stream::iter(words).chain(end).inspect(move |_| {
+        let answer = stream::iter(words.into_iter().enumerate().skip(before).map(text)).chain(end).inspect(move |_| {
             let _ = &alive;
         });
         Ok(Response::new(Box::pin(answer)))

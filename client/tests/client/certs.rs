@@ -33,6 +33,7 @@ fn leaf(role: Role, name: &str) -> TlsMaterial {
             (Role::Client, "tester"),
             (Role::Agent, "agent-1"),
             (Role::Agent, "agent-2"),
+            (Role::Agent, "agent-3"),
             (Role::Coordinator, "coordinator"),
         ]
         .into_iter()

@@ -1,4 +1,4 @@
-//! A path for UDP packets that a test can break, in one direction or both.
+//! Paths that a test can break: for UDP packets, in one direction or both, and for a TCP connection.
 
 use std::{
     net::SocketAddr,
@@ -8,7 +8,11 @@ use std::{
     },
 };
 
-use tokio::{net::UdpSocket, task::JoinHandle};
+use tokio::{
+    net::{TcpListener, TcpStream, UdpSocket},
+    sync::watch,
+    task::JoinHandle,
+};
 
 /// Passes packets of one client on to a server.
 pub(crate) struct Relay {
@@ -55,6 +59,46 @@ impl Relay {
 }
 
 impl Drop for Relay {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Passes TCP connections on to a server.
+pub(crate) struct Cable {
+    pub(crate) addr: SocketAddr,
+    cuts: watch::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Cable {
+    pub(crate) async fn to(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (cuts, cut) = watch::channel(());
+        let task = tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let mut cut = cut.clone();
+                cut.mark_unchanged();
+                tokio::spawn(async move {
+                    let mut far = TcpStream::connect(server).await.unwrap();
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                        _ = cut.changed() => {}
+                    }
+                });
+            }
+        });
+        Self { addr, cuts, task }
+    }
+
+    /// Ends the connections that there are.
+    pub(crate) fn cut(&self) {
+        self.cuts.send_replace(());
+    }
+}
+
+impl Drop for Cable {
     fn drop(&mut self) {
         self.task.abort();
     }

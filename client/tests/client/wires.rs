@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use titan_client::{ClientError, Processed, Prompt, TitanClient, Wire, WirePreference};
+use titan_client::{ClientError, Feature, Processed, Prompt, TitanClient, Wire, WirePreference};
 use titan_proto::rest::GrpcTls;
 use tokio::net::UdpSocket;
 
@@ -137,8 +137,24 @@ async fn early_data_into_the_void_runs_once_over_grpc() {
 }
 
 #[tokio::test]
-async fn early_data_whose_answer_is_lost_does_not_run_twice() {
+async fn early_data_whose_answer_is_lost_runs_once_and_is_resumed_over_grpc() {
     let world = World::new().await;
+    let relay = Relay::to(world.agent.quic).await;
+    world.coordinator.name([world.agent.place_with(GrpcTls::None, Some(relay.addr))]);
+    assert_eq!(world.say("one").await.1.wire(), Wire::Quic);
+    world.reconnect().await;
+    relay.pass(true, false);
+    let (text, generation) = world.say("two three").await;
+    assert_eq!((text.as_str(), generation.wire()), ("two three", Wire::Http));
+    assert_eq!((world.agent.runs(), world.client.stats().resumed), (2, 1));
+    assert!(world.agent.last_run(|run| run.early));
+}
+
+#[tokio::test]
+async fn early_data_whose_answer_is_lost_does_not_run_twice() {
+    let mut world = World::new().await;
+    let builder = TitanClient::builder(world.coordinator.url()).tls(certs::client());
+    world.client = builder.without(Feature::Resume).build().unwrap();
     let relay = Relay::to(world.agent.quic).await;
     world.coordinator.name([world.agent.place_with(GrpcTls::None, Some(relay.addr))]);
     assert_eq!(world.say("one").await.1.wire(), Wire::Quic);

@@ -217,6 +217,21 @@ fn a_released_booking_gives_its_slot_back() {
 }
 
 #[test]
+fn an_agent_that_failed_a_client_is_chosen_only_where_no_other_has_room() {
+    let now = Instant::now();
+    let mut registry = registry();
+    for id in ["a", "b"] {
+        registry.register(profile(id, 1, &["m"]), Some(STREAM), now).unwrap();
+        registry.heartbeat(id, STREAM, IDLE, &[], now).unwrap();
+    }
+    let mut booked =
+        |job: &str| Some(registry.book_except("m", &["a", "unknown"], job, now).ok()?.profile.id.to_string());
+    assert_eq!(booked("1").as_deref(), Some("b"));
+    assert_eq!(booked("2").as_deref(), Some("a"), "better than nothing");
+    assert_eq!(booked("3"), None);
+}
+
+#[test]
 fn memory_of_the_gpu_counts_where_there_is_one() {
     let now = Instant::now();
     let mut registry = registry();

@@ -115,12 +115,21 @@ impl QuicChannel {
         self.ready().await.map(|_| ())
     }
 
-    /// Drops the connection; the next call makes another. Running calls break off.
+    /// Drops the connection; the next call makes another. Running calls break off, and the server is told that they may be resumed.
     pub fn disconnect(&self) {
+        self.drop_connection(ErrorCode::Reconnecting);
+    }
+
+    /// Says goodbye on the connection, which cancels its calls; the next call makes another.
+    pub fn close(&self) {
+        self.drop_connection(ErrorCode::NoError);
+    }
+
+    fn drop_connection(&self, code: ErrorCode) {
         let mut state = self.0.state.lock();
         state.note_rtt();
         if let Some(live) = state.live.take() {
-            live.connection.close(ErrorCode::NoError.code(), b"closed by the client");
+            live.connection.close(code.code(), b"closed by the client");
         }
     }
 

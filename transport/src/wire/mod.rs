@@ -37,6 +37,8 @@ pub enum ErrorCode {
     Unauthenticated = 0x6,
     /// The handshake, or a request's headers, took too long.
     Timeout = 0x7,
+    /// The client connects anew and means to resume what it was reading. Connections only.
+    Reconnecting = 0x8,
 }
 
 impl ErrorCode {
@@ -48,7 +50,7 @@ impl ErrorCode {
     /// The inverse; None for a code that this version does not know.
     pub(crate) fn from_code(code: VarInt) -> Option<Self> {
         use ErrorCode::*;
-        [NoError, Cancelled, Refused, Internal, Protocol, Limit, Unauthenticated, Timeout]
+        [NoError, Cancelled, Refused, Internal, Protocol, Limit, Unauthenticated, Timeout, Reconnecting]
             .into_iter()
             .find(|known| known.code() == code)
     }

@@ -34,6 +34,11 @@ impl Choice {
         }
     }
 
+    /// Whether the same request gives the same text.
+    pub(super) fn is_deterministic(sampling: &Sampling) -> bool {
+        sampling.temperature < GREEDY_BELOW || sampling.seed.is_some()
+    }
+
     /// The next token, given what was generated so far. `None` where no logit is a number: the model broke down.
     pub(super) fn next(&self, logits: &mut [f32], generated: &[u32]) -> Option<u32> {
         self.penalise(logits, generated);

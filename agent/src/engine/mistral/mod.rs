@@ -5,9 +5,10 @@
 //! batching and paged attention. [`super::isolation`] tests that on the machine at hand.
 //!
 //! The way of a request: [`pool`] gives it a place, [`neutral`] makes its text harmless, [`request`] asks the engine, [`choice`] chooses its
-//! tokens, [`run`] turns chunks into events.
+//! tokens, [`run`] turns chunks into events. [`continued`] goes on with an answer that was begun elsewhere.
 
 mod choice;
+mod continued;
 mod gguf;
 mod load;
 mod neutral;
@@ -78,7 +79,7 @@ impl MistralEngine {
 
     async fn start(&self, request: Generate) -> Result<TokenStream, EngineError> {
         let model = self.find(&request.model)?;
-        check(&request.sampling)?;
+        check(&request.sampling, request.continuation.is_some())?;
         let gone = || EngineError::Failed("the engine is shutting down".to_owned());
         let place = model.pool.acquire().await.ok_or_else(gone)?;
         let (started, stream) = oneshot::channel();
@@ -116,11 +117,11 @@ impl fmt::Debug for MistralEngine {
 
 /// Values out of range make mistral.rs' engine panic and take other requests with it, so they are refused here even if a caller has
 /// checked them.
-fn check(sampling: &Sampling) -> Result<(), EngineError> {
+fn check(sampling: &Sampling, continued: bool) -> Result<(), EngineError> {
     let within = |value: f32, from: f32, to: f32| value >= from && value <= to;
     let optional = |value: Option<f32>, from, to| value.is_none_or(|value| within(value, from, to));
     let wrong = match sampling {
-        s if s.max_tokens == 0 => "max_tokens is at least 1",
+        s if s.max_tokens == 0 && !continued => "max_tokens is at least 1",
         s if !(s.temperature.is_finite() && s.temperature >= 0.0) => "temperature is a number from 0 on",
         s if !optional(s.top_p, f32::MIN_POSITIVE, 1.0) => "top_p is above 0 and at most 1",
         s if s.top_k == Some(0) => "top_k is at least 1",

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::{super::EngineError, choice::Choice, pool::Place};
 
-/// What was generated so far, written by the engine's thread.
+/// The answer's tokens so far, those of its continuation first; written by the engine's thread.
 #[derive(Debug, Default)]
 pub(super) struct Generated(Mutex<Vec<u32>>);
 
@@ -24,6 +24,11 @@ impl Generated {
 
     pub(super) fn tokens(&self) -> Vec<u32> {
         self.0.lock().clone()
+    }
+
+    /// Those from number `from` on.
+    pub(super) fn tokens_from<T: FromIterator<u32>>(&self, from: usize) -> T {
+        self.0.lock().iter().skip(from).copied().collect()
     }
 }
 
@@ -45,37 +50,46 @@ impl Running {
 /// Room in the channel beyond one chunk a token: the first response may be an error, and a second finish chunk may follow.
 const RESPONSE_SLACK: usize = 4;
 
+/// What the model reads before it writes.
+pub(super) enum Input {
+    /// A user's text, which gets the chat template, and the tokens that its answer begins with, chosen without looking at the logits.
+    Prompt { prompt: String, forced: Vec<u32> },
+    /// The same as tokens, template included, and the beginning of the answer.
+    Continued { prompt: Vec<u32>, answer: Vec<u32> },
+}
+
 /// Starts a generation. The engine takes `place` and frees it when it drops the sequence: that is the only moment at which it is known to be idle.
 pub(super) async fn start(
     model: &Model,
-    prompt: &str,
+    input: Input,
     prompt_tokens: usize,
     max_tokens: usize,
     choice: Choice,
     place: Place,
 ) -> Result<Running, EngineError> {
-    let generated = Arc::new(Generated::default());
+    let (messages, forced, answer) = match input {
+        Input::Prompt { prompt, forced } => (chat(&prompt).take_messages(), forced, Vec::new()),
+        Input::Continued { mut prompt, answer } => {
+            prompt.extend(&answer);
+            (RequestMessage::CompletionTokens(prompt), Vec::new(), answer)
+        }
+    };
+    let generated = Arc::new(Generated(Mutex::new(answer)));
     // The engine awaits each send, for all its sequences: the channel holds the whole answer.
     let (sender, responses) = mpsc::channel(max_tokens + RESPONSE_SLACK);
     let sampling = SamplingParams { temperature: Some(0.0), max_len: Some(max_tokens), ..SamplingParams::neutral() };
-    let mut request = NormalRequest::new_simple(
-        chat(prompt).take_messages(),
-        sampling,
-        sender,
-        model.inner().next_request_id(),
-        None,
-        None,
-    );
+    let mut request =
+        NormalRequest::new_simple(messages, sampling, sender, model.inner().next_request_id(), None, None);
     // Without streaming, a cancelled request runs to its end.
     request.is_streaming = true;
     request.logits_processors =
-        Some(vec![Arc::new(Chooser { choice, prompt_tokens, generated: generated.clone(), _place: place })]);
+        Some(vec![Arc::new(Chooser { choice, forced, prompt_tokens, generated: generated.clone(), _place: place })]);
     let engine = send(model, Request::Normal(Box::new(request))).await?;
     Ok(Running { responses, generated, engine })
 }
 
-/// How many tokens the prompt is, chat template included.
-pub(super) async fn count_tokens(model: &Model, prompt: &str) -> Result<usize, EngineError> {
+/// The tokens of the prompt, chat template included.
+pub(super) async fn prompt_tokens(model: &Model, prompt: &str) -> Result<Vec<u32>, EngineError> {
     let RequestMessage::Chat { messages, .. } = chat(prompt).take_messages() else {
         return Err(EngineError::Failed("mistral.rs makes no chat of messages".to_owned()));
     };
@@ -91,7 +105,7 @@ pub(super) async fn count_tokens(model: &Model, prompt: &str) -> Result<usize, E
             response,
         })
     };
-    ask(model, request).await.map(|tokens: Vec<u32>| tokens.len())
+    ask(model, request).await
 }
 
 /// The tokens of plain text.
@@ -156,6 +170,7 @@ async fn send(model: &Model, mut request: Request) -> Result<mpsc::Sender<Reques
 /// Chooses every token in mistral.rs' place, and owns the place of the sequence: the engine holds this as long as the sequence.
 struct Chooser {
     choice: Choice,
+    forced: Vec<u32>,
     prompt_tokens: usize,
     generated: Arc<Generated>,
     _place: Place,
@@ -166,7 +181,10 @@ impl CustomLogitsProcessor for Chooser {
         let mut values: Vec<f32> = logits.to_vec1()?;
         let before = context.get(self.prompt_tokens..).unwrap_or_default();
         let broken = || std::io::Error::other("the model computed no numbers");
-        let token = self.choice.next(&mut values, before).ok_or_else(broken)?;
+        let token = match self.forced.get(before.len()) {
+            Some(&token) => token,
+            None => self.choice.next(&mut values, before).ok_or_else(broken)?,
+        };
         {
             let mut generated = self.generated.0.lock();
             generated.truncate(before.len());

@@ -28,7 +28,7 @@ async fn loaded() -> Arc<Loaded> {
 }
 
 async fn generate(model: &Arc<Loaded>, prompt: &str, sampling: Sampling) -> Result<TokenStream, EngineError> {
-    let asked = Generate { model: "test".to_owned(), prompt: prompt.to_owned(), sampling };
+    let asked = Generate::new("test", prompt, sampling);
     let place = model.pool.acquire().await.unwrap();
     let (started, stream) = oneshot::channel();
     tokio::spawn(run::run(model.clone(), place, asked, started));

@@ -10,9 +10,7 @@ pub(super) const PROMPT: &str = "Why is the sky blue?";
 
 /// Starts an answer of so many tokens.
 pub(super) async fn start(engine: &Arc<dyn Engine>, tokens: u32) -> Result<TokenStream, EngineError> {
-    let request =
-        Generate { model: SYNTHETIC_MODEL.to_owned(), prompt: PROMPT.to_owned(), sampling: Sampling::greedy(tokens) };
-    engine.generate(request).await
+    engine.generate(Generate::new(SYNTHETIC_MODEL, PROMPT, Sampling::greedy(tokens))).await
 }
 
 /// What the engine says, one after the other. Dropping it ends the answer.

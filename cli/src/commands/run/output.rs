@@ -40,6 +40,10 @@ pub(super) struct Figures {
     early_data: bool,
     /// Measured by QUIC.
     rtt_ms: Option<f64>,
+    /// How many messages had come each time that the answer lost its connection and was resumed.
+    resumed_at: Vec<u64>,
+    /// The same, each time that it lost its agent and moved to another one. The other fields are of the last agent.
+    moved_at: Vec<u64>,
 }
 
 /// What the request's connection cost.
@@ -76,6 +80,8 @@ impl Figures {
             stored_session,
             early_data: generation.early_data(),
             rtt_ms: generation.rtt().map(milliseconds),
+            resumed_at: generation.resumed_at().to_vec(),
+            moved_at: generation.moved_at().to_vec(),
         }
     }
 
@@ -98,10 +104,19 @@ impl Figures {
         let ahead = if self.prefilled { ", prompt prefilled ahead" } else { "" };
         let rtt = self.rtt_ms.map(|rtt| format!(" · RTT {rtt:.2} ms")).unwrap_or_default();
         format!(
-            "route: {route} · connection: {connection}{early} to {}{rtt} · prompt {} tokens{ahead} · {}",
-            self.endpoint, self.prompt_tokens, self.job_id
+            "route: {route} · connection: {connection}{early} to {}{rtt} · prompt {} tokens{ahead} · {}{}",
+            self.endpoint,
+            self.prompt_tokens,
+            self.job_id,
+            breaks("resumed", &self.resumed_at) + &breaks("moved", &self.moved_at)
         )
     }
+}
+
+/// ` · resumed 2×, at token 57, 80`, if it was.
+fn breaks(what: &str, at: &[u64]) -> String {
+    let tokens: Vec<_> = at.iter().map(u64::to_string).collect();
+    if at.is_empty() { String::new() } else { format!(" · {what} {}×, at token {}", at.len(), tokens.join(", ")) }
 }
 
 impl Output {
@@ -206,6 +221,8 @@ mod tests {
             stored_session: false,
             early_data: false,
             rtt_ms: Some(0.31),
+            resumed_at: vec![],
+            moved_at: vec![],
         }
     }
 
@@ -231,5 +248,12 @@ mod tests {
         assert!(details.contains("no REST call") && details.contains("0-RTT, prompt sent as early data"), "{details}");
         let new_process = Figures { stored_session: true, ..again }.details();
         assert!(new_process.contains("0-RTT, session from disk, prompt sent as early data"), "{new_process}");
+        assert!(!details.contains("resumed"), "{details}");
+    }
+
+    #[test]
+    fn details_tell_where_an_answer_was_resumed() {
+        let details = Figures { resumed_at: vec![57, 80], moved_at: vec![90], ..figures() }.details();
+        assert!(details.ends_with(" · resumed 2×, at token 57, 80 · moved 1×, at token 90"), "{details}");
     }
 }
