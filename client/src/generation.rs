@@ -52,6 +52,8 @@ pub struct Generation {
     asked_at: Instant,
     ttft: Option<Duration>,
     usage: Option<Usage>,
+    /// Resolves when nothing comes over the connection any more; made when it is waited for. In a mutex that is never locked.
+    silence: Option<Mutex<BoxFuture<'static, ()>>>,
 }
 
 /// Where the next message comes from.
@@ -111,6 +113,7 @@ impl Generation {
             asked_at,
             ttft: None,
             usage: None,
+            silence: None,
         }
     }
 
@@ -197,6 +200,11 @@ impl Generation {
         if !lost && !matches!(error, ClientError::Broken { .. }) {
             return Err(error);
         }
+        self.recover(error, lost)
+    }
+
+    /// What to do about an answer that broke off with `error`. `lost`: it is the connection that broke.
+    fn recover(&self, error: ClientError, lost: bool) -> Result<Source, ClientError> {
         let broken = Broken {
             client: self.client.clone(),
             agent: self.agent.clone(),
@@ -216,6 +224,7 @@ impl Generation {
     }
 
     fn go_on(&mut self, recovered: Recovered) {
+        self.silence = None;
         let Recovered { started: Started { stream, wire, .. }, moved } = recovered;
         match moved {
             None => self.resumed_at.push(self.pieces),
@@ -225,6 +234,20 @@ impl Generation {
             }
         }
         (self.source, self.wire) = (Source::Stream(Box::new(stream)), wire);
+    }
+
+    /// Whether the path is silent: another connection may get through, long before this one is given up. Without [`Feature::Resume`]
+    /// there is nothing better than to wait.
+    fn is_silent(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.wire != Wire::Quic || !self.client.features().has(Feature::Resume) {
+            return false;
+        }
+        let Some(quic) = &self.agent.quic else { return false };
+        let silence = self.silence.get_or_insert_with(|| {
+            let quic = quic.clone();
+            Mutex::new(Box::pin(async move { quic.silent().await }))
+        });
+        Pin::new(silence.get_mut()).poll(cx).is_ready()
     }
 
     /// The text of a message, if it has any.
@@ -267,13 +290,15 @@ impl Stream for Generation {
                     }
                     Err(error) => Err(error),
                 },
-                Source::Stream(stream) => match ready!(Pin::new(stream).poll_next(cx)) {
-                    Some(Ok(message)) => match this.read(message) {
+                Source::Stream(stream) => match Pin::new(stream).poll_next(cx) {
+                    Poll::Pending if !this.is_silent(cx) => return Poll::Pending,
+                    Poll::Pending => this.recover(this.broken_off("nothing comes from it any more"), true),
+                    Poll::Ready(Some(Ok(message))) => match this.read(message) {
                         Some(text) => return Poll::Ready(Some(Ok(text))),
                         None => continue,
                     },
-                    Some(Err(status)) => this.ended(&status),
-                    None => Err(this.broken_off("it ended without a last message")),
+                    Poll::Ready(Some(Err(status))) => this.ended(&status),
+                    Poll::Ready(None) => Err(this.broken_off("it ended without a last message")),
                 },
             };
             match failed {

@@ -217,7 +217,7 @@ impl IncomingBody {
 
     /// Whether the frame that the stream brings has not been passed on already.
     fn wanted(&self, ended: bool) -> bool {
-        self.repeated.as_ref().is_none_or(|repeated| repeated.from_stream(ended) == InStream::Deliver)
+        self.repeated.as_ref().is_none_or(|repeated| repeated.stream_brings(ended) == InStream::Deliver)
     }
 
     /// The stream's next event; None at its proper end.

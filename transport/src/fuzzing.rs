@@ -55,7 +55,7 @@ pub fn datagrams<'a>(datagrams: impl IntoIterator<Item = &'a [u8]>) {
                 assert!(repaired <= more);
             }
             None => {
-                arrivals.from_stream();
+                arrivals.stream_brings();
             }
         }
         while arrivals.take_early().is_some() {

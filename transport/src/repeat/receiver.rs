@@ -114,9 +114,9 @@ impl Repeated {
     }
 
     /// The stream has brought a frame.
-    pub(crate) fn from_stream(&self, ended: bool) -> InStream {
+    pub(crate) fn stream_brings(&self, ended: bool) -> InStream {
         let mut inbox = self.inbox.lock();
-        let what = inbox.arrivals.from_stream();
+        let what = inbox.arrivals.stream_brings();
         if what == InStream::Deliver {
             self.acknowledge(&mut inbox, ended);
         }

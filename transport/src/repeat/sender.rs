@@ -175,7 +175,7 @@ impl Repeater {
             (self.repair_at, self.probe_at) = (None, None);
         } else if self.repair_at.is_some_and(|at| at <= now) {
             self.repair_at = None;
-            let datagram = self.window.lock().newest(self.repeats.measure(), self.repeats.room);
+            let datagram = self.window.lock().newest(Losses::repair(), self.repeats.room);
             self.repeats.send(datagram);
         } else if self.probe_at.is_some_and(|at| at <= now) {
             self.probes += 1;

@@ -98,7 +98,7 @@ impl Arrivals {
     }
 
     /// The stream brings a frame, all of it or its beginning.
-    pub(crate) fn from_stream(&mut self) -> InStream {
+    pub(crate) fn stream_brings(&mut self) -> InStream {
         let what = self.peek_stream();
         self.in_stream += 1;
         if what == InStream::Deliver {
@@ -131,14 +131,14 @@ mod tests {
     fn acknowledgements_are_few_until_something_is_lost() {
         let (mut arrivals, mut acks, now) = (Arrivals::default(), Acks::default(), Instant::now());
         let at = |ms| now + Duration::from_millis(ms);
-        let from_stream = |acks: &mut Acks, arrivals: &mut Arrivals, ms| {
-            arrivals.from_stream();
+        let stream_brings = |acks: &mut Acks, arrivals: &mut Arrivals, ms| {
+            arrivals.stream_brings();
             acks.take_due(arrivals, false, at(ms))
         };
-        assert!(from_stream(&mut acks, &mut arrivals, 0), "the first one measures the path");
-        let due: Vec<u64> = (1..13).map(|n| n * 10).filter(|&ms| from_stream(&mut acks, &mut arrivals, ms)).collect();
+        assert!(stream_brings(&mut acks, &mut arrivals, 0), "the first one measures the path");
+        let due: Vec<u64> = (1..13).map(|n| n * 10).filter(|&ms| stream_brings(&mut acks, &mut arrivals, ms)).collect();
         assert_eq!(due, [40, 80, 120], "every fourth where they come fast");
-        assert!(from_stream(&mut acks, &mut arrivals, 300), "each where they come slowly");
+        assert!(stream_brings(&mut acks, &mut arrivals, 300), "each where they come slowly");
         let message = Bytes::from_static(&[1, 1, b'x']);
         assert!(arrivals.repeated(arrivals.next, message.clone()));
         assert!(arrivals.take_early().is_some() && acks.take_due(&arrivals, false, at(301)), "a loss at once");

@@ -6,11 +6,11 @@ use std::time::Duration;
 /// next packet.
 const QUIET_FRAMES: usize = 3;
 /// The same where losses are seen: a burst of several packets leaves nobody waiting for a retransmission.
-const LOSSY_FRAMES: usize = 10;
+const LOSSY_FRAMES: usize = 8;
 /// Bytes of a REPEAT on a path that loses nothing: three short messages.
 const QUIET_BYTES: usize = 240;
-/// The same where losses are seen.
-const LOSSY_BYTES: usize = 700;
+/// The same where losses are seen. Losses may come of a full queue, and what is repeated fills it: no more than a packet of twice the size.
+const LOSSY_BYTES: usize = 400;
 /// Frames after which a loss is forgotten: at 50 a second, ten seconds.
 const MEMORY_FRAMES: u64 = 500;
 /// An early repair follows its message after this share of the time between two messages...
@@ -51,6 +51,11 @@ impl Losses {
         } else if let Some(since) = &mut self.since_loss {
             *since = since.saturating_add(frames);
         }
+    }
+
+    /// Of a repair by itself: what is older travels with the next message.
+    pub(crate) fn repair() -> Measure {
+        Measure { frames: QUIET_FRAMES, bytes: QUIET_BYTES, early: true }
     }
 
     /// What to do now.

@@ -91,7 +91,7 @@ impl Model {
                 self.on_the_way.remove(which);
             }
             Step::Stream if self.streamed < self.written.len() => {
-                if self.arrivals.from_stream() == InStream::Deliver {
+                if self.arrivals.stream_brings() == InStream::Deliver {
                     self.received.push(self.written[self.streamed].clone());
                 }
                 self.streamed += 1;
@@ -136,7 +136,7 @@ proptest! {
         for (first, frames) in datagrams {
             arrivals.repeated(first, frames.into());
             while arrivals.take_early().is_some() {}
-            arrivals.from_stream();
+            arrivals.stream_brings();
         }
     }
 }
