@@ -44,7 +44,7 @@ const TROUBLES: [Trouble; 6] = [
 pub(super) enum Happening {
     /// All clients have another address, and the one that they had is gone.
     AddressChange,
-    /// The agent that all streams come from is killed; there is another.
+    /// The agent that most streams come from is killed; there is another.
     AgentDeath,
 }
 
