@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -10,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::{Either, select};
 use reqwest::{
     Response, StatusCode, Url,
     header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER},
@@ -31,6 +33,8 @@ use crate::{
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The whole call: the coordinator answers out of memory, so what takes longer is broken.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// Three round trips of a new connection over the longest path.
+const NEW_CONNECTION_AFTER: Duration = Duration::from_millis(1000);
 /// An answer has about 1.5 kB.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 /// Where a digest stands instead of the prompt.
@@ -42,6 +46,8 @@ const PATH: &str = "/api/v1/inference/request";
 /// A coordinator, by its URL.
 pub(crate) struct Coordinator {
     http: reqwest::Client,
+    /// Makes a connection for each question.
+    unpooled: reqwest::Client,
     url: Url,
     names: Names,
     /// Questions carry the prompt: PROTOCOL.md §17.
@@ -121,20 +127,22 @@ impl Coordinator {
     ) -> Result<Self, String> {
         url.set_path(&format!("{}{PATH}", url.path().trim_end_matches('/')));
         // The port stands in the URL, and 0 leaves it as it is.
-        let http = names
-            .iter()
-            .fold(reqwest::Client::builder(), |http, (host, address)| http.resolve(host, (address, 0).into()));
-        let http = http
-            .tls_backend_preconfigured(tls_config(tls).map_err(|error| error.to_string())?)
-            .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(TIMEOUT)
-            // A coordinator does not redirect; whoever does is none, and would get the request.
-            .redirect(redirect::Policy::none())
-            // The environment's proxy is for the web. A coordinator is a machine of the same private CA, or this one.
-            .no_proxy()
-            .build()
-            .map_err(|error| chain(&error))?;
-        Ok(Self { http, url, names, prefill_ahead, calls: AtomicU64::new(0) })
+        let tls = tls_config(tls).map_err(|error| error.to_string())?;
+        let client = || {
+            names
+                .iter()
+                .fold(reqwest::Client::builder(), |http, (host, address)| http.resolve(host, (address, 0).into()))
+                .tls_backend_preconfigured(tls.clone())
+                .connect_timeout(CONNECT_TIMEOUT)
+                .timeout(TIMEOUT)
+                // A coordinator does not redirect; whoever does is none, and would get the request.
+                .redirect(redirect::Policy::none())
+                // The environment's proxy is for the web. A coordinator is a machine of the same private CA, or this one.
+                .no_proxy()
+        };
+        let http = client().build().map_err(|error| chain(&error))?;
+        let unpooled = client().pool_max_idle_per_host(0).build().map_err(|error| chain(&error))?;
+        Ok(Self { http, unpooled, url, names, prefill_ahead, calls: AtomicU64::new(0) })
     }
 
     /// How often it was asked.
@@ -167,7 +175,7 @@ impl Coordinator {
             temperature: Some(prompt.temperature),
             parameters,
         };
-        let sent = self.http.post(self.url.clone()).json(&question).send().await;
+        let sent = self.send(&question).await;
         let response = sent.map_err(|error| self.failed(&error))?;
         let (status, headers) = (response.status(), response.headers().clone());
         let body = self.read(response).await?;
@@ -180,6 +188,22 @@ impl Coordinator {
         let place = &route.place;
         tracing::debug!(agent = %place.agent_id, grpc = %place.grpc, quic = ?place.quic, job = %route.job_id, "route asked");
         Ok(Arc::new(route))
+    }
+
+    /// Over the connection that there is, if one is. After a change of network that one is dead and nobody says so: a new one is tried
+    /// beside it. The coordinator may book a slot for each; one that is not claimed is free again after a moment.
+    async fn send(&self, question: &InferenceRequest) -> reqwest::Result<Response> {
+        let kept = self.http.post(self.url.clone()).json(question).send();
+        let new = async {
+            tokio::time::sleep(NEW_CONNECTION_AFTER).await;
+            self.unpooled.post(self.url.clone()).json(question).send().await
+        };
+        match select(pin!(kept), pin!(new)).await {
+            // One that is refused at once is refused again.
+            Either::Left((sent, _)) => sent,
+            Either::Right((Ok(response), _)) => Ok(response),
+            Either::Right((Err(_), kept)) => kept.await,
+        }
     }
 
     async fn read(&self, mut response: Response) -> Result<Vec<u8>, CoordinatorError> {

@@ -4,17 +4,19 @@
 //! other end, is cancelled there before it goes out over gRPC, and carries the same nonce: the agent runs it once.
 
 use std::{
-    pin::pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
+use futures_util::Stream;
 use titan_proto::v1::{StreamRequest, StreamResponse, agent_service_client::AgentServiceClient};
 use titan_transport::{EarlyDataSafe, QuicChannel, Wire};
-use tonic::{Request, Streaming};
+use tonic::{Request, Status, Streaming, transport::Channel};
 
 use crate::{
     ClientError, WirePreference,
@@ -28,10 +30,26 @@ const ONLY_QUIC_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// An answer that has begun.
 pub(crate) struct Started {
-    pub(crate) stream: Streaming<StreamResponse>,
+    pub(crate) stream: Answer,
     pub(crate) wire: Wire,
     /// The request went out before the handshake was complete.
     pub(crate) early: bool,
+}
+
+/// An answer as it comes.
+pub(crate) struct Answer {
+    messages: Streaming<StreamResponse>,
+    /// Of gRPC. Once the last handle of a channel is gone, hyper takes its connection for idle, whatever still comes over it, and pings
+    /// no more: an answer whose network vanished would never end.
+    _channel: Option<Channel>,
+}
+
+impl Stream for Answer {
+    type Item = Result<StreamResponse, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        Pin::new(&mut self.messages).poll_next(cx)
+    }
 }
 
 /// Chooses the wire.
@@ -177,7 +195,8 @@ async fn over_quic(agent: &Agent, quic: &QuicChannel, request: StreamRequest) ->
             // those all are early, or all were refused.
             let early =
                 after.early_calls > before.early_calls && after.early_data_rejected == before.early_data_rejected;
-            Ok(Started { stream: response.into_inner(), wire: Wire::Quic, early })
+            let stream = Answer { messages: response.into_inner(), _channel: None };
+            Ok(Started { stream, wire: Wire::Quic, early })
         }
         Err(status) => Err(classify(&agent.place.agent_id, &status, Progress::Asked)),
     }
@@ -185,8 +204,11 @@ async fn over_quic(agent: &Agent, quic: &QuicChannel, request: StreamRequest) ->
 
 async fn over_grpc(agent: &Agent, request: StreamRequest) -> Result<Started, ClientError> {
     let channel = agent.grpc().await?;
-    match AgentServiceClient::new(channel).stream_inference(request).await {
-        Ok(response) => Ok(Started { stream: response.into_inner(), wire: Wire::Http, early: false }),
+    match AgentServiceClient::new(channel.clone()).stream_inference(request).await {
+        Ok(response) => {
+            let stream = Answer { messages: response.into_inner(), _channel: Some(channel) };
+            Ok(Started { stream, wire: Wire::Http, early: false })
+        }
         Err(status) => {
             agent.grpc_ended(&status);
             Err(classify(&agent.place.agent_id, &status, Progress::Asked))

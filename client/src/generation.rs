@@ -14,12 +14,12 @@ use futures_util::{Stream, future::BoxFuture};
 use parking_lot::Mutex;
 use titan_proto::v1::StreamResponse;
 use titan_transport::Wire;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status};
 
 use crate::{
     ClientError, Feature, Processed, TitanClient,
     agent::Agent,
-    dial::Started,
+    dial::{Answer, Started},
     error::{Progress, classify, is_lost},
     job::{Job, SoFar},
     recover::{Broken, Moved, Recovered},
@@ -58,7 +58,7 @@ pub struct Generation {
 
 /// Where the next message comes from.
 enum Source {
-    Stream(Box<Streaming<StreamResponse>>),
+    Stream(Box<Answer>),
     /// It broke off, and is got going again. In a mutex that is never locked, so that others may look at the rest.
     Recovering(Mutex<BoxFuture<'static, Result<Recovered, ClientError>>>),
     /// The last text, or an error, is out.

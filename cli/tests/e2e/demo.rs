@@ -24,7 +24,7 @@ fn small(user: &User, more: &[&str]) -> Option<Output> {
 }
 
 #[test]
-#[ignore = "answers do not move to another agent yet"]
+
 fn over_quic_the_answer_outlives_the_agent_and_over_grpc_it_does_not_even_outlive_the_address() {
     let user = User::new();
     let Some(output) = small(&user, &["--json"]) else { return };
