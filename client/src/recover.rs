@@ -74,7 +74,13 @@ impl Broken {
         let mut failed = !self.lost;
         if self.lost && features.has(Feature::Resume) {
             let patience = if features.has(Feature::Move) { resume::BEFORE_MOVING } else { resume::RESUME_TIME };
-            match resume::resume(&self.client, &self.agent, &self.route, &self.job, self.received, patience).await {
+            let resumed = resume::resume(&self.client, &self.agent, &self.route, &self.job, self.received, patience);
+            // An attempt that gets no answer takes longer than there is time for.
+            let resumed = tokio::time::timeout(patience, resumed).await.unwrap_or_else(|_| {
+                let reason = format!("no answer within {} s", patience.as_secs());
+                Err(ClientError::Unreachable { agent_id: self.agent.place.agent_id.clone(), reason, gone: false })
+            });
+            match resumed {
                 Ok(started) => return Ok(Recovered { started, moved: None }),
                 Err(error) => reasons = format!("; it could not be resumed: {error}"),
             }

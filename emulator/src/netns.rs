@@ -23,13 +23,15 @@ const MTU_BYTES: i32 = 1500;
 const DEVICE_QUEUE_PACKETS: i32 = 10_000;
 
 /// Settings of a namespace, and why fair measurements need them.
-const SETTINGS: [(&str, &str); 3] = [
+const SETTINGS: [(&str, &str); 4] = [
     // Nothing here speaks IPv6; its neighbour discovery and router solicitations would be packets that no subject sent.
     ("net/ipv6/conf/all/disable_ipv6", "1"),
     ("net/ipv6/conf/default/disable_ipv6", "1"),
     // TCP otherwise keeps the slow-start threshold and round-trip time of closed connections for the next one to the same address:
     // a measurement would depend on those before it.
     ("net/ipv4/tcp_no_metrics_save", "1"),
+    // Linux answers each address with one ICMP message a second. Here one address stands for many clients.
+    ("net/ipv4/icmp_ratelimit", "0"),
 ];
 
 /// A host. It is there for as long as this, and as what runs in it.
