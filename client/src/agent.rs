@@ -244,4 +244,6 @@ fn add(sum: &mut ChannelStats, more: ChannelStats) {
     sum.stored_sessions += more.stored_sessions;
     sum.calls += more.calls;
     sum.early_calls += more.early_calls;
+    sum.repaired_messages += more.repaired_messages;
+    sum.network_changes += more.network_changes;
 }

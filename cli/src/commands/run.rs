@@ -15,7 +15,7 @@ use titan_client::{ClientStats, Feature, Prompt, TitanClient, WirePreference};
 use titan_proto::MAX_PROMPT_BYTES;
 
 use self::{
-    output::{Connection, Figures, Output},
+    output::{Connection, Figures, Flow, Output},
     target::Target,
 };
 use super::{Outcome, Usage};
@@ -112,7 +112,11 @@ impl Opened {
         }
         let after = self.client.stats();
         let stored_session = after.quic.stored_sessions > before.quic.stored_sessions;
-        output.finish(&Figures::of(&generation, connection(&before, &after), stored_session))?;
+        let flow = Flow {
+            repaired_messages: after.quic.repaired_messages - before.quic.repaired_messages,
+            network_changes: after.quic.network_changes - before.quic.network_changes,
+        };
+        output.finish(&Figures::of(&generation, connection(&before, &after), stored_session, flow))?;
         Ok(())
     }
 

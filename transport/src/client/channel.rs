@@ -80,6 +80,8 @@ struct Counters {
     stored_sessions: AtomicU64,
     calls: AtomicU64,
     early_calls: AtomicU64,
+    repaired: Arc<AtomicU64>,
+    network_changes: Arc<AtomicU64>,
 }
 
 /// What a channel has done so far.
@@ -97,6 +99,10 @@ pub struct ChannelStats {
     pub calls: u64,
     /// Calls that were sent before the handshake was complete.
     pub early_calls: u64,
+    /// Messages that a repeat brought before the stream did: what a loss would have held back (PROTOCOL.md §10).
+    pub repaired_messages: u64,
+    /// Changes of this machine's network that connections followed (PROTOCOL.md §14).
+    pub network_changes: u64,
 }
 
 impl QuicChannel {
@@ -157,15 +163,16 @@ impl QuicChannel {
 
     /// Counts since the channel was made.
     pub fn stats(&self) -> ChannelStats {
-        let Counters { full_handshakes, early_data_accepted, early_data_rejected, stored_sessions, calls, early_calls } =
-            &self.0.counters;
+        let counters = &self.0.counters;
         ChannelStats {
-            full_handshakes: full_handshakes.load(Relaxed),
-            early_data_accepted: early_data_accepted.load(Relaxed),
-            early_data_rejected: early_data_rejected.load(Relaxed),
-            stored_sessions: stored_sessions.load(Relaxed),
-            calls: calls.load(Relaxed),
-            early_calls: early_calls.load(Relaxed),
+            full_handshakes: counters.full_handshakes.load(Relaxed),
+            early_data_accepted: counters.early_data_accepted.load(Relaxed),
+            early_data_rejected: counters.early_data_rejected.load(Relaxed),
+            stored_sessions: counters.stored_sessions.load(Relaxed),
+            calls: counters.calls.load(Relaxed),
+            early_calls: counters.early_calls.load(Relaxed),
+            repaired_messages: counters.repaired.load(Relaxed),
+            network_changes: counters.network_changes.load(Relaxed),
         }
     }
 
@@ -221,7 +228,7 @@ impl QuicChannel {
         let result = result.map(|connected| {
             let (done, complete) = watch::channel(None);
             let (connection, draining) = (connected.connection, AtomicBool::new(false));
-            let inboxes = Inboxes::new(&connection);
+            let inboxes = Inboxes::new(&connection, inner.counters.repaired.clone());
             let live = Live { connection, inboxes, complete, draining, calls: watch::Sender::new(0), silent: watch::Sender::new(false) };
             let (live, addr, stored) = (Arc::new(live), connected.addr, connected.stored);
             match connected.early {
@@ -236,7 +243,7 @@ impl QuicChannel {
                     tokio::spawn(self.clone().watch_early(live.clone(), addr, stored, accepted, done));
                 }
             }
-            watching::start(&inner.connector, &live);
+            watching::start(&inner.connector, &live, inner.counters.network_changes.clone());
             (live, addr)
         });
         let mut state = inner.state.lock();

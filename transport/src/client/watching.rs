@@ -1,7 +1,10 @@
 //! What a connection needs looked after: a server that is gone, a path that is silent, a network that has changed.
 
 use std::{
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -16,9 +19,10 @@ use crate::{
     wire::ErrorCode,
 };
 
-/// Looks after `live` until it ends.
-pub(super) fn start(connector: &QuicConnector, live: &Arc<Live>) {
+/// Looks after `live` until it ends. `network_changes` counts those that it followed.
+pub(super) fn start(connector: &QuicConnector, live: &Arc<Live>, network_changes: Arc<AtomicU64>) {
     let watcher = Watcher {
+        network_changes,
         connector: connector.clone(),
         connection: live.connection.clone(),
         inboxes: live.inboxes.clone(),
@@ -29,6 +33,7 @@ pub(super) fn start(connector: &QuicConnector, live: &Arc<Live>) {
 }
 
 struct Watcher {
+    network_changes: Arc<AtomicU64>,
     connector: QuicConnector,
     connection: Connection,
     inboxes: Arc<Inboxes>,
@@ -90,6 +95,7 @@ impl Watcher {
                 // Without a way to the server there is nothing to do until the next change.
                 if now.is_some() && now != source {
                     source = now;
+                    self.network_changes.fetch_add(1, Relaxed);
                     self.connector.rebind_for(change);
                     self.knock();
                 }

@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     task::{Context, Waker},
     time::Instant,
 };
@@ -23,6 +26,8 @@ const FULL_PACKET_BYTES: usize = 1_100;
 #[derive(Debug)]
 pub(crate) struct Inboxes {
     connection: Connection,
+    /// Frames of all responses that a datagram brought first.
+    repaired: Arc<AtomicU64>,
     /// Held for moments only.
     inboxes: Mutex<HashMap<u64, Arc<Mutex<Inbox>>>>,
 }
@@ -36,8 +41,9 @@ struct Inbox {
 }
 
 impl Inboxes {
-    pub(crate) fn new(connection: &Connection) -> Arc<Self> {
-        Arc::new(Self { connection: connection.clone(), inboxes: Mutex::default() })
+    /// `repaired` counts what a datagram brought first.
+    pub(crate) fn new(connection: &Connection, repaired: Arc<AtomicU64>) -> Arc<Self> {
+        Arc::new(Self { connection: connection.clone(), repaired, inboxes: Mutex::default() })
     }
 
     /// Takes repeated frames until the connection ends.
@@ -106,7 +112,10 @@ impl Repeated {
         let mut inbox = self.inbox.lock();
         let frame = inbox.arrivals.take_early();
         match &frame {
-            Some(frame) => self.acknowledge(&mut inbox, matches!(frame, Frame::Trailers(_))),
+            Some(frame) => {
+                self.inboxes.repaired.fetch_add(1, Relaxed);
+                self.acknowledge(&mut inbox, matches!(frame, Frame::Trailers(_)));
+            }
             None if inbox.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) => {}
             None => inbox.waker = Some(cx.waker().clone()),
         }

@@ -36,6 +36,8 @@ pub(super) struct Figures {
     connection: Connection,
     /// Whether the session that it resumed came from disk.
     stored_session: bool,
+    #[serde(flatten)]
+    flow: Flow,
     /// Whether the prompt went out before the handshake was complete.
     early_data: bool,
     /// Measured by QUIC.
@@ -44,6 +46,15 @@ pub(super) struct Figures {
     resumed_at: Vec<u64>,
     /// The same, each time that it lost its agent and moved to another one. The other fields are of the last agent.
     moved_at: Vec<u64>,
+}
+
+/// What kept the text flowing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub(super) struct Flow {
+    /// Messages that came by a repeat, because the path had lost them.
+    pub(super) repaired_messages: u64,
+    /// Changes of network that the connection followed.
+    pub(super) network_changes: u64,
 }
 
 /// What the request's connection cost.
@@ -60,7 +71,7 @@ pub(super) enum Connection {
 
 impl Figures {
     /// Of a generation that has ended.
-    pub(super) fn of(generation: &Generation, connection: Connection, stored_session: bool) -> Self {
+    pub(super) fn of(generation: &Generation, connection: Connection, stored_session: bool, flow: Flow) -> Self {
         let usage = generation.usage().cloned().unwrap_or_default();
         let milliseconds = |time: std::time::Duration| round(time.as_secs_f64() * 1000.0, 100.0);
         Self {
@@ -78,6 +89,7 @@ impl Figures {
             routed: generation.routed(),
             connection,
             stored_session,
+            flow,
             early_data: generation.early_data(),
             rtt_ms: generation.rtt().map(milliseconds),
             resumed_at: generation.resumed_at().to_vec(),
@@ -104,12 +116,26 @@ impl Figures {
         let ahead = if self.prefilled { ", prompt prefilled ahead" } else { "" };
         let rtt = self.rtt_ms.map(|rtt| format!(" · RTT {rtt:.2} ms")).unwrap_or_default();
         format!(
-            "route: {route} · connection: {connection}{early} to {}{rtt} · prompt {} tokens{ahead} · {}{}",
+            "route: {route} · connection: {connection}{early} to {}{rtt} · prompt {} tokens{ahead} · {}{}{}",
             self.endpoint,
             self.prompt_tokens,
             self.job_id,
+            self.flow(),
             breaks("resumed", &self.resumed_at) + &breaks("moved", &self.moved_at)
         )
+    }
+}
+
+impl Figures {
+    /// What QUIC did against losses and changes of network.
+    fn flow(&self) -> String {
+        if self.wire != "quic" {
+            return String::new();
+        }
+        let Flow { repaired_messages, network_changes } = self.flow;
+        let network =
+            if network_changes > 0 { format!(" · network changed {network_changes}×") } else { String::new() };
+        format!(" · {repaired_messages} messages repaired{network}")
     }
 }
 
@@ -219,6 +245,7 @@ mod tests {
             routed: true,
             connection: Connection::FullHandshake,
             stored_session: false,
+            flow: Flow::default(),
             early_data: false,
             rtt_ms: Some(0.31),
             resumed_at: vec![],
@@ -249,6 +276,14 @@ mod tests {
         let new_process = Figures { stored_session: true, ..again }.details();
         assert!(new_process.contains("0-RTT, session from disk, prompt sent as early data"), "{new_process}");
         assert!(!details.contains("resumed"), "{details}");
+    }
+
+    #[test]
+    fn details_tell_what_kept_the_text_flowing() {
+        let flow = Flow { repaired_messages: 4, network_changes: 1 };
+        let details = Figures { flow, ..figures() }.details();
+        assert!(details.ends_with(" · 4 messages repaired · network changed 1×"), "{details}");
+        assert!(!Figures { wire: "grpc", ..figures() }.details().contains("repaired"));
     }
 
     #[test]
