@@ -1,7 +1,8 @@
 //! What a handler may know about the wire under a request: a request extension, the same on both wires.
 
-use std::{future::Future, net::SocketAddr, time::Duration};
+use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use quinn::ConnectionError;
 use rustls_pki_types::CertificateDer;
 use tokio::{sync::watch, time::timeout};
@@ -54,8 +55,15 @@ pub struct PeerConnection(Connection);
 
 #[derive(Clone, Debug)]
 enum Connection {
-    Quic(quinn::Connection),
+    Quic(Arc<Mutex<QuicState>>),
     Tcp(watch::Receiver<TcpState>),
+}
+
+/// A QUIC connection, or how it ended. Whoever keeps a handle of quinn's keeps its socket, and so the port.
+#[derive(Clone, Debug)]
+enum QuicState {
+    Open(quinn::Connection),
+    Ended(Option<ConnectionError>),
 }
 
 /// What a TCP connection has shown. Its sender is dropped with the connection.
@@ -77,7 +85,17 @@ pub enum CallEnd {
 
 impl PeerConnection {
     pub(crate) fn quic(connection: &quinn::Connection) -> Self {
-        Self(Connection::Quic(connection.clone()))
+        Self(Connection::Quic(Arc::new(Mutex::new(QuicState::Open(connection.clone())))))
+    }
+
+    /// The connection is over, and is to be let go.
+    pub(crate) fn ended(&self) {
+        if let Connection::Quic(state) = &self.0 {
+            let mut state = state.lock();
+            if let QuicState::Open(connection) = &*state {
+                *state = QuicState::Ended(connection.close_reason());
+            }
+        }
     }
 
     pub(crate) fn tcp(state: watch::Receiver<TcpState>) -> Self {
@@ -95,7 +113,10 @@ impl PeerConnection {
     /// connection says nothing, and counts as a loss unless the call was cancelled before.
     pub fn call_end(&self) -> impl Future<Output = CallEnd> + Send + use<> {
         let known = match &self.0 {
-            Connection::Quic(connection) => Err(of_quic(connection.close_reason())),
+            Connection::Quic(state) => Err(of_quic(match &*state.lock() {
+                QuicState::Open(connection) => connection.close_reason(),
+                QuicState::Ended(reason) => reason.clone(),
+            })),
             Connection::Tcp(state) if *state.borrow() == TcpState::Ended => Err(CallEnd::ConnectionLost),
             Connection::Tcp(state) => Ok(state.clone()),
         };

@@ -149,7 +149,8 @@ impl Server {
             }
         };
         let complete = self.clone().watch_handshake(connection.clone(), confirmed);
-        match self.calls(&connection, complete).await {
+        let peer = PeerConnection::quic(&connection);
+        match self.calls(&connection, &peer, complete).await {
             Ok(()) => connection.close(ErrorCode::NoError.code(), b"shut down"),
             Err((code, reason)) => {
                 tracing::debug!(%addr, %reason, "connection closed");
@@ -159,6 +160,7 @@ impl Server {
                 }
             }
         }
+        peer.ended();
     }
 
     /// Follows the handshake, which goes on while early data is served.
@@ -185,6 +187,7 @@ impl Server {
     async fn calls(
         self: &Arc<Self>,
         connection: &Connection,
+        peer_connection: &PeerConnection,
         mut complete: watch::Receiver<Option<bool>>,
     ) -> Result<(), (ErrorCode, String)> {
         let mut certificate: Option<CertificateDer<'static>> = None;
@@ -220,7 +223,7 @@ impl Server {
                 tls: true,
                 certificate: Some(certificate),
                 early_data: early_data.then(|| EarlyData(complete.clone())),
-                connection: PeerConnection::quic(connection),
+                connection: peer_connection.clone(),
             };
             if !many && !calls.is_empty() {
                 many = true;

@@ -13,7 +13,7 @@ use titan_transport::{QuicConnector, QuicOptions};
 
 const PLAIN: QuicOptions = QuicOptions {
     redundancy: true,
-    thin_stream: true,
+    thin_stream: false,
     early_data: true,
     migration: false,
     repeat_first: false,

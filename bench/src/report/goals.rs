@@ -85,6 +85,11 @@ pub(crate) const RETURNING_LOSS: Loss = Loss::Iid { percent: 5.0 };
 const ENOUGH_FOR_P99: usize = 200;
 
 const NOT_TRIED: &str = "";
+const CPU_TRIED: &str = "Tried: QUIC's acknowledgements ride on those of the messages (2.0 packets a token became 1.3), repeats of three messages at most, \
+    timers set only when they have fired, a call's endings asked only when they have news, the transport compiled as its libraries are. \
+    What is left is spread thin: repeats cost about a seventh, and plain QUIC is a quarter above gRPC by itself (a packet, a system call and a timer for each token).";
+const MEMORY_TRIED: &str = "Tried: room for 8 streams instead of 1,024 in a new connection, which quinn reserves (119 KiB became 42), and no task that listens for \
+    datagrams before the first call. What is left is quinn's and rustls' own: gRPC over HTTP/3 with the same quinn takes more.";
 
 const ROWS: [Row; 13] = [
     Row {
@@ -169,14 +174,14 @@ const ROWS: [Row; 13] = [
         goal: "≤ 1.2",
         limit: 1.2,
         figure: Of::Ratio(Measure::CpuServer, Subject::TitanGrpc),
-        falls_short: NOT_TRIED,
+        falls_short: CPU_TRIED,
     },
     Row {
         name: "server memory per idle connection, KiB",
         goal: "≤ 32",
         limit: 32.0,
         figure: Of::Memory(Measure::MemoryIdleServer),
-        falls_short: NOT_TRIED,
+        falls_short: MEMORY_TRIED,
     },
 ];
 

@@ -194,10 +194,10 @@ fn a_token_lives_from_nbf_to_exp_and_a_clock_may_be_a_little_off() {
 
 #[test]
 fn what_was_begun_with_a_token_may_go_on_after_it_has_expired() {
-    let setup = setup(Algorithm::EdDSA);
-    let token = setup.token(&claims());
+    let (setup, claims) = (setup(Algorithm::EdDSA), claims());
+    let token = setup.token(&claims);
     let verify = |token: &str, agent, seconds| setup.verifier.verify_begun(token, agent, at(seconds));
-    assert_eq!(verify(&token, "agent-1", NOW + 3_000), Ok(claims()));
+    assert_eq!(verify(&token, "agent-1", NOW + 3_000), Ok(claims));
     let leeway = CLOCK_LEEWAY.as_secs() as i64;
     assert!(matches!(verify(&token, "agent-1", NOW - leeway - 1), Err(TokenError::NotYetValid { .. })));
     assert!(matches!(verify(&token, "agent-2", NOW + 3_000), Err(TokenError::WrongAgent { .. })));

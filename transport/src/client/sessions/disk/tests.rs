@@ -3,7 +3,10 @@
 use std::{
     collections::HashSet,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
-    sync::{Arc, Barrier, Mutex},
+    sync::{
+        Arc, Barrier, Mutex,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
 };
 
 use tempfile::TempDir;
@@ -97,11 +100,12 @@ fn no_session_is_taken_twice_by_processes_at_the_same_time() {
     let place = Arc::new(Place::new());
     let taken = Mutex::new(Vec::new());
     let start = Barrier::new(TAKERS + 1);
+    let all_put = AtomicBool::new(false);
     std::thread::scope(|scope| {
         for _ in 0..TAKERS {
             scope.spawn(|| {
                 start.wait();
-                for _ in 0..40 {
+                while !all_put.load(SeqCst) {
                     // A directory that is busy for too long gives no session; that is not what is tested here.
                     let record = place.disk().take(SERVER, place.now).ok().flatten();
                     taken.lock().unwrap().extend(record.and_then(|mut record| record.tickets.pop()));
@@ -112,6 +116,7 @@ fn no_session_is_taken_twice_by_processes_at_the_same_time() {
         for byte in 0..100 {
             let _ = place.disk().put(SERVER, place.record([byte]), place.now);
         }
+        all_put.store(true, SeqCst);
     });
     let taken: Vec<u8> = taken.into_inner().unwrap().into_iter().map(|ticket| ticket.bytes[0]).collect();
     assert!(!taken.is_empty());
