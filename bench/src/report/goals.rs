@@ -85,6 +85,10 @@ pub(crate) const RETURNING_LOSS: Loss = Loss::Iid { percent: 5.0 };
 const ENOUGH_FOR_P99: usize = 200;
 
 const NOT_TRIED: &str = "";
+const ONE_PERCENT_TRIED: &str = "Tried: the early repair 8, 4 and 3.3 ms after a message (timers have 1 ms), the newest message in the repeat too, all repairs from the first \
+    message on (1.24 at 690 bytes a token, on every path). At 1 % the 99 % gap is the lost packets themselves; runs on a quieter machine had 1.22 to 1.26.";
+const RETURNING_TRIED: &str = "Tried: the round trip of the last connection as the first timeout, first packets twice, a third time into silence, the first message again after 12 and \
+    40 ms: of 240 starts about three lose their tickets or both copies of a packet and wait for a timeout. A quieter run had 1.68; plain QUIC about 14.";
 const CPU_TRIED: &str = "Tried: QUIC's acknowledgements ride on those of the messages (2.0 packets a token became 1.3), repeats of three messages at most, \
     timers set only when they have fired, a call's endings asked only when they have news, the transport compiled as its libraries are. \
     What is left is spread thin: repeats cost about a seventh, and plain QUIC is a quarter above gRPC by itself (a packet, a system call and a timer for each token).";
@@ -111,7 +115,7 @@ const ROWS: [Row; 13] = [
         goal: "≤ 1.25",
         limit: 1.25,
         figure: Of::Gaps(RTT_MS, Loss::Iid { percent: 1.0 }),
-        falls_short: NOT_TRIED,
+        falls_short: ONE_PERCENT_TRIED,
     },
     Row {
         name: "the same, 5 % loss",
@@ -139,7 +143,7 @@ const ROWS: [Row; 13] = [
         goal: "≤ 3",
         limit: 3.0,
         figure: Of::Returning,
-        falls_short: NOT_TRIED,
+        falls_short: RETURNING_TRIED,
     },
     Row {
         name: "stall after a change of address, RTTs",
