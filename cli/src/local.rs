@@ -5,6 +5,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::{Context as _, anyhow, bail};
 use titan_agent::Agent;
 use titan_coord::Coordinator;
+use titan_transport::tls::TlsMaterial;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -65,23 +66,39 @@ impl Cluster {
             agents_shutdown,
             coordinator_shutdown,
         };
+        match cluster.start_agents(agents, plan, progress, tls.as_ref()).await {
+            Ok(()) => Ok(cluster),
+            Err(error) => {
+                // What runs already has nothing to say after the error.
+                cluster.stop().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn start_agents(
+        &mut self,
+        agents: Vec<titan_agent::Config>,
+        plan: &EnginePlan,
+        progress: &Arc<Progress>,
+        tls: Option<&TlsMaterial>,
+    ) -> anyhow::Result<()> {
         let shares = agents.len();
         for mut config in agents {
-            config.coordinator = Some(grpc.to_string());
+            config.coordinator = Some(self.grpc.to_string());
             let engine = plan.load(shares, progress).await?;
             let agent = Agent::bind(config.clone(), engine).await?;
             let id = config.agent_id;
-            cluster.agents.push(LocalAgent { id: id.clone(), grpc: agent.grpc_addr(), quic: agent.quic_addr() });
-            let shutdown = cluster.agents_shutdown.clone();
-            cluster.agent_tasks.spawn(async move { (id, agent.run(shutdown).await) });
+            self.agents.push(LocalAgent { id: id.clone(), grpc: agent.grpc_addr(), quic: agent.quic_addr() });
+            let shutdown = self.agents_shutdown.clone();
+            self.agent_tasks.spawn(async move { (id, agent.run(shutdown).await) });
         }
         progress.spin("starting");
-        let rest = Rest::new(&cluster.url(), tls.as_ref())?;
+        let rest = Rest::new(&self.url(), tls)?;
         tokio::select! {
-            ready = all_registered(&rest, shares) => ready?,
-            failure = cluster.failed() => return Err(failure),
+            ready = all_registered(&rest, shares) => ready,
+            failure = self.failed() => Err(failure),
         }
-        Ok(cluster)
     }
 
     /// The coordinator's REST address.
@@ -105,8 +122,10 @@ impl Cluster {
         self.agents_shutdown.cancel();
         while self.agent_tasks.join_next().await.is_some() {}
         self.coordinator_shutdown.cancel();
-        // How it ends changes nothing any more.
-        let _ = self.coordinator_task.await;
+        // How it ends changes nothing any more, and how it has ended was told.
+        if !self.coordinator_task.is_finished() {
+            let _ = self.coordinator_task.await;
+        }
     }
 }
 

@@ -175,6 +175,18 @@ impl Agents {
         agent
     }
 
+    /// Waits for the sessions that agents are about to send.
+    pub(crate) async fn sessions_arrive(&self) {
+        if let Some(connector) = &self.connector {
+            connector.sessions_arrive().await;
+        }
+    }
+
+    /// Packets that went out again by themselves.
+    pub(crate) fn copied_packets(&self) -> u64 {
+        self.connector.as_ref().map_or(0, QuicConnector::copied_packets)
+    }
+
     /// Moves all QUIC connections to a new socket.
     pub(crate) fn rebind(&self) -> std::io::Result<()> {
         self.connector.as_ref().map_or(Ok(()), QuicConnector::rebind)

@@ -51,6 +51,8 @@ pub struct ClientStats {
     pub quic: ChannelStats,
     /// Requests that went over gRPC because UDP did not answer.
     pub grpc_fallbacks: u64,
+    /// First packets of connections and requests that were sent again by themselves.
+    pub copied_packets: u64,
     /// Answers that went on over another connection, each time.
     pub resumed: u64,
     /// Answers that went on at another agent, each time.
@@ -147,6 +149,7 @@ impl TitanClient {
             rest_calls: coordinator.calls(),
             quic: agents.stats(),
             grpc_fallbacks: dialer.fallbacks(),
+            copied_packets: agents.copied_packets(),
             resumed: resumed.load(Relaxed),
             moved: moved.load(Relaxed),
         }
@@ -159,6 +162,12 @@ impl TitanClient {
     /// When no socket can be bound; then the old one stays.
     pub fn rebind(&self) -> std::io::Result<()> {
         self.0.agents.rebind()
+    }
+
+    /// Waits until the TLS sessions have come that agents send after a handshake, for a quarter of a second at most: what
+    /// [`disconnect`](Self::disconnect) and a new connection with early data need.
+    pub async fn sessions_arrive(&self) {
+        self.0.agents.sessions_arrive().await;
     }
 
     /// Closes the connections to all agents and keeps the routes, as after a change of network. Running QUIC answers go on over

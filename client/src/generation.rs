@@ -178,6 +178,12 @@ impl Generation {
         quic.and_then(|quic| quic.rtt())
     }
 
+    /// How much this side of the QUIC connection may have on its way, in bytes. gRPC does not tell.
+    pub fn congestion_window(&self) -> Option<u64> {
+        let quic = self.agent.quic.as_ref().filter(|_| self.wire == Wire::Quic);
+        quic.and_then(|quic| quic.congestion_window())
+    }
+
     /// From the call of `generate` to the first text; None while there is none.
     pub fn ttft(&self) -> Option<Duration> {
         self.ttft

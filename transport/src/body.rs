@@ -46,6 +46,8 @@ pub(crate) struct IncomingBody {
     in_message: InMessage,
     /// The beginning of the body, read while looking for HEADERS.
     peeked: Option<Piece>,
+    /// Why the stream broke; told when what came before is passed on. quinn tells it once.
+    broken: Option<IncomingError>,
     done: bool,
 }
 
@@ -105,7 +107,7 @@ impl IncomingBody {
 
     fn new(recv: RecvStream, half: Half, repeated: Option<Repeated>) -> Self {
         let in_message = InMessage::Pass;
-        Self { half, recv, decoder: Decoder::new(half), repeated, in_message, peeked: None, done: false }
+        Self { half, recv, decoder: Decoder::new(half), repeated, in_message, peeked: None, broken: None, done: false }
     }
 
     /// Reads a request's HEADERS.
@@ -150,20 +152,28 @@ impl IncomingBody {
     /// What comes next, from a datagram or from the stream; None at the proper end of the stream.
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Piece>, IncomingError>> {
         // The stream first: what only a datagram has brought then tells of a loss.
-        while let Poll::Ready(event) = self.poll_event(cx) {
+        while self.broken.is_none()
+            && let Poll::Ready(event) = self.poll_event(cx)
+        {
             let piece = match event {
                 Ok(Some(event)) => self.take(event),
                 Ok(None) => return Poll::Ready(Ok(None)),
-                // What came before the stream broke is passed on before that is told.
-                Err(error) => return Poll::Ready(self.take_early(cx).map(Some).ok_or(error)),
+                Err(error) => {
+                    self.broken = Some(error);
+                    break;
+                }
             };
             if piece.is_some() {
                 return Poll::Ready(Ok(piece));
             }
         }
-        match self.take_early(cx) {
-            Some(piece) => Poll::Ready(Ok(Some(piece))),
-            None => Poll::Pending,
+        match (self.take_early(cx), self.broken.take()) {
+            (Some(piece), broken) => {
+                self.broken = broken;
+                Poll::Ready(Ok(Some(piece)))
+            }
+            (None, Some(error)) => Poll::Ready(Err(error)),
+            (None, None) => Poll::Pending,
         }
     }
 

@@ -1,4 +1,4 @@
-//! Sends the first packets of a connection, and those of a request, twice: PROTOCOL.md §12.
+//! Sends the first packets of a connection, and those of a request, twice, a client's into silence three times: PROTOCOL.md §12.
 //!
 //! Whatever follows them waits for them: a lost ClientHello, certificate or prompt costs a timeout of several round trips, when one more
 //! packet a few milliseconds later would have cost nothing anybody sees. The second copy is the same packet, byte for byte: a receiver
@@ -12,7 +12,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Weak,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll},
     time::{Duration, Instant},
@@ -29,7 +29,7 @@ use crate::socket::canonical;
 
 /// Between a packet and its copy: longer than most bursts of losses, and far less than a round trip that makes a loss matter.
 const COPY_AFTER: Duration = Duration::from_millis(15);
-/// Between a handshake's packet and its second copy, if nothing has come from the peer since: before a timeout, which costs three round
+/// Between a handshake's packet and its second copy, if the peer has not answered since: before a timeout, which costs three round
 /// trips, would send it.
 const SECOND_COPY_AFTER: Duration = Duration::from_millis(60);
 /// The packets that leave so soon after a request was written are the request's.
@@ -56,6 +56,8 @@ struct Shared {
     marked: AtomicUsize,
     /// Copies that wait.
     waiting: AtomicUsize,
+    /// Copies that went out.
+    copied: AtomicU64,
 }
 
 impl FirstPackets {
@@ -64,6 +66,11 @@ impl FirstPackets {
         let mut plan = self.0.plan.lock();
         plan.mark(canonical(peer), Instant::now());
         self.0.marked.store(plan.marked.len(), Relaxed);
+    }
+
+    /// Packets that went out again.
+    pub(crate) fn copied(&self) -> u64 {
+        self.0.copied.load(Relaxed)
     }
 
     /// `inner`, with second copies. `server`: what is sent may not amplify what came.
@@ -96,6 +103,7 @@ struct Peer {
     since: Instant,
     /// A packet with a short header came: the handshake is over, and the address valid.
     established: bool,
+    /// When a packet of its handshake came last. Others may belong to an earlier connection.
     heard: Option<Instant>,
     received: u64,
     sent: u64,
@@ -143,12 +151,14 @@ impl Plan {
                 *peer = Peer::new(now);
             }
             peer.received += bytes as u64;
-            peer.heard = Some(now);
+            if handshake {
+                peer.heard = Some(now);
+            }
             peer.established |= !handshake;
         }
     }
 
-    /// Whether nothing came from `peer` since `sent_at`.
+    /// Whether no handshake came from `peer` since `sent_at`.
     fn is_silent(&self, peer: SocketAddr, sent_at: Instant) -> bool {
         self.peers.get(&peer).is_some_and(|peer| peer.heard.is_none_or(|heard| heard < sent_at))
     }
@@ -270,14 +280,15 @@ async fn send_copies(
         }
         let allowed = || socket.shared.plan.lock().may_copy(peer, copy.contents.len());
         if !socket.server || !copy.handshake || allowed() {
-            // A full socket has more urgent things to send.
-            let _ = socket.inner.try_send(&Transmit {
+            let sent = socket.inner.try_send(&Transmit {
                 destination: copy.destination,
                 ecn: copy.ecn,
                 contents: &copy.contents,
                 segment_size: None,
                 src_ip: copy.src_ip,
             });
+            // A full socket has more urgent things to send.
+            socket.shared.copied.fetch_add(sent.is_ok().into(), Relaxed);
         }
         // A server has answered by then, or never will: its peer's copies make it answer again.
         match again.as_ref().filter(|_| copy.handshake && !socket.server) {
@@ -366,6 +377,16 @@ mod tests {
         plan.received(peer(1), true, 1200, now + MS * 40);
         assert!(plan.may_copy(peer(1), 1200), "a connection says nothing about the next one");
         assert!(plan.sent(peer(2), true, 1, now) && !plan.may_copy(peer(2), 1), "nothing came from it");
+    }
+
+    #[test]
+    fn only_an_answer_to_the_handshake_ends_the_silence() {
+        let (mut plan, now) = (Plan::default(), Instant::now());
+        plan.sent(peer(1), true, 1200, now);
+        plan.received(peer(1), false, 100, now + MS);
+        assert!(plan.is_silent(peer(1), now), "of an earlier connection");
+        plan.received(peer(1), true, 1200, now + MS * 2);
+        assert!(!plan.is_silent(peer(1), now) && plan.is_silent(peer(1), now + MS * 3));
     }
 
     #[test]

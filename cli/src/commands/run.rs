@@ -89,6 +89,7 @@ impl Opened {
     async fn generate(&self, args: &RunArgs, output: &mut Output) -> anyhow::Result<Outcome> {
         for turn in 0..args.repeat {
             if turn > 0 && args.reconnect {
+                self.client.sessions_arrive().await;
                 self.client.disconnect();
             }
             match self.generate_once(output).await {
@@ -115,6 +116,8 @@ impl Opened {
         let flow = Flow {
             repaired_messages: after.quic.repaired_messages - before.quic.repaired_messages,
             network_changes: after.quic.network_changes - before.quic.network_changes,
+            copied_packets: after.copied_packets - before.copied_packets,
+            congestion_window_bytes: generation.congestion_window(),
         };
         output.finish(&Figures::of(&generation, connection(&before, &after), stored_session, flow))?;
         Ok(())

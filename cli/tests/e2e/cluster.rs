@@ -117,15 +117,14 @@ fn run_as_json_says_the_same_in_objects() {
 #[test]
 fn a_repeated_request_keeps_its_route_and_its_session() {
     let up = Up::synthetic(0, &[]);
-    let done = up.run("-v --wire quic --repeat 5 --reconnect --max-tokens 3 hello".split(' ')).output().unwrap();
+    let done = up.run("-v --wire quic --repeat 3 --reconnect --max-tokens 3 hello".split(' ')).output().unwrap();
     let details: Vec<String> =
         stderr(&done).lines().filter(|line| line.starts_with("route:")).map(ToOwned::to_owned).collect();
-    assert_eq!(details.len(), 5, "{}", stderr(&done));
+    assert_eq!(details.len(), 3, "{}", stderr(&done));
     assert!(details[0].contains("asked the coordinator") && details[0].contains("full handshake"), "{details:?}");
-    assert!(details[1..].iter().all(|again| again.contains("no REST call")), "{details:?}");
-    // A session may still be on its way when the answer is whole and the connection is closed: on a busy machine one may be missed.
-    let early = details[1..].iter().filter(|again| again.contains("connection: 0-RTT")).count();
-    assert!(early >= 3, "{details:?}");
+    for again in &details[1..] {
+        assert!(again.contains("no REST call") && again.contains("connection: 0-RTT"), "{again}");
+    }
 }
 
 #[test]

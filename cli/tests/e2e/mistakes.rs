@@ -12,8 +12,8 @@ fn fails(mut command: Command, code: i32, parts: &[&str]) {
     let output: Output = command.output().unwrap();
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(code), "{command:?}: {said}");
-    // What is being set up at the same time may log after it.
-    let sentence = said.lines().rfind(|line| line.starts_with("titan: ")).unwrap_or_default();
+    let sentence = said.lines().last().unwrap_or_default();
+    assert!(sentence.starts_with("titan: "), "{said}");
     for part in parts {
         assert!(sentence.contains(part), "{part:?} is missing in: {said}");
     }

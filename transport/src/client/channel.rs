@@ -139,14 +139,14 @@ impl QuicChannel {
         }
     }
 
-    /// Says what the round-trip time to the server may be, for the first connection. Later ones know that of the one before.
-    pub fn expect_rtt(&self, rtt: Duration) {
-        self.0.state.lock().rtt.get_or_insert(rtt);
-    }
-
     /// The smoothed round-trip time of the present connection.
     pub fn rtt(&self) -> Option<Duration> {
         self.current().map(|live| live.connection.rtt())
+    }
+
+    /// How much this side may have on its way, in bytes: the floor of PROTOCOL.md §11.1 shows here.
+    pub fn congestion_window(&self) -> Option<u64> {
+        self.current().map(|live| live.connection.stats().path.cwnd)
     }
 
     /// Resolves when nothing has come from the server for 3 s, although calls wait and it was asked whether it is there. The connection

@@ -178,6 +178,17 @@ impl QuicConnector {
         self.0.sessions.rtt(server_name)
     }
 
+    /// Packets that went out again by themselves: PROTOCOL.md §12.
+    pub fn copied_packets(&self) -> u64 {
+        self.0.first.as_ref().map_or(0, FirstPackets::copied)
+    }
+
+    /// Waits until the sessions of the present connections have come: for at most a quarter of a second, and after the first round trip
+    /// of a connection not at all. For a program that is about to connect anew.
+    pub async fn sessions_arrive(&self) {
+        self.0.sessions.arrive().await;
+    }
+
     /// Waits until the sessions of the present connections are on disk, if that is where they are kept: for at most half a second, and
     /// after the first round trip of a connection not at all. For a program that is about to end; before it closes its connections.
     pub async fn save_sessions(&self) {

@@ -106,14 +106,19 @@ impl Sessions {
         if self.0.stored.is_none() {
             return;
         }
+        self.arrive().await;
+        let inner = self.0.clone();
+        let _ = timeout(SAVE_WITHIN, spawn_blocking(move || inner.save(true))).await;
+    }
+
+    /// Waits, not for long, for sessions that servers owe to connections just made.
+    pub(crate) async fn arrive(&self) {
         loop {
             let came = self.0.came.notified();
             let Some(until) = self.0.memory.lock().owed_until(SESSIONS_WITHIN, Instant::now()) else { break };
             // What follows the first in the same packet is there when this task runs.
             let _ = tokio::time::timeout_at(until.into(), came).await;
         }
-        let inner = self.0.clone();
-        let _ = timeout(SAVE_WITHIN, spawn_blocking(move || inner.save(true))).await;
     }
 
     /// Something came that shall not be lost.

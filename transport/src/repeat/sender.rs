@@ -26,6 +26,8 @@ use crate::{
 const PACKET_ROOM_BYTES: usize = 1_000;
 /// How often a frame is sent again by itself when no acknowledgement comes; the pauses double. The stream brings it too.
 const MAX_PROBES: u32 = 4;
+/// HEADERS and the first message.
+const FIRST_RIDES: u32 = 2;
 /// After the first message and the last: behind the copies of the handshake.
 const SECOND_REPAIR: Duration = Duration::from_millis(40);
 /// For the peer's program and this one to be woken.
@@ -94,6 +96,8 @@ pub(crate) struct Repeater {
     written_at: Option<Instant>,
     /// Between messages; a moving average. None before the second one.
     interval: Option<Duration>,
+    /// What was written so far: HEADERS, and the first message.
+    rides: u32,
     /// The response ends with what is written next.
     ends: bool,
     repair_at: Option<Instant>,
@@ -114,6 +118,7 @@ impl Repeater {
             armed: false,
             written_at: None,
             interval: None,
+            rides: 0,
             ends: false,
             repair_at: None,
             probe_at: None,
@@ -137,17 +142,19 @@ impl Repeater {
         let measure = self.repeats.measure();
         let datagram = self.window.lock().newest(measure, self.repeats.room.saturating_sub(bytes));
         self.repeats.send(datagram);
-        // The reader waits for the first message, and for the last there is nothing that it could ride on.
-        let early = measure.early || self.ends || self.interval.is_none();
-        if let Some(before) = self.written_at.replace(now) {
+        let before = self.written_at.replace(now);
+        // The reader waits for the first message, which mostly has HEADERS before it, and the last has nothing that it could ride on.
+        let alone = self.ends || self.rides < FIRST_RIDES;
+        if self.rides < FIRST_RIDES {
+            self.rides += 1;
+        } else if let Some(before) = before {
             let last = now - before;
             self.interval = Some(self.interval.map_or(last, |interval| (interval * 7 + last) / 8));
         }
-        self.repair_at = early.then(|| now + repair_delay(self.interval));
+        self.repair_at = (measure.early || alone).then(|| now + repair_delay(self.interval.filter(|_| !alone)));
         self.probes = 0;
         // The first message overtakes the handshake where that is lost, and is dropped then: it goes again when the handshake's copy
         // has arrived. So does the last one, for which nobody would ask.
-        let alone = self.ends || self.interval.is_none();
         self.probe_at = Some(now + if alone { SECOND_REPAIR } else { self.probe_timeout() });
         self.arm(self.repair_at.or(self.probe_at));
     }

@@ -25,9 +25,6 @@ const LATEST_REPAIR: Duration = Duration::from_millis(12);
 pub(crate) struct Losses {
     /// Frames that were acknowledged since the last loss; None before the first loss.
     since_loss: Option<u64>,
-    /// Of all responses.
-    acknowledged: u64,
-    repaired: u64,
 }
 
 /// How much to repeat.
@@ -44,8 +41,6 @@ pub(crate) struct Measure {
 impl Losses {
     /// `frames` more have arrived, `repaired` of them first in a datagram.
     pub(crate) fn acknowledged(&mut self, frames: u64, repaired: u64) {
-        self.acknowledged = self.acknowledged.saturating_add(frames);
-        self.repaired = self.repaired.saturating_add(repaired);
         if repaired > 0 {
             self.since_loss = Some(0);
         } else if let Some(since) = &mut self.since_loss {

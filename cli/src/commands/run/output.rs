@@ -55,6 +55,10 @@ pub(super) struct Flow {
     pub(super) repaired_messages: u64,
     /// Changes of network that the connection followed.
     pub(super) network_changes: u64,
+    /// First packets that were sent again by themselves.
+    pub(super) copied_packets: u64,
+    /// What this side may have on its way.
+    pub(super) congestion_window_bytes: Option<u64>,
 }
 
 /// What the request's connection cost.
@@ -132,10 +136,11 @@ impl Figures {
         if self.wire != "quic" {
             return String::new();
         }
-        let Flow { repaired_messages, network_changes } = self.flow;
+        let Flow { repaired_messages, network_changes, copied_packets, congestion_window_bytes } = self.flow;
+        let window = congestion_window_bytes.map(|bytes| format!(" · window {} kB", bytes / 1000)).unwrap_or_default();
         let network =
             if network_changes > 0 { format!(" · network changed {network_changes}×") } else { String::new() };
-        format!(" · {repaired_messages} messages repaired{network}")
+        format!("{window} · {copied_packets} packets sent twice · {repaired_messages} messages repaired{network}")
     }
 }
 
@@ -280,9 +285,12 @@ mod tests {
 
     #[test]
     fn details_tell_what_kept_the_text_flowing() {
-        let flow = Flow { repaired_messages: 4, network_changes: 1 };
+        let window = Some(40_000);
+        let flow =
+            Flow { repaired_messages: 4, network_changes: 1, copied_packets: 3, congestion_window_bytes: window };
         let details = Figures { flow, ..figures() }.details();
-        assert!(details.ends_with(" · 4 messages repaired · network changed 1×"), "{details}");
+        let flowing = " · window 40 kB · 3 packets sent twice · 4 messages repaired · network changed 1×";
+        assert!(details.ends_with(flowing), "{details}");
         assert!(!Figures { wire: "grpc", ..figures() }.details().contains("repaired"));
     }
 
