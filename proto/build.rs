@@ -23,6 +23,12 @@ fn main() -> Result<(), Box<dyn Error>> {
             ".titancompute.v1.Prefill",
             ".titancompute.v1.StreamRequest",
             ".titancompute.v1.Continuation",
+            ".titancompute.v1.Message",
+            ".titancompute.v1.ContentPart",
+            ".titancompute.v1.ToolCall",
+            ".titancompute.v1.Tool",
+            ".titancompute.v1.StreamResponse",
+            ".titancompute.v1.ToolCallDelta",
         ])
         .compile_fds(descriptors)?;
     Ok(())

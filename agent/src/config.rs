@@ -9,7 +9,7 @@ use titan_certs::{Identity, Role};
 use titan_proto::{AGENT_PORT, rest::GrpcTls};
 use titan_transport::{QuicOptions, tls::TlsMaterial};
 
-use crate::keep::KEEP_TIME;
+use crate::resumable::KEEP_TIME;
 
 /// What an agent is told. Start from [`Config::new`] and change what differs.
 #[derive(Clone, Debug)]

@@ -4,7 +4,7 @@
 //! round-trip time. An update goes out every interval, and promptly when a job begins or ends, so that the coordinator's bookings
 //! become real numbers before the next request is routed.
 
-mod pulse;
+mod backoff;
 
 use std::{
     sync::Arc,
@@ -19,7 +19,7 @@ use tokio::{
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
 
-use self::pulse::{Backoff, RoundTrip};
+use self::backoff::{Backoff, RoundTrip};
 use crate::{
     auth::KeySource as _,
     coordinator::{Coordinator, describe},
@@ -222,6 +222,8 @@ impl<'a> Session<'a> {
             claimed_job_ids,
             registration,
             draining: load.draining,
+            computing: count(core.engine.computing()),
+            ..HealthUpdate::default()
         };
         self.round_trip.sent(timestamp, std::time::Instant::now());
         timeout(ACK_TIMEOUT, outbox.send(update)).await.map_err(|_| Lost::Silent)?.map_err(|_| Lost::Closed)

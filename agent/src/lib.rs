@@ -8,7 +8,7 @@
 //! 2. `service`: the one handler of both wires. What it asks, it asks in this order:
 //!    `auth` (whose token, for what), [`options`] (what to generate), `admission` (is there room), `replay` (did this run already),
 //!    [`engine`] (generate).
-//! 3. `response`: the engine's stream as gRPC messages, with the usage on the last one. `keep`: the same for answers that can be resumed.
+//! 3. `response`: the engine's stream as gRPC messages, with the usage on the last one. `resumable`: the same for answers that can be resumed.
 //!
 //! Beside it, `heartbeat` tells the coordinator that the agent is there and how busy it is (`telemetry`), and brings its keys, and hints of
 //! requests whose clients are on their way: `prefill` begins with those.
@@ -21,11 +21,11 @@ mod config;
 mod coordinator;
 pub mod engine;
 mod heartbeat;
-mod keep;
 pub mod options;
 mod prefill;
 mod replay;
 mod response;
+mod resumable;
 mod server;
 mod service;
 mod telemetry;

@@ -52,7 +52,7 @@ pub fn generate(request: StreamRequest, model: String) -> Result<Generate, Optio
 }
 
 fn continuation(given: v1::Continuation) -> Result<Continuation, OptionError> {
-    let v1::Continuation { text, token_ids: tokens, completion_tokens } = given;
+    let v1::Continuation { text, token_ids: tokens, completion_tokens, reasoning, tool_calls } = given;
     let out_of_range = |name: &str, value: usize, accepted| Err(OptionError::out_of_range(name, value, accepted));
     if text.is_empty() {
         return out_of_range("continuation.text", 0, "text: without any, leave the continuation out");
@@ -68,7 +68,7 @@ fn continuation(given: v1::Continuation) -> Result<Continuation, OptionError> {
         let accepted = "the number of token_ids, where there are any";
         return out_of_range("continuation.completion_tokens", completion_tokens as usize, accepted);
     }
-    Ok(Continuation { text, tokens, completion_tokens })
+    Ok(Continuation { text, tokens, completion_tokens, reasoning, tool_calls })
 }
 
 fn sampling(max_tokens: i32, temperature: f32, options: &HashMap<String, String>) -> Result<Sampling, OptionError> {
@@ -239,7 +239,7 @@ mod tests {
     #[test]
     fn what_is_absent_is_the_default_or_neutral() {
         let generate = generate(request(&[]), "m".into()).unwrap();
-        assert_eq!((generate.model.as_str(), generate.prompt.as_str()), ("m", "hello"));
+        assert_eq!((generate.model.as_str(), generate.messages[0].content.as_str()), ("m", "hello"));
         let sampling = generate.sampling;
         assert_eq!((sampling.max_tokens, sampling.temperature), (100, 0.0));
         assert_eq!((sampling.top_p, sampling.top_k, sampling.min_p, sampling.seed), (None, None, None, None));
@@ -338,7 +338,8 @@ mod tests {
     #[test]
     fn a_continuation_may_have_no_tokens_left_and_names_its_number() {
         let of = |text: &str, token_ids: Vec<u32>, completion_tokens, max_tokens| {
-            let continuation = Some(v1::Continuation { text: text.into(), token_ids, completion_tokens });
+            let continuation =
+                Some(v1::Continuation { text: text.into(), token_ids, completion_tokens, ..Default::default() });
             generate(StreamRequest { continuation, max_tokens, ..request(&[]) }, "m".into())
         };
         let nothing_left = of("a b", vec![1, 2], 2, 0).unwrap();

@@ -74,12 +74,13 @@ impl Core {
     }
 
     fn try_begin(self: &Arc<Self>, prefill: Prefill) -> Result<(), Declined> {
-        let Prefill { job_id, model, prompt, max_tokens, temperature, options } = prefill;
+        let Prefill { job_id, model, prompt, max_tokens, temperature, options, messages, tools } = prefill;
         if !self.models.contains(&model) {
             return Err(Declined::Invalid);
         }
         // The way of the request itself, so that the two are equal where their fields are. The reason of a refusal may quote a value.
-        let request = StreamRequest { prompt, max_tokens, temperature, options, ..StreamRequest::default() };
+        let request =
+            StreamRequest { prompt, max_tokens, temperature, options, messages, tools, ..StreamRequest::default() };
         let generate = options::generate(request, model).map_err(|_| Declined::Invalid)?;
         if self.engine.queued() > 0 || !self.engine.idle(&generate.model) {
             return Err(Declined::Busy);
@@ -185,7 +186,7 @@ impl<T> Table<T> {
         begin: impl FnOnce() -> T,
     ) -> Result<(), Declined> {
         self.expire(now);
-        let bytes = request.prompt.len();
+        let bytes = request.prompt_bytes();
         if self.came.contains(&job_id, now) {
             return Err(Declined::Late);
         }
@@ -209,7 +210,7 @@ impl<T> Table<T> {
         self.expire(now);
         let position = self.waiting.iter().position(|waiting| waiting.job_id == job_id)?;
         let waiting = self.waiting.remove(position)?;
-        self.bytes -= waiting.request.prompt.len();
+        self.bytes -= waiting.request.prompt_bytes();
         (waiting.request == *request).then_some(waiting.begun)
     }
 
@@ -217,7 +218,7 @@ impl<T> Table<T> {
     fn make_room(&mut self, most: usize) {
         let beyond = self.waiting.len().saturating_sub(most);
         let dropped = self.waiting.drain(..beyond);
-        self.bytes -= dropped.map(|waiting| waiting.request.prompt.len()).sum::<usize>();
+        self.bytes -= dropped.map(|waiting| waiting.request.prompt_bytes()).sum::<usize>();
     }
 
     /// Drops all of a model.
@@ -231,7 +232,7 @@ impl<T> Table<T> {
 
     fn retain(&mut self, keep: impl Fn(&Waiting<T>) -> bool) {
         self.waiting.retain(keep);
-        self.bytes = self.waiting.iter().map(|waiting| waiting.request.prompt.len()).sum();
+        self.bytes = self.waiting.iter().map(|waiting| waiting.request.prompt_bytes()).sum();
     }
 }
 
@@ -414,7 +415,7 @@ mod tests {
                     }
                     _ => table.expire(now),
                 }
-                prop_assert_eq!(table.bytes, table.waiting.iter().map(|waiting| waiting.request.prompt.len()).sum::<usize>());
+                prop_assert_eq!(table.bytes, table.waiting.iter().map(|waiting| waiting.request.prompt_bytes()).sum::<usize>());
                 prop_assert!(table.waiting.iter().all(|waiting| !taken.contains(&waiting.begun)));
             }
             table.expire(now + WAIT);

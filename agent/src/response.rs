@@ -91,7 +91,7 @@ impl Stream for ResponseStream {
             }
         };
         let item = match event {
-            Some(Ok(Event::Text(piece))) => {
+            Some(Ok(Event::Piece(piece))) => {
                 generation.clock.text(Instant::now());
                 return Poll::Ready(Some(Ok(message(piece, generation.shape))));
             }
@@ -123,7 +123,13 @@ impl Generation {
         if self.prefilled {
             metadata.insert("prefilled".to_owned(), "true".to_owned());
         }
-        StreamResponse { done: true, metadata, created_at: unix_ms(), ..Default::default() }
+        StreamResponse {
+            done: true,
+            metadata,
+            created_at: unix_ms(),
+            finish_reason: usage.finish_reason.as_str().to_owned(),
+            ..Default::default()
+        }
     }
 
     fn fail(&mut self, error: &EngineError) -> Status {
@@ -142,18 +148,32 @@ pub(crate) fn engine_status(error: &EngineError, produced: bool) -> Status {
         EngineError::PromptTooLong { .. } | EngineError::InvalidParameter(_) => {
             Status::invalid_argument(error.to_string())
         }
-        EngineError::Failed(_) if produced => Status::internal(format!("{error}; the answer is incomplete")),
-        EngineError::Failed(_) => Status::unavailable(format!("{error}; nothing was produced, try again")),
+        EngineError::Unsupported(_) => Status::failed_precondition(error.to_string()),
+        EngineError::Failed(_) | EngineError::Hung { .. } if produced => {
+            Status::internal(format!("{error}; the answer is incomplete"))
+        }
+        EngineError::Failed(_) | EngineError::Hung { .. } => {
+            Status::unavailable(format!("{error}; nothing was produced, try again"))
+        }
     }
 }
 
 fn message(piece: Piece, shape: Shape) -> StreamResponse {
-    let Piece { text, tokens } = piece;
+    let Piece { text, tokens, reasoning, tool_calls, logprobs } = piece;
     let token_ids = if shape.token_ids { tokens.into() } else { Vec::new() };
     if shape.compact {
-        return StreamResponse { content: text, token_ids, ..Default::default() };
+        return StreamResponse { content: text, token_ids, reasoning, tool_calls, logprobs, ..Default::default() };
     }
-    StreamResponse { content: text.clone(), token: text, created_at: unix_ms(), token_ids, ..Default::default() }
+    StreamResponse {
+        content: text.clone(),
+        token: text,
+        created_at: unix_ms(),
+        token_ids,
+        reasoning,
+        tool_calls,
+        logprobs,
+        ..Default::default()
+    }
 }
 
 fn unix_ms() -> i64 {
@@ -252,7 +272,7 @@ mod tests {
     #[tokio::test]
     async fn texts_come_one_by_one_and_the_usage_comes_last() {
         let (fixture, sender, mut stream) = stream();
-        for event in [Event::Text("a".into()), Event::Text("b".into()), Event::Done(USAGE)] {
+        for event in [Event::Piece("a".into()), Event::Piece("b".into()), Event::Done(USAGE)] {
             sender.try_send(Ok(event)).unwrap();
         }
         for text in ["a", "b"] {
@@ -278,7 +298,7 @@ mod tests {
     async fn what_was_made_ahead_is_said_and_does_not_count_as_speed() {
         let (fixture, sender, stream) = stream();
         let mut stream = stream.prefilled(true);
-        for event in [Event::Text("a".into()), Event::Text("b".into()), Event::Done(USAGE)] {
+        for event in [Event::Piece("a".into()), Event::Piece("b".into()), Event::Done(USAGE)] {
             sender.try_send(Ok(event)).unwrap();
         }
         let mut last = None;
@@ -292,7 +312,7 @@ mod tests {
     #[tokio::test]
     async fn dropping_the_answer_stops_the_generation_and_frees_the_slot() {
         let (fixture, sender, mut stream) = stream();
-        sender.try_send(Ok(Event::Text("a".into()))).unwrap();
+        sender.try_send(Ok(Event::Piece("a".into()))).unwrap();
         stream.next().await.unwrap().unwrap();
         drop(stream);
         assert!(sender.is_closed());
@@ -312,7 +332,7 @@ mod tests {
     #[tokio::test]
     async fn a_stream_that_just_ends_has_failed() {
         let (fixture, sender, mut stream) = stream();
-        sender.try_send(Ok(Event::Text("a".into()))).unwrap();
+        sender.try_send(Ok(Event::Piece("a".into()))).unwrap();
         drop(sender);
         stream.next().await.unwrap().unwrap();
         assert_eq!(stream.next().await.unwrap().unwrap_err().code(), tonic::Code::Internal);

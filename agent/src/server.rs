@@ -27,8 +27,8 @@ use crate::{
     coordinator::Coordinator,
     engine::Engine,
     heartbeat::Heartbeat,
-    keep::Kept,
     prefill::Prefills,
+    resumable::Kept,
     service::{Core, Service, count},
     telemetry::Telemetry,
 };
@@ -156,6 +156,7 @@ impl Agent {
             quic_endpoint: quic.map(|quic| config.advertised(quic.addr)).unwrap_or_default(),
             quic_server_name: quic.map(|_| titan_certs::agent_server_name(&config.agent_id)).unwrap_or_default(),
             grpc_tls: config.grpc_tls().as_str().to_owned(),
+            model_info: self.core.engine.model_info(),
             // What the machine has is read when the registration is sent.
             ..Default::default()
         }

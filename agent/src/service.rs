@@ -23,11 +23,11 @@ use crate::{
     admission::Admission,
     auth::{Authenticator, Purpose, allowed_model, check_role},
     engine::{Engine, EngineError, Generate, TokenStream},
-    keep::{Kept, Reader, RequestId},
     options,
     prefill::Prefills,
     replay::{MAX_NONCE_BYTES, Note, ReplayCache, Verdict},
     response::{ResponseStream, Shape, engine_status},
+    resumable::{Kept, Reader, RequestId},
     telemetry::Telemetry,
 };
 
@@ -224,6 +224,10 @@ impl Core {
             models: self.models.clone(),
             max_jobs: count(self.admission.max_jobs()),
             job_ids: if include_jobs { self.admission.job_ids() } else { Vec::new() },
+            model_info: self.engine.model_info(),
+            computing: count(self.engine.computing()),
+            queued: count(self.engine.queued()),
+            reason: String::new(),
         }
     }
 }

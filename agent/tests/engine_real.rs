@@ -332,7 +332,7 @@ async fn cut(engine: &MistralEngine, prompt: &str, sampling: &Sampling, events: 
     let mut stream = engine.generate(ask(prompt, sampling.clone())).await.unwrap();
     let (mut text, mut tokens) = (String::new(), Vec::new());
     for _ in 0..events {
-        let Some(Event::Text(piece)) = stream.recv().await.transpose().unwrap() else { break };
+        let Some(Event::Piece(piece)) = stream.recv().await.transpose().unwrap() else { break };
         text.push_str(&piece.text);
         tokens.extend(Vec::from(piece.tokens));
     }
@@ -342,7 +342,7 @@ async fn cut(engine: &MistralEngine, prompt: &str, sampling: &Sampling, events: 
 fn rest_of(prompt: &str, sampling: &Sampling, (text, tokens): (String, Vec<u32>)) -> Generate {
     let completion_tokens = u32::try_from(tokens.len()).unwrap();
     let max_tokens = sampling.max_tokens - completion_tokens;
-    let continuation = Continuation { text, tokens, completion_tokens };
+    let continuation = Continuation { text, tokens, completion_tokens, reasoning: String::new(), tool_calls: vec![] };
     Generate { continuation: Some(continuation), ..ask(prompt, Sampling { max_tokens, ..sampling.clone() }) }
 }
 
@@ -419,7 +419,13 @@ async fn a_text_that_its_tokens_do_not_say_is_refused(engine: &MistralEngine) {
     }
 
     // Without tokens the text is split anew.
-    let continuation = Continuation { text: "The sky is".to_owned(), tokens: vec![], completion_tokens: 3 };
+    let continuation = Continuation {
+        text: "The sky is".to_owned(),
+        tokens: vec![],
+        completion_tokens: 3,
+        reasoning: String::new(),
+        tool_calls: vec![],
+    };
     let asked = Generate { continuation: Some(continuation), ..ask(prompt, sampling) };
     let continued = answer_to(engine, asked).await.unwrap();
     assert!(continued.text.starts_with(' '), "{:?}", continued.text);

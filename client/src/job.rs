@@ -58,7 +58,7 @@ impl Job {
             // 0 is the default no longer: PROTOCOL.md §16.
             request.max_tokens = wanted.saturating_sub_unsigned(completion_tokens).max(0);
             let (text, token_ids) = (so_far.text.clone(), so_far.token_ids.clone());
-            request.continuation = Some(Continuation { text, token_ids, completion_tokens });
+            request.continuation = Some(Continuation { text, token_ids, completion_tokens, ..Default::default() });
         }
         request
     }
@@ -119,7 +119,8 @@ mod tests {
         let prompt = Prompt { max_tokens: 10, ..Prompt::new("m", "p") };
         let sent = request(prompt.clone(), &[message("a", &[1]), message("bc", &[2, 3]), message("", &[])]);
         assert_eq!((sent.max_tokens, sent.prompt.as_str()), (7, "p"));
-        let expected = Continuation { text: "abc".into(), token_ids: vec![1, 2, 3], completion_tokens: 3 };
+        let expected =
+            Continuation { text: "abc".into(), token_ids: vec![1, 2, 3], completion_tokens: 3, ..Default::default() };
         assert_eq!(sent.continuation, Some(expected));
 
         let unknown = request(prompt.clone(), &[message("a", &[]), message("b", &[])]);

@@ -99,6 +99,8 @@ impl CoordinatorService for Service {
             max_tokens,
             temperature: request.temperature,
             options: request.parameters,
+            messages: request.messages,
+            tools: request.tools,
         });
         Ok(Response::new(answer(route)))
     }
@@ -234,6 +236,7 @@ fn answer(route: Route) -> InferenceResponse {
                 server_name: quic.server_name.clone(),
             }),
         }),
+        ..InferenceResponse::default()
     }
 }
 
@@ -245,6 +248,7 @@ fn agent_status(view: &AgentView, now: Instant, wall_clock: SystemTime) -> Agent
         free_vram_mb: view.load.free_vram_mb,
         running_jobs: view.load.running_jobs.try_into().unwrap_or(i32::MAX),
         last_heartbeat: last_heartbeat.as_secs().try_into().unwrap_or(i64::MAX),
+        ..AgentStatus::default()
     }
 }
 

@@ -80,6 +80,7 @@ async fn request_inference(
         max_tokens,
         temperature,
         options: request.parameters.into_iter().collect(),
+        ..Prefill::default()
     });
     Ok(Json(answer(route)))
 }

@@ -64,6 +64,28 @@ impl fmt::Debug for v1::Continuation {
     }
 }
 
+macro_rules! sizes_only {
+    ($($message:ident { $($shown:ident),* ; $($hidden:ident),* })*) => {$(
+        impl fmt::Debug for v1::$message {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct(stringify!($message))
+                    $(.field(stringify!($shown), &self.$shown))*
+                    $(.field(concat!(stringify!($hidden), "_len"), &self.$hidden.len()))*
+                    .finish_non_exhaustive()
+            }
+        }
+    )*};
+}
+
+sizes_only! {
+    Message { role, parts; content, tool_calls, reasoning }
+    ContentPart { r#type; text }
+    ToolCall { ; id, name, arguments }
+    Tool { ; name, description, parameters }
+    ToolCallDelta { index; name, arguments }
+    StreamResponse { done, created_at, metadata; content, token_ids, tool_calls, reasoning }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

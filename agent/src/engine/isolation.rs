@@ -90,7 +90,7 @@ async fn text_of(engine: &dyn Engine, model: &str, prompt: &str) -> Result<Strin
     let mut text = String::new();
     while let Some(event) = stream.recv().await {
         match event? {
-            Event::Text(more) => text.push_str(&more.text),
+            Event::Piece(more) => text.push_str(&more.text),
             Event::Done(_) => return Ok(text),
         }
     }
@@ -129,7 +129,10 @@ mod tests {
                     tokio::task::yield_now().await;
                     let beside = if leaks { running.load(Ordering::SeqCst) } else { 1 };
                     let usage = Usage { prompt_tokens: 1, completion_tokens: 1, finish_reason: FinishReason::Stop };
-                    events.send(Ok(Event::Text(format!("{} {beside}", request.prompt).into()))).await.unwrap();
+                    events
+                        .send(Ok(Event::Piece(format!("{} {beside}", request.messages[0].content).into())))
+                        .await
+                        .unwrap();
                     events.send(Ok(Event::Done(usage))).await.unwrap();
                     running.fetch_sub(1, Ordering::SeqCst);
                 });

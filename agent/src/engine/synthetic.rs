@@ -88,7 +88,8 @@ impl SyntheticEngine {
         }
         let (events, stream) = mpsc::channel(BUFFERED_EVENTS);
         let first = request.continuation.as_ref().map_or(0, |continuation| continuation.completion_tokens);
-        let prompt_tokens = request.prompt.split_whitespace().count();
+        let prompt_tokens =
+            request.messages.iter().map(|message| message.content.split_whitespace().count()).sum::<usize>();
         let usage = Usage {
             prompt_tokens: u32::try_from(prompt_tokens).unwrap_or(u32::MAX),
             completion_tokens: first.saturating_add(request.sampling.max_tokens),
@@ -177,8 +178,8 @@ async fn tick(
                 () = sleep_until(due) => {}
             }
         }
-        let piece = Piece { text: says.text(index), tokens: [index].into_iter().collect() };
-        if events.send(Ok(Event::Text(piece))).await.is_err() {
+        let piece = Piece { text: says.text(index), tokens: [index].into_iter().collect(), ..Piece::default() };
+        if events.send(Ok(Event::Piece(piece))).await.is_err() {
             return;
         }
     }
@@ -210,7 +211,7 @@ mod tests {
         let start = Instant::now();
         let mut stream = engine.generate(request(100)).await.unwrap();
         for index in 0..100u32 {
-            let Some(Ok(Event::Text(Piece { text, tokens }))) = stream.recv().await else { panic!("no text") };
+            let Some(Ok(Event::Piece(Piece { text, tokens, .. }))) = stream.recv().await else { panic!("no text") };
             assert_eq!((token_index(&text), Vec::from(tokens)), (Some(index), vec![index]));
             assert_eq!(text.len(), 13);
             assert!(start.elapsed() >= Duration::from_millis(20) * index);
@@ -228,13 +229,18 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_continuation_goes_on_at_the_next_index() {
         for (left, events) in [(2, 3), (0, 1)] {
-            let continuation =
-                Continuation { text: "…".to_owned(), tokens: (0..98).collect(), completion_tokens: 98 };
+            let continuation = Continuation {
+                text: "…".to_owned(),
+                tokens: (0..98).collect(),
+                completion_tokens: 98,
+                reasoning: String::new(),
+                tool_calls: vec![],
+            };
             let asked = Generate { continuation: Some(continuation), ..request(left) };
             let start = Instant::now();
             let mut stream = SyntheticEngine::new(1.0).generate(asked).await.unwrap();
             for index in 98..98 + left {
-                let Some(Ok(Event::Text(piece))) = stream.recv().await else { panic!("no text") };
+                let Some(Ok(Event::Piece(piece))) = stream.recv().await else { panic!("no text") };
                 assert_eq!(token_index(&piece.text), Some(index));
             }
             let Some(Ok(Event::Done(usage))) = stream.recv().await else { panic!("not {events} events") };
@@ -258,7 +264,7 @@ mod tests {
         let mut stream = SyntheticEngine::new(0.0).timestamps(true).generate(request(10_000)).await.unwrap();
         let before = now_ns();
         for index in 0..10_000 {
-            let Some(Ok(Event::Text(Piece { text, .. }))) = stream.recv().await else { panic!("no text") };
+            let Some(Ok(Event::Piece(Piece { text, .. }))) = stream.recv().await else { panic!("no text") };
             let stamp = Stamp::read(&text, now_ns()).unwrap();
             assert_eq!((stamp.index, text.len()), (index, 12));
             assert!(stamp.sent_ns + 1_000_000_000 > before);
@@ -269,7 +275,7 @@ mod tests {
     async fn with_words_its_answer_is_the_book() {
         let mut stream = SyntheticEngine::new(0.0).words(true).generate(request(40)).await.unwrap();
         let mut text = String::new();
-        while let Some(Ok(Event::Text(word))) = stream.recv().await {
+        while let Some(Ok(Event::Piece(word))) = stream.recv().await {
             text.push_str(&word.text);
         }
         assert_eq!(text, (0..40).map(word).collect::<String>());
@@ -292,7 +298,7 @@ mod tests {
         let start = Instant::now();
         let mut stream = engine.generate(request(2)).await.unwrap();
         for due in [300, 320] {
-            assert!(matches!(stream.recv().await, Some(Ok(Event::Text(_)))));
+            assert!(matches!(stream.recv().await, Some(Ok(Event::Piece(_)))));
             assert_eq!(start.elapsed().as_millis(), due);
         }
     }

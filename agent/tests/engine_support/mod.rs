@@ -48,7 +48,7 @@ pub(crate) async fn answer_to(engine: &dyn Engine, asked: Generate) -> Result<An
     let (mut text, mut tokens, mut events) = (String::new(), Vec::new(), 0);
     while let Some(event) = stream.recv().await {
         match event? {
-            Event::Text(more) => {
+            Event::Piece(more) => {
                 assert!(!more.text.is_empty());
                 events += 1;
                 text.push_str(&more.text);

@@ -33,7 +33,7 @@ async fn direct(engine: &MistralEngine, prompt: &str) -> String {
     let request = Generate::new("tiny", prompt, sampling);
     let mut stream = engine.generate(request).await.unwrap();
     let mut text = String::new();
-    while let Some(Event::Text(more)) = stream.recv().await.transpose().unwrap() {
+    while let Some(Event::Piece(more)) = stream.recv().await.transpose().unwrap() {
         text.push_str(&more.text);
     }
     text

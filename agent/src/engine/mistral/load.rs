@@ -12,8 +12,8 @@ use mistralrs::{
 use super::{
     GgufError, ModelSource, ModelSpec, SourceError,
     gguf::Gguf,
-    neutral::{BREAKERS, Neutralizer},
     pool::Pool,
+    prompt_escape::{BREAKERS, PromptEscape},
     request::tokenize,
 };
 
@@ -100,7 +100,7 @@ pub(super) struct Loaded {
     pub(super) engines: Vec<Arc<Model>>,
     pub(super) pool: Arc<Pool>,
     pub(super) context_tokens: usize,
-    pub(super) neutralizer: Neutralizer,
+    pub(super) escape: PromptEscape,
 }
 
 /// Loads one model; `shares` models divide the free memory.
@@ -126,7 +126,7 @@ pub(super) async fn load(
     let known = known.map_or_else(|| Known::after_fetching(&name, &spec.source), Ok)?;
     let own_context = first.max_sequence_length().ok().flatten().unwrap_or(DEFAULT_CONTEXT);
     let context_tokens = config.context_tokens.unwrap_or(own_context).min(own_context);
-    let neutralizer = known.neutralizer(&name, &first).await?;
+    let escape = known.escape(&name, &first).await?;
 
     let (engines, places) = match on_cpu {
         true => (
@@ -145,7 +145,7 @@ pub(super) async fn load(
         progress(models.len(), engines);
     }
     let pool = Pool::new(models.len(), places);
-    Ok(Loaded { names: spec.names.clone(), engines: models, pool, context_tokens, neutralizer })
+    Ok(Loaded { names: spec.names.clone(), engines: models, pool, context_tokens, escape })
 }
 
 /// A context that every model has, for one that does not say.
@@ -318,18 +318,17 @@ impl Known {
     }
 
     /// Finds a character that this tokenizer does not skip, by trying.
-    async fn neutralizer(&self, name: &str, model: &Model) -> Result<Neutralizer, LoadError> {
+    async fn escape(&self, name: &str, model: &Model) -> Result<PromptEscape, LoadError> {
         let failed = |reason: String| LoadError::Tokenizer { model: name.to_owned(), reason };
         for breaker in BREAKERS {
-            let neutralizer = Neutralizer::new(self.controls.iter().map(|(_, text)| text.clone()), breaker);
-            let tokens = tokenize(model, neutralizer.apply(&neutralizer.sample()))
-                .await
-                .map_err(|error| failed(error.to_string()))?;
+            let escape = PromptEscape::new(self.controls.iter().map(|(_, text)| text.clone()), breaker);
+            let tokens =
+                tokenize(model, escape.apply(&escape.sample())).await.map_err(|error| failed(error.to_string()))?;
             if !tokens
                 .iter()
                 .any(|token| self.controls.iter().any(|(id, text)| id == token && text.chars().nth(1).is_some()))
             {
-                return Ok(neutralizer);
+                return Ok(escape);
             }
         }
         Err(failed("its control tokens cannot be kept out of user text".to_owned()))

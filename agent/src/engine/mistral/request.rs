@@ -10,7 +10,7 @@ use mistralrs::{
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
-use super::{super::EngineError, choice::Choice, pool::Place};
+use super::{super::EngineError, pool::Place, sampler::Sampler};
 
 /// The answer's tokens so far, those of its continuation first; written by the engine's thread.
 #[derive(Debug, Default)]
@@ -64,7 +64,7 @@ pub(super) async fn start(
     input: Input,
     prompt_tokens: usize,
     max_tokens: usize,
-    choice: Choice,
+    sampler: Sampler,
     place: Place,
 ) -> Result<Running, EngineError> {
     let (messages, forced, answer) = match input {
@@ -83,7 +83,7 @@ pub(super) async fn start(
     // Without streaming, a cancelled request runs to its end.
     request.is_streaming = true;
     request.logits_processors =
-        Some(vec![Arc::new(Chooser { choice, forced, prompt_tokens, generated: generated.clone(), _place: place })]);
+        Some(vec![Arc::new(Chooser { sampler, forced, prompt_tokens, generated: generated.clone(), _place: place })]);
     let engine = send(model, Request::Normal(Box::new(request))).await?;
     Ok(Running { responses, generated, engine })
 }
@@ -169,7 +169,7 @@ async fn send(model: &Model, mut request: Request) -> Result<mpsc::Sender<Reques
 
 /// Chooses every token in mistral.rs' place, and owns the place of the sequence: the engine holds this as long as the sequence.
 struct Chooser {
-    choice: Choice,
+    sampler: Sampler,
     forced: Vec<u32>,
     prompt_tokens: usize,
     generated: Arc<Generated>,
@@ -183,7 +183,7 @@ impl CustomLogitsProcessor for Chooser {
         let broken = || std::io::Error::other("the model computed no numbers");
         let token = match self.forced.get(before.len()) {
             Some(&token) => token,
-            None => self.choice.next(&mut values, before).ok_or_else(broken)?,
+            None => self.sampler.next(&mut values, before).ok_or_else(broken)?,
         };
         {
             let mut generated = self.generated.0.lock();

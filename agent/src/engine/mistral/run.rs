@@ -7,11 +7,11 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     super::{EngineError, Event, FinishReason, Generate, Piece, TokenStream, Usage, stop::StopFilter},
-    choice::Choice,
-    continued::{Begun, Continued, Replay},
+    continuation::{Begun, Continued, Replay},
     load::Loaded,
     pool::Place,
     request::{self, Input, Running},
+    sampler::Sampler,
 };
 
 /// Runs in its own task: a caller who goes away must not take a half-asked engine with him. See [`request`].
@@ -41,7 +41,7 @@ async fn start(
     place: Place,
     asked: &Generate,
 ) -> Result<(Generation, TokenStream), EngineError> {
-    let prompt = model.neutralizer.apply(&asked.prompt);
+    let prompt = model.escape.apply(&asked.messages[0].content);
     let prompt_ids = request::prompt_tokens(engine, &prompt).await?;
     let prompt_tokens = prompt_ids.len();
     let begun = match &asked.continuation {
@@ -69,9 +69,9 @@ async fn start(
     };
     let (events, stream) = mpsc::channel(max_tokens + EVENT_SLACK);
     let stop = StopFilter::new(&asked.sampling.stop);
-    let choice = Choice::new(&asked.sampling, rand::random());
+    let sampler = Sampler::new(&asked.sampling, rand::random());
     // With nothing left to generate a token is generated all the same, and thrown away: what is missing of the text comes first.
-    let running = request::start(engine, input, prompt_tokens, max_tokens.max(1), choice, place).await?;
+    let running = request::start(engine, input, prompt_tokens, max_tokens.max(1), sampler, place).await?;
     let (replay, continued) = match begun {
         None => (None, None),
         Some(Begun::Replayed(replay)) => (Some(replay), None),
@@ -292,7 +292,10 @@ impl Generation {
             // The engine may be ahead of the text: a continuation makes up for that.
             let tokens: Vec<u32> = self.running.generated.tokens_from(self.sent_tokens);
             self.sent_tokens += tokens.len();
-            let _ = self.events.send(Ok(Event::Text(Piece { text, tokens: tokens.into_iter().collect() }))).await;
+            let _ = self
+                .events
+                .send(Ok(Event::Piece(Piece { text, tokens: tokens.into_iter().collect(), ..Piece::default() })))
+                .await;
         }
         Ok(())
     }

@@ -64,8 +64,8 @@ async fn user_text_would_be_read_as_control_tokens(model: &Loaded) {
         tokens.iter().filter(|token| controls.iter().any(|control| control[0] == **token)).count()
     };
     assert_eq!(found(attack.to_owned()).await, 4, "the attack works where nobody does anything about it");
-    assert_eq!(found(model.neutralizer.apply(attack)).await, 0);
-    assert_eq!(model.neutralizer.apply(attack).replace('\u{200b}', ""), attack);
+    assert_eq!(found(model.escape.apply(attack)).await, 0);
+    assert_eq!(model.escape.apply(attack).replace('\u{200b}', ""), attack);
 }
 
 async fn answers_end_with_the_context(model: &Arc<Loaded>) {

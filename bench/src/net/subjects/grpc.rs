@@ -44,7 +44,7 @@ impl AgentService for Service {
             .map_err(|_| Status::invalid_argument("max_tokens is negative"))?;
         let tokens = tokens::start(&self.0, tokens).await.map_err(|error| Status::internal(error.to_string()))?;
         let messages = tokens::events(tokens).map(|event| match event {
-            Ok(Event::Text(piece)) => Ok(StreamResponse { content: piece.text, ..Default::default() }),
+            Ok(Event::Piece(piece)) => Ok(StreamResponse { content: piece.text, ..Default::default() }),
             Ok(Event::Done(_)) => Ok(StreamResponse { done: true, ..Default::default() }),
             Err(error) => Err(Status::internal(error.to_string())),
         });

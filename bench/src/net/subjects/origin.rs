@@ -188,7 +188,7 @@ async fn chat(State(engine): State<Arc<dyn Engine>>, Json(request): Json<ChatReq
     };
     let events = tokens::events(tokens).flat_map(move |event| {
         let events = match event {
-            Ok(Event::Text(piece)) => vec![data(&chunk(Some(piece.text), None))],
+            Ok(Event::Piece(piece)) => vec![data(&chunk(Some(piece.text), None))],
             Ok(Event::Done(usage)) => {
                 let reason = usage.finish_reason.as_str().to_owned();
                 vec![data(&chunk(None, Some(reason))), Ok(SseEvent::default().data(DONE))]

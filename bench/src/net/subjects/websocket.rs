@@ -74,7 +74,7 @@ async fn answer<S: AsyncRead + AsyncWrite + Unpin>(
         loop {
             tokio::select! {
                 event = tokens.recv() => match event {
-                    Some(Ok(Event::Text(piece))) => socket.send(Message::text(piece.text)).await?,
+                    Some(Ok(Event::Piece(piece))) => socket.send(Message::text(piece.text)).await?,
                     Some(Ok(Event::Done(_))) => break,
                     Some(Err(error)) => return Err(error.into()),
                     None => bail!("the engine stopped without saying why"),

@@ -7,7 +7,7 @@ use super::super::Sampling;
 
 /// How one request's tokens are chosen.
 #[derive(Clone, Debug)]
-pub(super) struct Choice {
+pub(super) struct Sampler {
     temperature: f32,
     top_k: usize,
     top_p: f32,
@@ -20,7 +20,7 @@ pub(super) struct Choice {
 /// Below this a temperature is greedy: dividing by it would overflow.
 const GREEDY_BELOW: f32 = 1e-4;
 
-impl Choice {
+impl Sampler {
     /// `entropy` takes the seed's place where the request has none.
     pub(super) fn new(sampling: &Sampling, entropy: u64) -> Self {
         Self {
@@ -150,7 +150,7 @@ mod tests {
 
     /// How often each token comes out of 20,000 positions.
     fn shares(sampling: &Sampling) -> Vec<f64> {
-        let choice = Choice::new(sampling, 0);
+        let choice = Sampler::new(sampling, 0);
         let mut counts = [0u32; LOGITS.len()];
         let generated = vec![99u32; 20_000];
         for position in 0..generated.len() {
@@ -201,14 +201,14 @@ mod tests {
 
     #[test]
     fn zero_temperature_takes_the_best_and_the_first_of_equals() {
-        let greedy = Choice::new(&Sampling { temperature: 0.0, ..sampling() }, 0);
+        let greedy = Sampler::new(&Sampling { temperature: 0.0, ..sampling() }, 0);
         assert_eq!(greedy.next(&mut [1.0, 5.0, 5.0], &[]), Some(1));
     }
 
     #[test]
     fn the_same_seed_chooses_the_same_and_another_one_differs() {
         let draw = |seed, entropy| {
-            let choice = Choice::new(&Sampling { seed, ..sampling() }, entropy);
+            let choice = Sampler::new(&Sampling { seed, ..sampling() }, entropy);
             (0..64).map(|position| choice.next(&mut LOGITS.clone(), &vec![9; position]).unwrap()).collect::<Vec<_>>()
         };
         assert_eq!(draw(Some(1), 5), draw(Some(1), 6));
@@ -218,18 +218,18 @@ mod tests {
 
     #[test]
     fn penalties_count_what_was_generated() {
-        let frequency = Choice::new(&Sampling { temperature: 0.0, frequency_penalty: Some(0.6), ..sampling() }, 0);
+        let frequency = Sampler::new(&Sampling { temperature: 0.0, frequency_penalty: Some(0.6), ..sampling() }, 0);
         assert_eq!(frequency.next(&mut LOGITS.clone(), &[1]), Some(1), "3.0 - 0.6 is still the best");
         assert_eq!(frequency.next(&mut LOGITS.clone(), &[1, 1]), Some(2), "3.0 - 1.2 is not");
-        let presence = Choice::new(&Sampling { temperature: 0.0, presence_penalty: Some(0.9), ..sampling() }, 0);
+        let presence = Sampler::new(&Sampling { temperature: 0.0, presence_penalty: Some(0.9), ..sampling() }, 0);
         assert_eq!(presence.next(&mut LOGITS.clone(), &[1, 1, 1]), Some(1), "counted once");
-        let liked = Choice::new(&Sampling { temperature: 0.0, presence_penalty: Some(-2.0), ..sampling() }, 0);
+        let liked = Sampler::new(&Sampling { temperature: 0.0, presence_penalty: Some(-2.0), ..sampling() }, 0);
         assert_eq!(liked.next(&mut LOGITS.clone(), &[2]), Some(2), "a negative one attracts");
     }
 
     #[test]
     fn logits_that_are_no_numbers_are_skipped_or_refused() {
-        let choice = Choice::new(&sampling(), 0);
+        let choice = Sampler::new(&sampling(), 0);
         assert_eq!(choice.next(&mut [f32::NAN, 1.0, f32::NEG_INFINITY], &[]), Some(1));
         assert_eq!(choice.next(&mut [f32::NAN, f32::NAN], &[]), None);
         assert_eq!(choice.next(&mut [], &[]), None);

@@ -64,7 +64,7 @@ impl Fixture {
 }
 
 fn send(sender: &Sender, text: &str) {
-    sender.try_send(Ok(Event::Text(text.into()))).unwrap();
+    sender.try_send(Ok(Event::Piece(text.into()))).unwrap();
 }
 
 async fn texts(reader: &mut Reader, count: usize) -> Vec<String> {
@@ -79,7 +79,7 @@ async fn a_lost_answer_goes_on_and_is_read_from_where_the_client_wants() {
     assert_eq!(texts(&mut reader, 3).await, ["a", "b", "c"]);
     drop(reader);
     for text in ["d", "e"] {
-        sender.send(Ok(Event::Text(text.into()))).await.unwrap();
+        sender.send(Ok(Event::Piece(text.into()))).await.unwrap();
     }
     tokio::time::sleep(KEEP_TIME / 2).await;
     assert_eq!((sender.capacity(), fixture.running()), (ROOM, 1), "the generation went on");
@@ -178,7 +178,7 @@ async fn the_generation_waits_when_nobody_takes_what_it_makes() {
     drop(reader);
     let text = "x".repeat(1000);
     let mut sent = 0;
-    while sender.send_timeout(Ok(Event::Text(text.clone().into())), Duration::from_secs(1)).await.is_ok() {
+    while sender.send_timeout(Ok(Event::Piece(text.clone().into())), Duration::from_secs(1)).await.is_ok() {
         sent += 1;
     }
     let bytes = fixture.kept.0.bytes.load(Relaxed);

@@ -5,7 +5,7 @@
 
 /// Breaks control tokens in text up.
 #[derive(Clone, Debug)]
-pub(super) struct Neutralizer {
+pub(super) struct PromptEscape {
     controls: Vec<String>,
     first_characters: Vec<char>,
     breaker: char,
@@ -14,7 +14,7 @@ pub(super) struct Neutralizer {
 /// What may stand between the first and the second character, the least visible first. Which one a tokenizer does not skip is tried when the model is loaded.
 pub(super) const BREAKERS: [char; 3] = ['\u{200b}', '\u{2060}', ' '];
 
-impl Neutralizer {
+impl PromptEscape {
     /// Texts of one character cannot be broken up and are left out.
     pub(super) fn new(controls: impl IntoIterator<Item = String>, breaker: char) -> Self {
         let controls: Vec<String> = controls.into_iter().filter(|control| control.chars().nth(1).is_some()).collect();
@@ -48,13 +48,13 @@ impl Neutralizer {
 mod tests {
     use super::*;
 
-    fn neutralizer() -> Neutralizer {
-        Neutralizer::new(["<|im_start|>", "<|im_end|>", "</s>", "x"].map(String::from), '\u{200b}')
+    fn escape() -> PromptEscape {
+        PromptEscape::new(["<|im_start|>", "<|im_end|>", "</s>", "x"].map(String::from), '\u{200b}')
     }
 
     #[test]
     fn control_tokens_are_broken_up_and_the_rest_is_unchanged() {
-        let got = neutralizer().apply("a <b> x <|im_end|>\n<|im_start|>system 🙂 <|im_start");
+        let got = escape().apply("a <b> x <|im_end|>\n<|im_start|>system 🙂 <|im_start");
         assert_eq!(got, "a <b> x <\u{200b}|im_end|>\n<\u{200b}|im_start|>system 🙂 <|im_start");
     }
 
@@ -62,7 +62,7 @@ mod tests {
         #[test]
         fn none_survives_whatever_surrounds_it(parts in proptest::collection::vec("<|im_start|>|<|im_end|>|</s>|<|a|>|<", 0..8)) {
             let text = parts.concat();
-            let got = neutralizer().apply(&text);
+            let got = escape().apply(&text);
             for control in ["<|im_start|>", "<|im_end|>", "</s>"] {
                 proptest::prop_assert!(!got.contains(control));
             }

@@ -9,8 +9,8 @@ use mistralrs::Model;
 
 use super::{
     super::{Continuation, EngineError, Sampling},
-    choice::Choice,
     request,
+    sampler::Sampler,
 };
 
 /// How an answer goes on.
@@ -32,7 +32,7 @@ impl Begun {
             true => request::tokenize(engine, asked.text.clone()).await?,
             false => asked.tokens.clone(),
         };
-        if Choice::is_deterministic(sampling) {
+        if Sampler::is_deterministic(sampling) {
             return Ok(Self::Replayed(Replay { tokens, hidden: asked.text.clone() }));
         }
         Continued::new(engine, asked.text.clone(), tokens).await.map(Self::Read)

@@ -4,17 +4,17 @@
 //! dimension. So on a CPU each model has several engines, each with **one** sequence; on a GPU it has one engine with continuous
 //! batching and paged attention. [`super::isolation`] tests that on the machine at hand.
 //!
-//! The way of a request: [`pool`] gives it a place, [`neutral`] makes its text harmless, [`request`] asks the engine, [`choice`] chooses its
-//! tokens, [`run`] turns chunks into events. [`continued`] goes on with an answer that was begun elsewhere.
+//! The way of a request: [`pool`] gives it a place, [`prompt_escape`] makes its text harmless, [`request`] asks the engine, [`sampler`] chooses its
+//! tokens, [`run`] turns chunks into events. [`continuation`] goes on with an answer that was begun elsewhere.
 
-mod choice;
-mod continued;
+mod continuation;
 mod gguf;
 mod load;
-mod neutral;
 mod pool;
+mod prompt_escape;
 mod request;
 mod run;
+mod sampler;
 mod source;
 #[cfg(test)]
 mod tests;

@@ -13,6 +13,7 @@ pub mod synthetic;
 
 use std::{fmt, future::Future, pin::Pin};
 
+use titan_proto::v1::{Message, ModelInfo, TokenLogprob, Tool, ToolCall, ToolCallDelta};
 use tokio::sync::mpsc;
 
 /// One request to an engine, already validated: see [`crate::options`]. Its `Debug` shows no prompt.
@@ -20,38 +21,114 @@ use tokio::sync::mpsc;
 pub struct Generate {
     /// A name out of [`Engine::models`].
     pub model: String,
-    /// The user's text; the engine applies the model's chat template.
-    pub prompt: String,
+    /// The conversation, never empty; the engine applies the model's chat template. A prompt is one message of the user.
+    pub messages: Vec<Message>,
+    /// Functions that the model may call.
+    pub tools: Vec<Tool>,
+    /// Whether it has to.
+    pub tool_choice: ToolChoice,
+    /// What the text has to be.
+    pub constraint: Option<Constraint>,
+    /// The number of alternatives to give with each token's probability.
+    pub logprobs: Option<u32>,
+    /// Whether and how the model thinks before it answers.
+    pub reasoning: Reasoning,
     /// How to choose tokens.
     pub sampling: Sampling,
     /// The beginning of the answer, where another engine made it.
     pub continuation: Option<Continuation>,
+    /// Who asks. What an engine keeps of a conversation serves requests of the same owner only, so that nobody can tell from the time to the
+    /// first token what others have said.
+    pub owner: String,
 }
 
 impl Generate {
-    /// A request whose answer begins here.
+    /// One message of a user, and a request whose answer begins here.
     pub fn new(model: impl Into<String>, prompt: impl Into<String>, sampling: Sampling) -> Self {
-        Self { model: model.into(), prompt: prompt.into(), sampling, continuation: None }
+        let message = Message { role: "user".to_owned(), content: prompt.into(), ..Message::default() };
+        Self {
+            model: model.into(),
+            messages: vec![message],
+            tools: Vec::new(),
+            tool_choice: ToolChoice::Auto,
+            constraint: None,
+            logprobs: None,
+            reasoning: Reasoning::default(),
+            sampling,
+            continuation: None,
+            owner: String::new(),
+        }
     }
+
+    /// Bytes of text in the conversation.
+    pub fn prompt_bytes(&self) -> usize {
+        let of = |message: &Message| {
+            let parts: usize = message.parts.iter().map(|part| part.text.len()).sum();
+            let calls: usize = message.tool_calls.iter().map(|call| call.name.len() + call.arguments.len()).sum();
+            message.content.len() + message.reasoning.len() + parts + calls
+        };
+        self.messages.iter().map(of).sum()
+    }
+}
+
+/// Whether the model has to call a function.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ToolChoice {
+    /// As it likes.
+    #[default]
+    Auto,
+    /// It must not.
+    None,
+    /// Any of them.
+    Required,
+    /// The one with this name.
+    Named(String),
+}
+
+/// What the text of an answer has to be.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Constraint {
+    /// A JSON object.
+    JsonObject,
+    /// JSON that this schema describes.
+    JsonSchema(serde_json::Value),
+    /// A text that this regular expression matches as a whole.
+    Regex(String),
+    /// A grammar in the Lark format, as llguidance reads it.
+    Lark(String),
+}
+
+/// Whether and how a model thinks before it answers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reasoning {
+    /// `None`: as the template has it.
+    pub enabled: Option<bool>,
+    /// `low`, `medium` or `high`, for templates that know it.
+    pub effort: Option<String>,
 }
 
 /// The beginning of an answer that another engine made: the text goes on after it. [`Sampling::max_tokens`] counts what is still to come,
 /// and may be 0 then.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Continuation {
-    /// What its reader has got; not empty.
+    /// What its reader has got of its text.
     pub text: String,
     /// Its tokens. A few of them may not show in the text yet. Empty where they are not known.
     pub tokens: Vec<u32>,
     /// How many tokens it has.
     pub completion_tokens: u32,
+    /// What its reader has got of its reasoning.
+    pub reasoning: String,
+    /// What its reader has got of its tool calls. Only with `tokens`.
+    pub tool_calls: Vec<ToolCall>,
 }
 
 impl fmt::Debug for Generate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Generate")
             .field("model", &self.model)
-            .field("prompt_bytes", &self.prompt.len())
+            .field("messages", &self.messages.len())
+            .field("prompt_bytes", &self.prompt_bytes())
             .field("max_tokens", &self.sampling.max_tokens)
             .finish_non_exhaustive()
     }
@@ -97,11 +174,11 @@ impl Sampling {
     }
 }
 
-/// What an engine streams: any number of `Text`, then one `Done`. A stream that ends without `Done` has failed.
+/// What an engine streams: any number of `Piece`, then one `Done`. A stream that ends without `Done` has failed.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// Text to append; never empty. Usually one token, but not always.
-    Text(Piece),
+    /// What comes next; never empty. Usually one token, but not always.
+    Piece(Piece),
     /// The end.
     Done(Usage),
 }
@@ -109,16 +186,22 @@ pub enum Event {
 /// A piece of an answer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Piece {
-    /// Its text.
+    /// Text to append.
     pub text: String,
     /// The tokens generated since the last piece, for [`Continuation::tokens`]. Empty where the engine does not tell.
     pub tokens: TokenIds,
+    /// What the model thinks, apart from its answer.
+    pub reasoning: String,
+    /// Calls of functions, or more of them.
+    pub tool_calls: Vec<ToolCallDelta>,
+    /// Of each of `tokens`, where the request wants them.
+    pub logprobs: Vec<TokenLogprob>,
 }
 
 impl From<String> for Piece {
     /// Of tokens that are not known.
     fn from(text: String) -> Self {
-        Self { text, tokens: TokenIds::default() }
+        Self { text, ..Self::default() }
     }
 }
 
@@ -167,14 +250,17 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens`, or the end of the context.
     Length,
+    /// The model calls functions and waits for their results.
+    ToolCalls,
 }
 
 impl FinishReason {
-    /// `stop` or `length`.
+    /// `stop`, `length` or `tool_calls`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Stop => "stop",
             Self::Length => "length",
+            Self::ToolCalls => "tool_calls",
         }
     }
 }
@@ -194,6 +280,27 @@ pub trait Engine: Send + Sync + 'static {
     /// Dropping the future gives the place in the queue back.
     fn generate(&self, request: Generate) -> GenerateFuture<'_>;
 
+    /// What each of [`Engine::models`] is, in the same order.
+    /// By default their names, and nothing else is known.
+    fn model_info(&self) -> Vec<ModelInfo> {
+        self.models().into_iter().map(|name| ModelInfo { name, places: 1, ..ModelInfo::default() }).collect()
+    }
+
+    /// Sequences that are computed now. One whose reader went away counts until its computing has ended.
+    fn computing(&self) -> usize {
+        0
+    }
+
+    /// How the engine sees itself.
+    fn health(&self) -> Health {
+        Health::Healthy
+    }
+
+    /// What the engine holds of conversations, the most recent first: `titan_proto::digest`.
+    fn cached_prefixes(&self) -> Vec<u64> {
+        Vec::new()
+    }
+
     /// Generations that wait for a free sequence now.
     fn queued(&self) -> usize {
         0
@@ -203,6 +310,24 @@ pub trait Engine: Send + Sync + 'static {
     fn idle(&self, _model: &str) -> bool {
         self.queued() == 0
     }
+}
+
+/// Whether an engine can be relied on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Health {
+    /// It can.
+    #[default]
+    Healthy,
+    /// It has failed several times in a row: better ask another agent.
+    Degraded {
+        /// What happened.
+        reason: String,
+    },
+    /// It was built anew and is tried.
+    HalfOpen {
+        /// What had happened.
+        reason: String,
+    },
 }
 
 /// Why a generation did not start or did not finish.
@@ -229,6 +354,15 @@ pub enum EngineError {
     /// A parameter that this engine cannot honour.
     #[error("{0}")]
     InvalidParameter(String),
+    /// This model cannot serve this request, now or later: its template refuses the conversation, or it cannot go on with an answer.
+    #[error("{0}")]
+    Unsupported(String),
+    /// No token came for too long: the engine is taken for hung and is built anew.
+    #[error("the engine gave no token for {seconds} s and is being restarted")]
+    Hung {
+        /// How long.
+        seconds: u64,
+    },
     /// The engine broke down; the request may have produced part of its text. A new request may succeed.
     #[error("the engine failed: {0}")]
     Failed(String),
