@@ -4,20 +4,26 @@
 //! dimension. So on a CPU each model has several engines, each with **one** sequence; on a GPU it has one engine with continuous
 //! batching and paged attention. [`super::isolation`] tests that on the machine at hand.
 //!
-//! The way of a request: [`pool`] gives it a place, [`prompt_escape`] makes its text harmless, [`request`] asks the engine, [`sampler`] chooses its
-//! tokens, [`run`] turns chunks into events. [`continuation`] goes on with an answer that was begun elsewhere.
+//! The way of a request: [`template`] renders the conversation, whose texts [`prompt_escape`] makes harmless, [`vocabulary`] makes tokens of it, [`pool`]
+//! gives it a place, [`reading`] has the engine read it by [`request`]s, and [`generation`] makes the answer: [`guide`] says which tokens may come,
+//! [`sampler`] chooses one, [`tool_calls`] tells text and calls apart. [`run`] puts these together.
 
-mod continuation;
+mod generation;
 mod gguf;
+mod guide;
 mod load;
 mod pool;
 mod prompt_escape;
+mod reading;
 mod request;
 mod run;
 mod sampler;
 mod source;
+mod template;
 #[cfg(test)]
 mod tests;
+mod tool_calls;
+mod vocabulary;
 
 use std::{fmt, sync::Arc};
 
@@ -81,9 +87,16 @@ impl MistralEngine {
         let model = self.find(&request.model)?;
         check(&request.sampling, request.continuation.is_some())?;
         let gone = || EngineError::Failed("the engine is shutting down".to_owned());
-        let place = model.pool.acquire().await.ok_or_else(gone)?;
+        let asking = model.clone();
+        let prepared = tokio::task::spawn_blocking(move || run::prepare(&asking, &request));
+        let prepared = match prepared.await.map_err(|_| gone())??.into_finished() {
+            Ok(stream) => return Ok(stream),
+            Err(prepared) => *prepared,
+        };
+        let known = |engine: usize| model.engines[engine].held.lock().known(&prepared.owner, &prepared.tokens);
+        let place = model.pool.acquire(known).await.ok_or_else(gone)?;
         let (started, stream) = oneshot::channel();
-        tokio::spawn(run::run(model.clone(), place, request, started));
+        tokio::spawn(run::run(model.clone(), place, prepared, started));
         stream.await.map_err(|_| gone())?
     }
 }
@@ -99,6 +112,10 @@ impl Engine for MistralEngine {
 
     fn queued(&self) -> usize {
         self.pools().map(|pool| pool.waiting()).sum()
+    }
+
+    fn computing(&self) -> usize {
+        self.pools().map(|pool| pool.places() - pool.free()).sum()
     }
 
     fn idle(&self, model: &str) -> bool {

@@ -9,6 +9,11 @@ use std::{
     path::Path,
 };
 
+use super::{
+    template::SpecialTokens,
+    vocabulary::{Spelling, TokenKind},
+};
+
 /// What a GGUF file says about itself.
 #[derive(Debug)]
 pub(super) struct Gguf {
@@ -42,11 +47,6 @@ pub enum GgufError {
     Damaged(&'static str),
 }
 
-/// A token's kind in `tokenizer.ggml.token_type`.
-const CONTROL: u64 = 3;
-const UNKNOWN: u64 = 2;
-const UNUSED: u64 = 5;
-
 impl Gguf {
     /// Reads the header. Reads a few MB at most for usual models: the vocabulary is in it.
     pub(super) fn open(path: &Path) -> Result<Self, GgufError> {
@@ -71,22 +71,33 @@ impl Gguf {
         self.metadata.contains_key("tokenizer.chat_template")
     }
 
-    /// Texts that the tokenizer takes for control tokens, and their numbers. Byte tokens (`<0x0A>`) and user-defined ones (HTML tags in
-    /// some models) steer nothing and are left out.
-    pub(super) fn control_tokens(&self) -> Vec<(u32, String)> {
-        let tokens = self.texts("tokenizer.ggml.tokens").unwrap_or_default();
+    pub(super) fn chat_template(&self) -> Option<&str> {
+        match self.metadata.get("tokenizer.chat_template") {
+            Some(Value::Text(text)) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The tokens, their kinds, and how they are spelled.
+    pub(super) fn tokens(&self) -> (Vec<String>, Vec<TokenKind>, Spelling) {
+        let names = self.texts("tokenizer.ggml.tokens").unwrap_or_default().to_vec();
         let kinds = match self.metadata.get("tokenizer.ggml.token_type") {
-            Some(Value::Numbers(kinds)) => kinds.as_slice(),
-            _ => &[],
+            Some(Value::Numbers(kinds)) => kinds.iter().map(|kind| TokenKind::from_gguf(*kind as i64)).collect(),
+            _ => Vec::new(),
         };
-        let named = ["bos", "eos", "unknown"]
-            .map(|name| self.metadata.get(&format!("tokenizer.ggml.{name}_token_id")).and_then(Value::number));
-        let is_control = |index: usize| {
-            kinds.get(index).is_some_and(|kind| matches!(*kind, CONTROL | UNKNOWN | UNUSED))
-                || named.contains(&Some(index as u64))
+        let spelling = match self.metadata.get("tokenizer.ggml.model") {
+            Some(Value::Text(model)) if model == "gpt2" => Spelling::ByteLevel,
+            _ => Spelling::SentencePiece,
         };
-        let numbered = (0u32..).zip(tokens.iter().enumerate());
-        numbered.filter(|(_, (index, _))| is_control(*index)).map(|(id, (_, text))| (id, text.clone())).collect()
+        (names, kinds, spelling)
+    }
+
+    pub(super) fn special_tokens(&self) -> SpecialTokens {
+        let named = |name: &str| {
+            let id = self.metadata.get(&format!("tokenizer.ggml.{name}_token_id"))?.number()?;
+            self.texts("tokenizer.ggml.tokens")?.get(usize::try_from(id).ok()?).cloned()
+        };
+        SpecialTokens { bos: named("bos"), eos: named("eos"), unk: named("unknown") }
     }
 
     fn texts(&self, key: &str) -> Option<&[String]> {
@@ -315,7 +326,6 @@ mod tests {
         let gguf = read(&sample()).unwrap();
         assert_eq!(gguf.number("context_length"), Some(2048));
         assert_eq!(gguf.vocabulary_len(), 3);
-        assert_eq!(gguf.control_tokens(), [(0, "<|start|>".to_owned())]);
         assert!(!gguf.has_chat_template());
     }
 

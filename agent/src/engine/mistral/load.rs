@@ -7,14 +7,19 @@ use std::{
 
 use mistralrs::{
     GgufModelBuilder, IsqType, MemoryGpuConfig, Model, ModelCategory, PagedAttentionMetaBuilder, TextModelBuilder,
+    model_builder_trait::{build_gguf_pipeline, build_model_from_pipeline, build_text_pipeline},
 };
+use parking_lot::Mutex;
+use tokenizers::Tokenizer;
 
 use super::{
     GgufError, ModelSource, ModelSpec, SourceError,
     gguf::Gguf,
     pool::Pool,
     prompt_escape::{BREAKERS, PromptEscape},
-    request::tokenize,
+    reading::{Held, ReadingSpeed},
+    template::{ChatTemplate, SpecialTokens},
+    vocabulary::{Spelling, TokenKind, Vocabulary},
 };
 
 /// What to load, and how much room it may take.
@@ -97,10 +102,27 @@ pub enum LoadError {
 /// A model ready to generate.
 pub(super) struct Loaded {
     pub(super) names: Vec<String>,
-    pub(super) engines: Vec<Arc<Model>>,
+    pub(super) engines: Vec<LoadedEngine>,
     pub(super) pool: Arc<Pool>,
     pub(super) context_tokens: usize,
+    pub(super) vocabulary: Arc<Vocabulary>,
+    pub(super) template: ChatTemplate,
     pub(super) escape: PromptEscape,
+    /// Tokens of conversations that each engine may keep; `None` where it keeps none, or looks after them itself.
+    pub(super) cache_tokens: Option<usize>,
+    pub(super) reading_speed: ReadingSpeed,
+}
+
+/// One engine of a model.
+pub(super) struct LoadedEngine {
+    pub(super) model: Arc<Model>,
+    pub(super) held: Mutex<Held>,
+}
+
+impl LoadedEngine {
+    fn new(model: Model) -> Self {
+        Self { model: Arc::new(model), held: Mutex::default() }
+    }
 }
 
 /// Loads one model; `shares` models divide the free memory.
@@ -118,7 +140,7 @@ pub(super) async fn load(
     let progress = |loaded, engines| on_progress(&LoadProgress { model: name.clone(), loaded, engines });
 
     progress(0, config.engines.unwrap_or(1));
-    let first = build(&name, &spec.source, config, on_cpu).await?;
+    let Built { model: first, tokenizer, ends } = build(&name, &spec.source, config, on_cpu).await?;
     if !matches!(first.inner().get_model_category(None), Ok(ModelCategory::Text | ModelCategory::Multimodal { .. })) {
         return Err(LoadError::NotText { model: name });
     }
@@ -126,7 +148,11 @@ pub(super) async fn load(
     let known = known.map_or_else(|| Known::after_fetching(&name, &spec.source), Ok)?;
     let own_context = first.max_sequence_length().ok().flatten().unwrap_or(DEFAULT_CONTEXT);
     let context_tokens = config.context_tokens.unwrap_or(own_context).min(own_context);
-    let escape = known.escape(&name, &first).await?;
+    let wrong = |reason: String| LoadError::Tokenizer { model: name.clone(), reason };
+    let vocabulary = Arc::new(known.vocabulary(&tokenizer, ends).map_err(|error| wrong(error.to_string()))?);
+    let template =
+        ChatTemplate::new(known.template.clone(), known.special.clone()).map_err(|error| wrong(error.to_string()))?;
+    let escape = escape(&name, &vocabulary)?;
 
     let (engines, places) = match on_cpu {
         true => (
@@ -137,15 +163,50 @@ pub(super) async fn load(
         ),
         false => (1, config.max_jobs.max(1)),
     };
-    let mut models = vec![Arc::new(first)];
+    let mut models = vec![LoadedEngine::new(first)];
     progress(1, engines.max(1));
     // One after another: loading reads the whole file and needs more memory than running.
     while models.len() < engines {
-        models.push(Arc::new(build(&name, &spec.source, config, on_cpu).await?));
+        models.push(LoadedEngine::new(build(&name, &spec.source, config, on_cpu).await?.model));
         progress(models.len(), engines);
     }
     let pool = Pool::new(models.len(), places);
-    Ok(Loaded { names: spec.names.clone(), engines: models, pool, context_tokens, escape })
+    let cache_tokens = (on_cpu && vocabulary.sentinels().len() == 2).then(|| cache_tokens(context_tokens));
+    Ok(Loaded {
+        names: spec.names.clone(),
+        engines: models,
+        pool,
+        context_tokens,
+        vocabulary,
+        template,
+        escape,
+        cache_tokens,
+        reading_speed: ReadingSpeed::default(),
+    })
+}
+
+/// Tokens of conversations that an engine keeps beside what it computes: half of a context, which a conversation hardly ever fills.
+fn cache_tokens(context_tokens: usize) -> usize {
+    (context_tokens / 2).max(MIN_CACHE_TOKENS)
+}
+
+/// A conversation of a few turns, and the pieces in which it is read.
+const MIN_CACHE_TOKENS: usize = 4096;
+
+/// Finds a character that this tokenizer does not skip, by trying.
+fn escape(name: &str, vocabulary: &Vocabulary) -> Result<PromptEscape, LoadError> {
+    let failed = |reason: String| LoadError::Tokenizer { model: name.to_owned(), reason };
+    let controls: Vec<(u32, String)> = vocabulary.control_tokens().collect();
+    for breaker in BREAKERS {
+        let escape = PromptEscape::new(controls.iter().map(|(_, text)| text.clone()), breaker);
+        let tokens =
+            vocabulary.encode_answer(&escape.apply(&escape.sample())).map_err(|error| failed(error.to_string()))?;
+        let steers = |token: &u32| controls.iter().any(|(id, text)| id == token && text.chars().nth(1).is_some());
+        if !tokens.iter().any(steers) {
+            return Ok(escape);
+        }
+    }
+    Err(failed("its control tokens cannot be kept out of user text".to_owned()))
 }
 
 /// A context that every model has, for one that does not say.
@@ -169,7 +230,7 @@ fn available_bytes() -> u64 {
     system.available_memory().min(limit)
 }
 
-async fn build(name: &str, source: &ModelSource, config: &MistralConfig, on_cpu: bool) -> Result<Model, LoadError> {
+async fn build(name: &str, source: &ModelSource, config: &MistralConfig, on_cpu: bool) -> Result<Built, LoadError> {
     let (source_of_task, max_jobs, force_cpu) = (source.clone(), config.max_jobs, config.force_cpu);
     let runtime = tokio::runtime::Handle::current();
     // The builder's future reads and converts weights without ever yielding.
@@ -184,8 +245,17 @@ async fn build(name: &str, source: &ModelSource, config: &MistralConfig, on_cpu:
     built.await.map_err(|panic| refused(panic.to_string()))?.map_err(|error| refused(format!("{error:#}")))
 }
 
-async fn builder(source: ModelSource, max_jobs: usize, force_cpu: bool, on_cpu: bool) -> anyhow::Result<Model> {
-    // Without paged attention the cache of prefixes is never evicted and grows with every request.
+/// What mistral.rs made of a source.
+struct Built {
+    model: Model,
+    tokenizer: Arc<Tokenizer>,
+    ends: Vec<u32>,
+}
+
+/// Conversations that mistral.rs keeps on a GPU. On a CPU it keeps all, and [`super::reading`] has it drop them.
+const PREFIX_CACHE: usize = 16;
+
+async fn builder(source: ModelSource, max_jobs: usize, force_cpu: bool, on_cpu: bool) -> anyhow::Result<Built> {
     let sequences = if on_cpu { 1 } else { max_jobs.max(1) };
     let paged = match on_cpu {
         true => None,
@@ -196,32 +266,42 @@ async fn builder(source: ModelSource, max_jobs: usize, force_cpu: bool, on_cpu: 
         ),
     };
     macro_rules! finish {
-        ($builder:expr) => {{
-            let mut builder = $builder.with_prefix_cache_n(None).with_max_num_seqs(sequences);
+        ($builder:expr, $build:ident) => {{
+            let mut builder = $builder.with_prefix_cache_n(Some(PREFIX_CACHE)).with_max_num_seqs(sequences);
             if force_cpu {
                 builder = builder.with_force_cpu();
             }
             if let Some(paged) = paged {
                 builder = builder.with_paged_attn(paged);
             }
-            builder.build().await
+            let (pipeline, scheduler, settings) = $build(builder).await?;
+            let (tokenizer, ends) = {
+                let pipeline = pipeline.lock().await;
+                (pipeline.tokenizer(), pipeline.get_metadata().eos_tok.clone())
+            };
+            let tokenizer = tokenizer.ok_or_else(|| anyhow::anyhow!("it has no tokenizer"))?;
+            Ok(Built { model: build_model_from_pipeline(pipeline, scheduler, settings).await, tokenizer, ends })
         }};
     }
     match source {
         ModelSource::GgufFile(path) => {
             let folder = path.parent().unwrap_or(Path::new(".")).display().to_string();
             let file = path.file_name().map(|file| file.to_string_lossy().into_owned()).unwrap_or_default();
-            finish!(GgufModelBuilder::new(folder, vec![file]))
+            finish!(GgufModelBuilder::new(folder, vec![file]), build_gguf_pipeline)
         }
         ModelSource::SafetensorsDir(path) => {
             let builder = TextModelBuilder::new(path.display());
             // Plain weights are too slow for a CPU: eight bits halve them and lose next to nothing.
-            if on_cpu { finish!(builder.with_isq(IsqType::Q8_0)) } else { finish!(builder) }
+            if on_cpu {
+                finish!(builder.with_isq(IsqType::Q8_0), build_text_pipeline)
+            } else {
+                finish!(builder, build_text_pipeline)
+            }
         }
         ModelSource::Hub(name) => match hub_file(&name) {
-            Some((repository, file)) => finish!(GgufModelBuilder::new(repository, vec![file])),
-            None if on_cpu => finish!(TextModelBuilder::new(name).with_isq(IsqType::Q8_0)),
-            None => finish!(TextModelBuilder::new(name)),
+            Some((repository, file)) => finish!(GgufModelBuilder::new(repository, vec![file]), build_gguf_pipeline),
+            None if on_cpu => finish!(TextModelBuilder::new(name).with_isq(IsqType::Q8_0), build_text_pipeline),
+            None => finish!(TextModelBuilder::new(name), build_text_pipeline),
         },
     }
 }
@@ -235,7 +315,9 @@ fn hub_file(name: &str) -> Option<(String, String)> {
 
 /// What the model's files say.
 struct Known {
-    controls: Vec<(u32, String)>,
+    tokens: Option<(Vec<String>, Vec<TokenKind>, Spelling)>,
+    template: String,
+    special: SpecialTokens,
     weight_bytes: u64,
     /// Of the KV cache.
     token_bytes: u64,
@@ -280,7 +362,9 @@ impl Known {
         let kv_heads = gguf.number("attention.head_count_kv").unwrap_or(heads);
         let embedding_bytes = gguf.vocabulary_len() as u64 * number("embedding_length") * F32;
         Ok(Self {
-            controls: gguf.control_tokens(),
+            tokens: Some(gguf.tokens()),
+            template: gguf.chat_template().unwrap_or_default().to_owned(),
+            special: gguf.special_tokens(),
             // The embedding is unpacked.
             weight_bytes: gguf.file_bytes + embedding_bytes,
             token_bytes: number("block_count") * kv_heads * head * KEY_AND_VALUE * F32,
@@ -294,19 +378,24 @@ impl Known {
             let bytes = std::fs::read(folder.join(file)).map_err(|error| wrong(error.to_string()))?;
             serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))
         };
-        let (config, tokenizer) = (json("config.json")?, json("tokenizer.json")?);
+        let config = json("config.json")?;
+        let settings = json("tokenizer_config.json").unwrap_or_default();
+        let text = |key: &str| {
+            let value = settings.get(key)?;
+            Some(value.as_str().or_else(|| value.get("content")?.as_str())?.to_owned())
+        };
+        let special = SpecialTokens { bos: text("bos_token"), eos: text("eos_token"), unk: text("unk_token") };
+        let template =
+            std::fs::read_to_string(folder.join("chat_template.jinja")).ok().or_else(|| text("chat_template"));
+        let template = template.ok_or_else(|| LoadError::NoChatTemplate { model: name.to_owned() })?;
         let number = |key: &str| config.get(key).and_then(serde_json::Value::as_u64);
         let heads = number("num_attention_heads").unwrap_or(1).max(1);
         let head = number("head_dim").unwrap_or(number("hidden_size").unwrap_or(0) / heads);
         let kv_heads = number("num_key_value_heads").unwrap_or(heads);
-        let added = tokenizer.get("added_tokens").and_then(serde_json::Value::as_array).map_or(&[][..], Vec::as_slice);
-        let control = |token: &serde_json::Value| {
-            let special = token.get("special")?.as_bool()?;
-            let id = u32::try_from(token.get("id")?.as_u64()?).ok()?;
-            special.then_some((id, token.get("content")?.as_str()?.to_owned()))
-        };
         Ok(Self {
-            controls: added.iter().filter_map(control).collect(),
+            tokens: None,
+            template,
+            special,
             weight_bytes: safetensors_bytes(folder),
             token_bytes: number("num_hidden_layers").unwrap_or(0) * kv_heads * head * KEY_AND_VALUE * F32,
         })
@@ -317,21 +406,18 @@ impl Known {
         self.weight_bytes + self.token_bytes * context_tokens as u64 + ENGINE_BYTES
     }
 
-    /// Finds a character that this tokenizer does not skip, by trying.
-    async fn escape(&self, name: &str, model: &Model) -> Result<PromptEscape, LoadError> {
-        let failed = |reason: String| LoadError::Tokenizer { model: name.to_owned(), reason };
-        for breaker in BREAKERS {
-            let escape = PromptEscape::new(self.controls.iter().map(|(_, text)| text.clone()), breaker);
-            let tokens =
-                tokenize(model, escape.apply(&escape.sample())).await.map_err(|error| failed(error.to_string()))?;
-            if !tokens
-                .iter()
-                .any(|token| self.controls.iter().any(|(id, text)| id == token && text.chars().nth(1).is_some()))
-            {
-                return Ok(escape);
+    fn vocabulary(
+        &self,
+        tokenizer: &Tokenizer,
+        ends: Vec<u32>,
+    ) -> Result<Vocabulary, super::vocabulary::VocabularyError> {
+        match &self.tokens {
+            Some((names, kinds, spelling)) => {
+                let bos = self.special.bos.as_ref().and_then(|bos| tokenizer.token_to_id(bos));
+                Vocabulary::of_gguf(tokenizer, names, kinds, *spelling, bos, ends)
             }
+            None => Vocabulary::of_tokenizer(tokenizer, ends),
         }
-        Err(failed("its control tokens cannot be kept out of user text".to_owned()))
     }
 }
 
