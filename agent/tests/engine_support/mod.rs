@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use titan_agent::engine::{
-    Engine, EngineError, Event, Generate, Sampling, Usage, fetch,
+    Engine, EngineError, Event, FinishReason, Generate, Sampling, Usage, fetch,
     mistral::{MistralConfig, MistralEngine, ModelSource, ModelSpec},
 };
 
@@ -31,6 +31,10 @@ pub(crate) async fn engine(engines: usize) -> MistralEngine {
 pub(crate) fn ask(prompt: &str, sampling: Sampling) -> Generate {
     Generate::new(MODEL, prompt, sampling)
 }
+
+/// Of an answer that has not come yet.
+pub(crate) const NO_USAGE: Usage =
+    Usage { prompt_tokens: 0, cached_tokens: 0, completion_tokens: 0, finish_reason: FinishReason::Stop };
 
 pub(crate) struct Answer {
     pub(crate) text: String,

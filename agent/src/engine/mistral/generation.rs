@@ -45,6 +45,7 @@ pub(super) struct Generation {
     piece_tokens: Vec<u32>,
     events: mpsc::Sender<Result<Event, EngineError>>,
     ended: bool,
+    last: Option<Event>,
 }
 
 /// What the engine does next.
@@ -79,6 +80,7 @@ impl Generation {
             piece_tokens: Vec::new(),
             events,
             ended: false,
+            last: None,
         }
     }
 
@@ -237,7 +239,15 @@ impl Generation {
             finish_reason,
         };
         self.ended = true;
-        let _ = self.events.try_send(Ok(Event::Done(usage)));
+        self.last = Some(Event::Done(usage));
+    }
+
+    /// Tells the reader of the end. Apart from the end itself, so that what it makes possible is there before the reader asks for it.
+    pub(super) fn send_end(&mut self) {
+        if let Some(last) = self.last.take() {
+            // Fails only where nobody reads any more.
+            let _ = self.events.try_send(Ok(last));
+        }
     }
 
     fn send_piece(&mut self) {

@@ -1,12 +1,19 @@
 //! Places for sequences. A place is taken by a request and comes back when the engine has let go of the request's sequence.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// How long the end of a sequence takes at most, and how often it is looked whether it is over: an engine lets go of it a step later.
+const FINISH_TIME: Duration = Duration::from_millis(500);
+const FINISH_PAUSE: Duration = Duration::from_millis(2);
 
 /// A model's places: which engine each is in, and who waits.
 #[derive(Debug)]
@@ -15,6 +22,8 @@ pub(super) struct Pool {
     places: usize,
     /// Engines with a free place, one entry a place. The last one freed is taken first: its memory is warm.
     free: Mutex<Vec<usize>>,
+    /// Engines that have computed the last token of a sequence and will let go of it in a moment.
+    finishing: Mutex<Vec<usize>>,
     waiting: AtomicUsize,
 }
 
@@ -26,6 +35,7 @@ impl Pool {
             permits: Arc::new(Semaphore::new(free.len())),
             places: free.len(),
             free: Mutex::new(free),
+            finishing: Mutex::default(),
             waiting: AtomicUsize::new(0),
         })
     }
@@ -33,6 +43,11 @@ impl Pool {
     /// Waits for a place, first come first served: in the engine for which `worth` is largest, or the one that was freed last. Dropping the future
     /// leaves the queue.
     pub(super) async fn acquire(self: &Arc<Self>, worth: impl Fn(usize) -> usize) -> Option<Place> {
+        let began = Instant::now();
+        // Whoever goes on with a conversation at once comes before its engine has let go of the last turn.
+        while self.better_one_finishes(&worth) && began.elapsed() < FINISH_TIME {
+            tokio::time::sleep(FINISH_PAUSE).await;
+        }
         let permit = match self.permits.clone().try_acquire_owned() {
             Ok(permit) => permit,
             Err(_) => {
@@ -47,6 +62,11 @@ impl Pool {
             free.remove(best)
         };
         Some(Place { pool: self.clone(), engine, _permit: permit })
+    }
+
+    fn better_one_finishes(&self, worth: impl Fn(usize) -> usize) -> bool {
+        let best = |engines: &[usize]| engines.iter().map(|engine| worth(*engine)).max().unwrap_or(0);
+        best(&self.finishing.lock()) > best(&self.free.lock())
     }
 
     /// How many wait in [`Pool::acquire`].
@@ -75,6 +95,11 @@ pub(super) struct Place {
 }
 
 impl Place {
+    /// Its sequence has come to its end: the place will be free in a moment.
+    pub(super) fn finishes(&self) {
+        self.pool.finishing.lock().push(self.engine);
+    }
+
     /// The engine that it is in.
     pub(super) fn engine(&self) -> usize {
         self.engine
@@ -83,6 +108,11 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        let mut finishing = self.pool.finishing.lock();
+        if let Some(at) = finishing.iter().position(|engine| *engine == self.engine) {
+            finishing.swap_remove(at);
+        }
+        drop(finishing);
         self.pool.free.lock().push(self.engine);
     }
 }

@@ -161,7 +161,9 @@ impl PromptReader<'_> {
                 _ => break,
             };
             let began = Instant::now();
+            let began_cpu = cpu();
             self.piece(owner, &tokens[..until], tokens[until]).await?;
+            if std::env::var_os("TITAN_DEBUG_STEPS").is_some() { eprintln!("piece {read}..{until} of {} took {:?}, cpu {:?}, make room {}", tokens.len(), began.elapsed(), cpu() - began_cpu, self.is_full(tokens.len())); }
             self.speed.read(until - read, began.elapsed());
             read = until;
         }
@@ -304,4 +306,10 @@ impl Drop for OpenAtLast<'_> {
         *self.0.open.lock() = true;
         self.0.opened.notify_all();
     }
+}
+
+pub(super) fn cpu() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }

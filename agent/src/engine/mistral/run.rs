@@ -95,7 +95,12 @@ pub(super) fn prepare(model: &Loaded, asked: &Generate) -> Result<Prepared, Engi
 impl Prepared {
     /// Everything was there already.
     pub(super) fn into_finished(self) -> Result<TokenStream, Box<Self>> {
-        if self.generation.is_over() { Ok(self.stream) } else { Err(Box::new(self)) }
+        if !self.generation.is_over() {
+            return Err(Box::new(self));
+        }
+        let Self { mut generation, stream, .. } = self;
+        generation.send_end();
+        Ok(stream)
     }
 }
 
@@ -167,6 +172,7 @@ pub(super) async fn run(
             return;
         }
     }
+    if std::env::var_os("TITAN_DEBUG_STEPS").is_some() { eprintln!("begin at {:?}", super::reading::cpu()); }
     let stop = if model.cache_tokens.is_some() { model.vocabulary.sentinels() } else { &[] };
     let steps = replayed.len() + max_tokens;
     let chooser = Arc::new(Chooser {
@@ -238,6 +244,7 @@ impl CustomLogitsProcessor for Chooser {
     fn apply(&self, logits: &Tensor, _context: &[u32]) -> mistralrs::Result<Tensor> {
         let mut state = self.state.lock();
         let state = &mut *state;
+        if std::env::var_os("TITAN_DEBUG_STEPS").is_some() { eprintln!("step {} at {:?}", state.given.len(), super::reading::cpu()); }
         let next = match state.replayed.get(state.given.len()) {
             Some(_) if state.generation.is_over() => Next::End,
             Some(token) => Next::Token(*token),
@@ -251,9 +258,11 @@ impl CustomLogitsProcessor for Chooser {
             Next::End => {
                 let vocabulary = &self.model.vocabulary;
                 if !std::mem::replace(&mut state.over, true) && self.model.cache_tokens.is_some() {
+                    self.place.finishes();
                     let computed = [self.prompt.as_slice(), &state.given].concat();
                     self.model.engines[self.place.engine()].held.lock().add(&self.owner, computed);
                 }
+                state.generation.send_end();
                 // The last token is never computed: it is not the one that comes there when the conversation goes on.
                 only(vocabulary.last_token(self.model.cache_tokens.is_some()), logits)
             }
