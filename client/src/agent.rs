@@ -175,10 +175,11 @@ impl Agents {
         agent
     }
 
-    /// Waits for the sessions that agents are about to send.
-    pub(crate) async fn sessions_arrive(&self) {
-        if let Some(connector) = &self.connector {
-            connector.sessions_arrive().await;
+    /// Waits for the sessions that agents are about to send. Whether all have come.
+    pub(crate) async fn sessions_arrive(&self) -> bool {
+        match &self.connector {
+            Some(connector) => connector.sessions_arrive().await,
+            None => true,
         }
     }
 

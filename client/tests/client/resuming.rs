@@ -1,11 +1,11 @@
 //! Answers that go on when their connection is lost.
 
 use futures_util::StreamExt as _;
-use titan_client::{Builder, ClientError, Feature, Generation, Processed, Prompt, TitanClient, Wire, WirePreference};
+use titan_client::{Builder, ClientError, Feature, Generation, Processed, Prompt, Wire, WirePreference};
 use titan_proto::rest::GrpcTls;
 
 use crate::{
-    MODEL, World, certs, eventually,
+    MODEL, World, builder, eventually,
     relay::{Cable, Relay},
     soon,
 };
@@ -15,7 +15,7 @@ const HANGS: &str = "then hang";
 
 async fn world(change: impl FnOnce(Builder) -> Builder) -> World {
     let mut world = World::new().await;
-    world.client = change(TitanClient::builder(world.coordinator.url()).tls(certs::client())).build().unwrap();
+    world.client = change(builder(&world.coordinator)).build().unwrap();
     world
 }
 

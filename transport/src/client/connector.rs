@@ -184,9 +184,9 @@ impl QuicConnector {
     }
 
     /// Waits until the sessions of the present connections have come: for at most a quarter of a second, and after the first round trip
-    /// of a connection not at all. For a program that is about to connect anew.
-    pub async fn sessions_arrive(&self) {
-        self.0.sessions.arrive().await;
+    /// of a connection not at all. Whether they have. For a program that is about to connect anew.
+    pub async fn sessions_arrive(&self) -> bool {
+        self.0.sessions.arrive().await
     }
 
     /// Waits until the sessions of the present connections are on disk, if that is where they are kept: for at most half a second, and

@@ -111,11 +111,17 @@ impl Sessions {
         let _ = timeout(SAVE_WITHIN, spawn_blocking(move || inner.save(true))).await;
     }
 
-    /// Waits, not for long, for sessions that servers owe to connections just made.
-    pub(crate) async fn arrive(&self) {
+    /// Waits, not for long, for sessions that servers owe to connections just made. Whether all have come.
+    pub(crate) async fn arrive(&self) -> bool {
         loop {
             let came = self.0.came.notified();
-            let Some(until) = self.0.memory.lock().owed_until(SESSIONS_WITHIN, Instant::now()) else { break };
+            let until = {
+                let memory = self.0.memory.lock();
+                match memory.owed_until(SESSIONS_WITHIN, Instant::now()) {
+                    Some(until) => until,
+                    None => return !memory.owed(),
+                }
+            };
             // What follows the first in the same packet is there when this task runs.
             let _ = tokio::time::timeout_at(until.into(), came).await;
         }
