@@ -27,7 +27,7 @@ const MODEL: &str = "parrot";
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long QUIC may take until gRPC is tried too: longer than a handshake takes on a busy machine, and short enough for tests in which
 /// nothing answers.
-const QUIC_TIMEOUT: Duration = Duration::from_secs(3);
+const QUIC_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// One agent, a coordinator that knows it, and a client with a certificate.
 struct World {
