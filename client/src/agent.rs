@@ -183,6 +183,14 @@ impl Agents {
         }
     }
 
+    /// The same, and until they are on disk, where they are stored.
+    pub(crate) async fn save_sessions(&self) -> bool {
+        match &self.connector {
+            Some(connector) => connector.save_sessions().await,
+            None => true,
+        }
+    }
+
     /// Packets that went out again by themselves.
     pub(crate) fn copied_packets(&self) -> u64 {
         self.connector.as_ref().map_or(0, QuicConnector::copied_packets)
@@ -207,9 +215,7 @@ impl Agents {
 
     /// Closes everything, and says goodbye.
     pub(crate) async fn close(&self) {
-        if let Some(connector) = &self.connector {
-            connector.save_sessions().await;
-        }
+        self.save_sessions().await;
         let grpc = self.agents.lock().iter().any(|agent| agent.grpc.lock().is_some());
         if grpc {
             // Its connections have no goodbye: a call cancelled just now has to be cancelled before its connection ends.

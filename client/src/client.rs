@@ -170,6 +170,12 @@ impl TitanClient {
         self.0.agents.sessions_arrive().await
     }
 
+    /// The same, and until they are on disk, where they are stored ([`Builder::sessions`]): for half a second at most in all. False if
+    /// that took too long. [`close`](Self::close) begins with it.
+    pub async fn save_sessions(&self) -> bool {
+        self.0.agents.save_sessions().await
+    }
+
     /// Closes the connections to all agents and keeps the routes, as after a change of network. Running QUIC answers go on over
     /// new ones; without [`Feature::Resume`](crate::Feature::Resume) they break off.
     pub fn disconnect(&self) {

@@ -29,8 +29,9 @@ use crate::{
     places, signals,
 };
 
-/// Longest wait for the agent to hear that the connection ends. It only saves the agent a timeout.
-const GOODBYE: Duration = Duration::from_millis(500);
+/// Longest wait at the end: for the sessions that the next process begins with, and for the agent to hear that the connection ends, which
+/// only saves it a timeout.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Sends a prompt and prints its text.
 pub(super) async fn run(args: RunArgs, verbose: u8) -> anyhow::Result<Outcome> {

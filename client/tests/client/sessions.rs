@@ -2,15 +2,15 @@
 
 use titan_client::{ClientStats, Feature};
 
-use crate::{World, builder, say, sessions};
+use crate::{World, builder, say, soon};
 
 /// One process: says something, and ends.
 async fn visit(world: &World, dir: &std::path::Path, features: &[Feature]) -> ClientStats {
     let builder = builder(&world.coordinator).sessions(dir);
     let client = features.iter().fold(builder, |builder, &off| builder.without(off)).build().unwrap();
     assert_eq!(say(&client, "one two").await.0, "one two");
-    // The client itself waits for them too, but not for as long as a busy machine may take.
-    sessions(&client).await;
+    // To close the client waits for that too, but not for as long as a busy machine may take.
+    soon(async { while !client.save_sessions().await {} }).await;
     client.close().await;
     client.stats()
 }

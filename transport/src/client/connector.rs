@@ -190,9 +190,10 @@ impl QuicConnector {
     }
 
     /// Waits until the sessions of the present connections are on disk, if that is where they are kept: for at most half a second, and
-    /// after the first round trip of a connection not at all. For a program that is about to end; before it closes its connections.
-    pub async fn save_sessions(&self) {
-        self.0.sessions.settle().await;
+    /// after the first round trip of a connection not at all. False if that took too long. For a program that is about to end; before it
+    /// closes its connections.
+    pub async fn save_sessions(&self) -> bool {
+        self.0.sessions.settle().await
     }
 
     /// Says goodbye on every connection and waits until that is sent, for at most 200 ms.
