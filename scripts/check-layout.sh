@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Imports run one way (proto <- certs, transport <- client, coord, agent <- cli, bench; emulator <- cli, bench), and no source file
-# of ours passes 500 lines.
+# Imports run one way (proto <- certs, transport <- client, coord, agent <- cli, bench; emulator <- cli, bench), no source file of ours
+# passes 500 lines, and a module's file is name.rs beside name/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -29,4 +29,9 @@ done
 while read -r lines file; do
   if [ "$file" != total ] && [ "$lines" -gt 500 ]; then echo "$file has $lines lines; the limit is 500"; failed=1; fi
 done < <(git ls-files '*.rs' ':!vendor' | xargs wc -l)
+# What several test programs share is tests/NAME/mod.rs all the same: cargo takes tests/NAME.rs for a test program.
+while read -r file; do
+  echo "$file: name it after its module, ${file%/mod.rs}.rs"
+  failed=1
+done < <(git ls-files 'mod.rs' '*/mod.rs' ':!vendor' | grep -vE '^[a-z]+/tests/[a-z_]+/mod\.rs$')
 exit "$failed"

@@ -7,6 +7,7 @@
 pub mod fetch;
 pub mod isolation;
 pub mod mistral;
+mod model_cache;
 mod requantize;
 pub mod stop;
 pub mod synthetic;

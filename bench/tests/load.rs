@@ -83,7 +83,7 @@ fn child_of(parent: u32) -> u32 {
 }
 
 fn ends(process: u32) -> bool {
-    let patience = Instant::now() + Duration::from_secs(20);
+    let patience = Instant::now() + Duration::from_secs(60);
     while Instant::now() < patience {
         // A zombie has ended: who inherits it has only not asked yet.
         match fs::read_to_string(format!("/proc/{process}/stat")) {

@@ -1,10 +1,15 @@
 //! What each command does.
 
+#[cfg(feature = "engines")]
 mod agent;
 mod certs;
 mod coord;
-pub(crate) mod demo;
+#[cfg(feature = "engines")]
+mod demo;
+#[cfg(not(feature = "engines"))]
+mod no_engines;
 mod run;
+#[cfg(feature = "engines")]
 mod up;
 
 use std::{fmt, future::Future, io};
@@ -37,15 +42,30 @@ impl fmt::Display for Usage {
 
 impl std::error::Error for Usage {}
 
+/// What must be done before there are threads.
+pub(crate) fn prepare(command: &Command) {
+    #[cfg(feature = "engines")]
+    if let Command::Demo(command) = command {
+        demo::prepare(command);
+    }
+    #[cfg(not(feature = "engines"))]
+    let _ = command;
+}
+
 /// Runs a command to its end.
 pub(crate) async fn execute(command: Command, verbose: u8) -> anyhow::Result<Outcome> {
     match command {
         Command::Run(args) => run::run(args, verbose).await,
-        Command::Up(args) => up::up(args).await,
         Command::Coord(args) => coord::coord(args).await,
-        Command::Agent(args) => agent::agent(args).await,
-        Command::Demo(command) => demo::demo(command).await,
         Command::Certs(command) => certs::certs(command).map(|()| Outcome::Done),
+        #[cfg(feature = "engines")]
+        Command::Up(args) => up::up(args).await,
+        #[cfg(feature = "engines")]
+        Command::Agent(args) => agent::agent(args).await,
+        #[cfg(feature = "engines")]
+        Command::Demo(command) => demo::demo(command).await,
+        #[cfg(not(feature = "engines"))]
+        Command::Up(_) | Command::Agent(_) | Command::Demo(_) => no_engines::refuse(),
     }
 }
 

@@ -4,11 +4,14 @@
 
 mod args;
 mod commands;
+#[cfg(feature = "engines")]
 mod engine;
+#[cfg(feature = "engines")]
 mod local;
 mod logs;
 mod places;
 mod ports;
+#[cfg(feature = "engines")]
 mod progress;
 mod rest;
 mod signals;
@@ -18,17 +21,12 @@ use std::{io::Write as _, process::ExitCode};
 
 use clap::Parser as _;
 
-use crate::{
-    args::{Cli, Command},
-    commands::Outcome,
-};
+use crate::{args::Cli, commands::Outcome};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     logs::init(&cli);
-    if let Command::Demo(command) = &cli.command {
-        commands::demo::prepare(command);
-    }
+    commands::prepare(&cli.command);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&anyhow::anyhow!("cannot start the runtime: {error}")),

@@ -49,6 +49,7 @@ pub(crate) fn server(
 }
 
 /// The material of a server in a local cluster.
+#[cfg(feature = "engines")]
 pub(crate) fn local(dir: &CertDir, role: Role, name: &str) -> anyhow::Result<TlsMaterial> {
     init(dir)?;
     leaf(dir, role, name, &[])

@@ -175,10 +175,19 @@ impl Agents {
         agent
     }
 
-    /// Waits for the sessions that agents are about to send.
-    pub(crate) async fn sessions_arrive(&self) {
-        if let Some(connector) = &self.connector {
-            connector.sessions_arrive().await;
+    /// Waits for the sessions that agents are about to send. Whether all have come.
+    pub(crate) async fn sessions_arrive(&self) -> bool {
+        match &self.connector {
+            Some(connector) => connector.sessions_arrive().await,
+            None => true,
+        }
+    }
+
+    /// The same, and until they are on disk, where they are stored.
+    pub(crate) async fn save_sessions(&self) -> bool {
+        match &self.connector {
+            Some(connector) => connector.save_sessions().await,
+            None => true,
         }
     }
 
@@ -206,9 +215,7 @@ impl Agents {
 
     /// Closes everything, and says goodbye.
     pub(crate) async fn close(&self) {
-        if let Some(connector) = &self.connector {
-            connector.save_sessions().await;
-        }
+        self.save_sessions().await;
         let grpc = self.agents.lock().iter().any(|agent| agent.grpc.lock().is_some());
         if grpc {
             // Its connections have no goodbye: a call cancelled just now has to be cancelled before its connection ends.

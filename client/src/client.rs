@@ -165,9 +165,15 @@ impl TitanClient {
     }
 
     /// Waits until the TLS sessions have come that agents send after a handshake, for a quarter of a second at most: what
-    /// [`disconnect`](Self::disconnect) and a new connection with early data need.
-    pub async fn sessions_arrive(&self) {
-        self.0.agents.sessions_arrive().await;
+    /// [`disconnect`](Self::disconnect) and a new connection with early data need. Whether they have come.
+    pub async fn sessions_arrive(&self) -> bool {
+        self.0.agents.sessions_arrive().await
+    }
+
+    /// The same, and until they are on disk, where they are stored ([`Builder::sessions`]): for half a second at most in all. False if
+    /// that took too long. [`close`](Self::close) begins with it.
+    pub async fn save_sessions(&self) -> bool {
+        self.0.agents.save_sessions().await
     }
 
     /// Closes the connections to all agents and keeps the routes, as after a change of network. Running QUIC answers go on over

@@ -38,6 +38,8 @@ pub const COORDINATOR_GRPC_PORT: u16 = 50051;
 /// Default port of an agent, gRPC in TCP and QUIC in UDP; `AGENT_PORT`, `AGENT_QUIC_PORT`.
 pub const AGENT_PORT: u16 = 50052;
 
+/// The name under which agents serve the model that they fetch by themselves.
+pub const DEFAULT_MODEL_NAME: &str = "smollm2:135m";
 /// `max_tokens` where a request does not say.
 pub const DEFAULT_MAX_TOKENS: i32 = 100;
 /// Temperature where a REST request does not say.

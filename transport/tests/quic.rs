@@ -6,7 +6,7 @@ mod support;
 use std::{
     net::SocketAddr,
     sync::{Arc, atomic::Ordering::SeqCst},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use futures_util::{StreamExt as _, stream};
@@ -18,7 +18,7 @@ use tower::util::BoxCloneSyncService;
 use support::{
     Env, HANG, Wire,
     echo::{Blob, Client, Echo, Probe, blob, chat, produce, unary},
-    eventually, serve, tls,
+    eventually, serve, sessions, tls,
 };
 use titan_transport::{
     CallError, ConnectError, EarlyDataSafe, QuicChannel, QuicConnector, limits::MAX_CALLS_PER_CONNECTION,
@@ -39,10 +39,13 @@ fn early(blob: Blob) -> Request<Blob> {
     request
 }
 
-/// Lets the session tickets arrive, which come after the handshake.
-async fn tickets(channel: &QuicChannel) {
-    unary(client(channel), blob("", 0)).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(50)).await;
+/// The channel of `env`, which has been used: it can connect again with a session.
+async fn returning(env: &Env) -> QuicChannel {
+    let channel = env.quic.clone().unwrap();
+    unary(client(&channel), blob("", 0)).await.unwrap();
+    sessions(env.connector.as_ref().unwrap()).await;
+    channel.disconnect();
+    channel
 }
 
 async fn refused(material: &TlsMaterial) -> Status {
@@ -89,9 +92,7 @@ async fn a_server_of_another_name_is_not_trusted() {
 #[tokio::test]
 async fn a_returning_client_sends_its_call_before_the_handshake() {
     let env = Env::new(Wire::Quic).await;
-    let channel = env.quic.clone().unwrap();
-    tickets(&channel).await;
-    channel.disconnect();
+    let channel = returning(&env).await;
     // The handler asks when the handshake is complete, and is told.
     let answer = unary(client(&channel), early(blob("confirm", 0))).await.unwrap().into_inner();
     assert_eq!(answer, blob("confirmed", 1));
@@ -106,9 +107,7 @@ async fn a_returning_client_sends_its_call_before_the_handshake() {
 #[tokio::test]
 async fn a_call_not_marked_safe_waits_for_the_handshake() {
     let env = Env::new(Wire::Quic).await;
-    let channel = env.quic.clone().unwrap();
-    tickets(&channel).await;
-    channel.disconnect();
+    let channel = returning(&env).await;
     unary(client(&channel), blob("", 0)).await.unwrap();
     assert!(env.probe.peer.lock().clone().unwrap().early_data.is_none());
     assert_eq!(channel.stats().early_data_accepted, 1, "the session was resumed all the same");
@@ -118,9 +117,7 @@ async fn a_call_not_marked_safe_waits_for_the_handshake() {
 #[tokio::test]
 async fn refused_early_data_is_sent_again_unnoticed() {
     let first = Env::new(Wire::Quic).await;
-    let channel = first.quic.clone().unwrap();
-    tickets(&channel).await;
-    channel.disconnect();
+    let channel = returning(&first).await;
     // A server that has forgotten all sessions.
     first.shutdown.cancel();
     eventually("the server stops", || first.server.is_finished()).await;
@@ -133,12 +130,27 @@ async fn refused_early_data_is_sent_again_unnoticed() {
 #[tokio::test]
 async fn a_resumed_session_with_an_expired_certificate_is_refused() {
     let env = Env::new(Wire::Quic).await;
-    let channel = connect(&tls::ca().leaf("client.test", 3.seconds()), env.addr);
-    tickets(&channel).await;
-    channel.disconnect();
-    tokio::time::sleep(Duration::from_secs(4)).await;
-    let status = unary(client(&channel), early(blob("", 0))).await.unwrap_err();
-    assert_eq!(env.probe.started.load(SeqCst), 1, "only the first call reached the handler: {status:?}");
+    // On a busy machine a short life may be over before the first call.
+    for life in [3, 10, 30] {
+        let expires = SystemTime::now() + Duration::from_secs(life);
+        let connector = QuicConnector::new(&tls::ca().leaf("client.test", (life as i64).seconds())).unwrap();
+        let channel = connector.channel(env.addr.to_string(), tls::SERVER_NAME);
+        if unary(client(&channel), blob("", 0)).await.is_err() {
+            continue;
+        }
+        sessions(&connector).await;
+        channel.disconnect();
+        // Certificates count in whole seconds.
+        let expired = expires + Duration::from_secs(1);
+        while let Ok(left) = expired.duration_since(SystemTime::now()) {
+            tokio::time::sleep(left).await;
+        }
+        let status = unary(client(&channel), early(blob("", 0))).await.unwrap_err();
+        assert_eq!(env.probe.started.load(SeqCst), 1, "only the first call reached the handler: {status:?}");
+        assert_eq!(channel.stats().full_handshakes, 1, "the session was resumed");
+        return;
+    }
+    panic!("no certificate lived long enough for a call");
 }
 
 #[tokio::test]
@@ -174,10 +186,9 @@ async fn metadata_past_the_limit_is_refused_with_the_limit() {
 #[tokio::test]
 async fn a_closed_port_is_reported_at_once() {
     let addr = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let begun = Instant::now();
+    // After HANDSHAKE_TIMEOUT it would be another error.
     let error = connect(tls::client(), addr).connect().await.unwrap_err();
     assert!(matches!(error, ConnectError::PortClosed { .. }), "{error:?}");
-    assert!(begun.elapsed() < titan_transport::limits::HANDSHAKE_TIMEOUT);
 }
 
 #[tokio::test]
@@ -248,10 +259,16 @@ async fn a_drained_server_refuses_new_calls_in_a_way_that_is_safe_to_repeat() {
     let mut messages = produce(env.client(), blob("hang", 1)).await.unwrap().into_inner();
     messages.message().await.unwrap().unwrap();
     env.shutdown.cancel();
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    let status = unary(env.client(), blob("", 0)).await.unwrap_err();
+    // Until the server has taken notice it answers.
+    let mut answered = 0;
+    let status = loop {
+        match unary(env.client(), blob("", 0)).await {
+            Ok(_) => answered += 1,
+            Err(status) => break status,
+        }
+    };
     assert!(CallError::of(&status).is_some_and(CallError::not_processed), "{status:?}");
-    assert_eq!(env.probe.started.load(SeqCst), 1);
+    assert_eq!(env.probe.started.load(SeqCst), 1 + answered, "what was refused reached no handler");
     // A fresh connection is refused, not left without an answer.
     let error = connect(tls::client(), env.addr).connect().await.unwrap_err();
     assert!(matches!(error, ConnectError::Handshake { .. }), "{error:?}");

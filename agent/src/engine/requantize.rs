@@ -17,7 +17,7 @@ use candle_core::{
     },
 };
 
-use super::fetch::{TEMPORARY, lock, sha256_of};
+use super::model_cache::{TEMPORARY, lock, sha256_of};
 
 /// GGUF's number for "mostly Q8_0" in `general.file_type`.
 const MOSTLY_Q8_0: u32 = 7;

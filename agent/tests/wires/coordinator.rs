@@ -13,7 +13,7 @@ use std::{
 use futures_util::{Stream, stream::PollNext};
 use parking_lot::Mutex;
 use tempfile::TempDir;
-use titan_agent::engine::synthetic::SyntheticEngine;
+use titan_agent::engine::{Engine, synthetic::SyntheticEngine};
 use titan_certs::{Identity, Role};
 use titan_proto::v1::{
     AgentRegistration, DeregistrationRequest, DeregistrationResponse, HealthAck, HealthUpdate, InferenceRequest,
@@ -36,7 +36,7 @@ use tokio_stream::{StreamExt as _, wrappers::BroadcastStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status, Streaming, service::Routes};
 
-use crate::fixture::{AGENT, Running, certs, claims, jwks, request, soon};
+use crate::fixture::{AGENT, Gated, Running, certs, claims, jwks, request, soon};
 
 /// What the agent was heard saying.
 #[derive(Debug)]
@@ -145,8 +145,12 @@ impl Coordinator {
 
     /// An agent that reports here, and by itself only once an hour.
     async fn agent(&self) -> Running {
+        self.agent_with(SyntheticEngine::new(100.0)).await
+    }
+
+    async fn agent_with(&self, engine: impl Engine) -> Running {
         let endpoint = self.endpoint.clone();
-        Running::start_with(SyntheticEngine::new(100.0), |config| {
+        Running::start_with(engine, |config| {
             config.keys = None;
             config.coordinator = Some(endpoint);
             config.heartbeat_interval = Duration::from_secs(3600);
@@ -269,7 +273,8 @@ async fn a_lost_stream_is_opened_again_and_registers_again() {
 #[tokio::test]
 async fn a_shutdown_is_announced_and_ends_with_a_goodbye() {
     let mut coordinator = Coordinator::start(jwks()).await;
-    let mut agent = coordinator.agent().await;
+    let engine = Gated::after(1, SyntheticEngine::new(100.0));
+    let mut agent = coordinator.agent_with(engine.clone()).await;
     coordinator.stream().await;
     coordinator.update_with(|update| update.rtt_ms > 0.0).await;
     let mut client = agent.client(Wire::Quic).await;
@@ -277,6 +282,7 @@ async fn a_shutdown_is_announced_and_ends_with_a_goodbye() {
     coordinator.update_with(|update| update.running_jobs == 1).await;
     agent.shutdown.cancel();
     coordinator.update_with(|update| update.draining && update.running_jobs == 1).await;
+    engine.open(true);
     while stream.message().await.unwrap().is_some() {}
     let goodbye = loop {
         if let Heard::Goodbye(goodbye) = coordinator.next().await {

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use titan_agent::{
     Agent, Config,
     engine::{
-        Engine,
+        Engine, Generate, GenerateFuture,
         synthetic::{SYNTHETIC_MODEL, SyntheticEngine},
     },
 };
@@ -28,7 +28,10 @@ use titan_transport::{
     tls::TlsMaterial,
     token::{Algorithm, Claims, TokenIssuer, new_jti, unix_seconds},
 };
-use tokio::task::JoinHandle;
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{
     IntoRequest, Status, Streaming,
@@ -37,8 +40,8 @@ use tonic::{
 
 pub(crate) const AGENT: &str = "agent-1";
 pub(crate) const WIRES: [Wire; 2] = [Wire::Http, Wire::Quic];
-/// Longest wait for something that happens at once on a machine that is not overloaded.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Longest wait for anything; only for a broken test does it matter how long.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// An agent that runs until the value is dropped.
 pub(crate) struct Running {
@@ -85,6 +88,11 @@ impl Running {
         self.connector.channel(self.quic.clone(), agent_server_name(AGENT))
     }
 
+    /// Waits for the TLS sessions of the QUIC clients, which come after the handshake.
+    pub(crate) async fn sessions(&self) {
+        soon("a session", async { while !self.connector.sessions_arrive().await {} }).await;
+    }
+
     /// Has all QUIC clients say goodbye.
     pub(crate) async fn close_clients(&self) {
         self.connector.close().await;
@@ -107,6 +115,60 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.task.abort();
+    }
+}
+
+/// Tokens of a [`SyntheticEngine`]. Each answer stops after the first few until the gate is opened: what a test does to an answer that
+/// runs, it does while it runs, however busy the machine.
+#[derive(Clone)]
+pub(crate) struct Gated {
+    engine: SyntheticEngine,
+    before: usize,
+    open: watch::Sender<bool>,
+}
+
+impl Gated {
+    /// Lets so many tokens through.
+    pub(crate) fn after(before: usize, engine: SyntheticEngine) -> Self {
+        Self { engine, before, open: watch::Sender::new(false) }
+    }
+
+    /// Lets everything through, or nothing more.
+    pub(crate) fn open(&self, open: bool) {
+        self.open.send_replace(open);
+    }
+}
+
+impl Engine for Gated {
+    fn models(&self) -> Vec<String> {
+        Engine::models(&self.engine)
+    }
+
+    fn generate(&self, request: Generate) -> GenerateFuture<'_> {
+        Box::pin(async move {
+            let mut tokens = self.engine.generate(request).await?;
+            let (sender, stream) = mpsc::channel(8);
+            let (before, mut open) = (self.before, self.open.subscribe());
+            tokio::spawn(async move {
+                let pass = async {
+                    let mut passed = 0;
+                    while let Some(event) = tokens.recv().await {
+                        if passed >= before && open.wait_for(|open| *open).await.is_err() {
+                            break;
+                        }
+                        passed += 1;
+                        if sender.send(event).await.is_err() {
+                            break;
+                        }
+                    }
+                };
+                tokio::select! {
+                    () = sender.closed() => {}
+                    () = pass => {}
+                }
+            });
+            Ok(stream)
+        })
     }
 }
 

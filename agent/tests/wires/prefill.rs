@@ -119,7 +119,8 @@ impl World {
 
 fn hint(job_id: &str, max_tokens: i32) -> Prefill {
     let StreamRequest { prompt, options, temperature, .. } = request(max_tokens);
-    Prefill { job_id: job_id.into(), model: "synthetic".into(), prompt, max_tokens, temperature, options }
+    let (job_id, model) = (job_id.into(), "synthetic".into());
+    Prefill { job_id, model, prompt, max_tokens, temperature, options, ..Prefill::default() }
 }
 
 /// The request that [`hint`] tells of.

@@ -17,7 +17,7 @@ use tonic_reflection::pb::v1::{
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
 };
 
-use crate::fixture::{AGENT, Client, Running, WIRES, certs, eventually, jwks, request, soon};
+use crate::fixture::{AGENT, Client, Gated, Running, WIRES, certs, eventually, jwks, request, soon};
 
 #[tokio::test]
 async fn status_says_what_runs_and_what_is_free() {
@@ -88,10 +88,11 @@ where
 #[tokio::test]
 async fn a_drain_lets_running_answers_finish_and_takes_nothing_new() {
     for wire in WIRES {
-        let mut agent = Running::start(100.0).await;
+        let engine = Gated::after(1, SyntheticEngine::new(100.0));
+        let mut agent = Running::start_with(engine.clone(), |_| ()).await;
         let mut client = agent.client(wire).await;
         let mut other = agent.client(wire).await;
-        other.all(request(1)).await.unwrap();
+        other.stream(request(1)).await.unwrap();
         let mut stream = client.stream(request(100)).await.unwrap();
         stream.message().await.unwrap().unwrap();
         agent.shutdown.cancel();
@@ -105,6 +106,7 @@ async fn a_drain_lets_running_answers_finish_and_takes_nothing_new() {
         assert_eq!(serving, ServingStatus::NotServing);
         drop(health);
 
+        engine.open(true);
         let mut messages = 1;
         while let Some(message) = soon("the rest of the answer", stream.message()).await.unwrap() {
             messages += 1;

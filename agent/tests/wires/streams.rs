@@ -172,6 +172,7 @@ async fn early_data_runs_once_with_a_nonce_and_waits_without() {
     client.all(request(1)).await.unwrap();
     let mut seen = HashSet::new();
     for nonce in ["a", "", "b"] {
+        agent.sessions().await;
         channel.disconnect();
         assert_eq!(soon("an answer to early data", client.all(early(nonce))).await.unwrap().len(), 3, "{nonce:?}");
         seen.insert(channel.stats().early_data_accepted);
@@ -181,6 +182,7 @@ async fn early_data_runs_once_with_a_nonce_and_waits_without() {
     let repeated = early("c");
     let again = StreamRequest { nonce: "c".into(), ..repeated.get_ref().clone() };
     client.all(repeated).await.unwrap();
+    agent.sessions().await;
     channel.disconnect();
     assert_eq!(client.refused(again).await.code(), Code::AlreadyExists);
 }

@@ -46,7 +46,7 @@ const BEGIN_WITHIN: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(8);
 
 /// What must be done before there are threads.
-pub(crate) fn prepare(command: &DemoCommand) {
+pub(super) fn prepare(command: &DemoCommand) {
     let DemoCommand::Roaming(_) = command;
     // Where it does not help, making the network says what is needed.
     if let Err(error) = titan_emulator::acquire_rights() {

@@ -1,11 +1,15 @@
 //! `titan run`.
 
+#[cfg(feature = "engines")]
+mod cluster;
+#[cfg(not(feature = "engines"))]
+#[path = "run/no_cluster.rs"]
+mod cluster;
 mod output;
 mod target;
 
 use std::{
     io::{self, Read as _},
-    sync::Arc,
     time::Duration,
 };
 
@@ -15,20 +19,19 @@ use titan_client::{ClientStats, Feature, Prompt, TitanClient, WirePreference};
 use titan_proto::MAX_PROMPT_BYTES;
 
 use self::{
+    cluster::Cluster,
     output::{Connection, Figures, Flow, Output},
     target::Target,
 };
 use super::{Outcome, Usage};
 use crate::{
     args::{RunArgs, WireArg},
-    local::Cluster,
-    places,
-    progress::Progress,
-    signals,
+    places, signals,
 };
 
-/// Longest wait for the agent to hear that the connection ends. It only saves the agent a timeout.
-const GOODBYE: Duration = Duration::from_millis(500);
+/// Longest wait at the end: for the sessions that the next process begins with, and for the agent to hear that the connection ends, which
+/// only saves it a timeout.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Sends a prompt and prints its text.
 pub(super) async fn run(args: RunArgs, verbose: u8) -> anyhow::Result<Outcome> {
@@ -58,9 +61,7 @@ struct Opened {
 
 async fn open(args: &RunArgs) -> anyhow::Result<Opened> {
     let text = prompt(&args.prompt).await?;
-    let progress = Arc::new(Progress::new());
-    let Target { url, model, tls, cluster } = target::find(args, &progress).await?;
-    progress.done();
+    let Target { url, model, tls, cluster } = target::find(args).await?;
     let mut builder = TitanClient::builder(&url).wire(match args.wire {
         WireArg::Auto => WirePreference::Auto,
         WireArg::Quic => WirePreference::Quic,

@@ -129,6 +129,7 @@ fn a_repeated_request_keeps_its_route_and_its_session() {
 
 #[test]
 fn the_next_process_begins_with_early_data() {
+    const MOST_TURNS: u32 = 50;
     let up = Up::synthetic(0, &[]);
     let run = |more: &str| {
         let done =
@@ -140,12 +141,19 @@ fn the_next_process_begins_with_early_data() {
     assert!(run("--without stored-sessions").contains("connection: full handshake"));
     assert!(!up.user.cache().join("sessions").exists());
     assert!(run("").contains("connection: full handshake"));
-    // Every one leaves a session for the next.
-    for _ in 0..3 {
+    // Every one leaves a session for the next. Where the machine is busy, the handshake may be over before the prompt is on its way:
+    // over loopback it takes no time. Then that prompt was no early data, but not each time.
+    let mut early = 0;
+    for turn in 0..MOST_TURNS {
         let again = run("");
         assert!(again.contains("asked the coordinator"), "routes are not stored: {again}");
-        assert!(again.contains("connection: 0-RTT, session from disk, prompt sent as early data"), "{again}");
+        assert!(again.contains("connection: 0-RTT, session from disk"), "{again}");
+        early += u32::from(again.contains("0-RTT, session from disk, prompt sent as early data"));
+        if turn >= 2 && early > 0 {
+            break;
+        }
     }
+    assert!(early > 0, "no prompt of {MOST_TURNS} was sent before its handshake was complete");
     assert!(run("--without stored-sessions").contains("connection: full handshake"));
     assert!(run("--post-quantum").contains("connection: full handshake"), "no session of a handshake without it");
     assert!(run("--post-quantum").contains("session from disk"));

@@ -64,7 +64,7 @@ fn no_log_at_any_level_shows_a_prompt_that_is_begun_ahead() {
         "up --json --http-port 0 --grpc-port 0 --agent-port 0 --token-algorithm ES256 --synthetic 0 --prefill-ahead";
     let mut up = user.titan(up.split(' '));
     up.env("RUST_LOG", "trace");
-    let (process, mut stdout) = Process::spawn(up, user.dir.path());
+    let (mut process, mut stdout) = Process::spawn(up, user.dir.path());
     let mut ready = String::new();
     stdout.read_line(&mut ready).unwrap();
     let ready: serde_json::Value = serde_json::from_str(&ready).unwrap();
@@ -79,6 +79,9 @@ fn no_log_at_any_level_shows_a_prompt_that_is_begun_ahead() {
             assert!(read_json(&output.stdout).1["prefilled"].is_boolean());
         }
     }
+    // What is logged late is logged by now.
+    process.signal("TERM");
+    process.end();
     let log = process.log();
     assert!(log.contains("prefill ahead") && log.contains("TRACE"), "{log}");
     assert!(!log.contains(SECRET), "{}", log.lines().find(|line| line.contains(SECRET)).unwrap_or_default());

@@ -1,17 +1,17 @@
 //! Answers that break off, and answers that nobody wants any more.
 
 use futures_util::StreamExt as _;
-use titan_client::{ClientError, Feature, Processed, Prompt, TitanClient, Wire, WirePreference};
+use titan_client::{ClientError, Feature, Processed, Prompt, Wire, WirePreference};
 use tonic::Code;
 
-use crate::{MODEL, TestAgent, World, certs, eventually, say, soon};
+use crate::{MODEL, TestAgent, World, builder, eventually, say, soon};
 
 const WIRES: [(WirePreference, Wire); 2] = [(WirePreference::Grpc, Wire::Http), (WirePreference::Quic, Wire::Quic)];
 
 /// A world whose client uses one wire, and one agent for one answer.
 async fn world(preference: WirePreference) -> World {
     let mut world = World::new().await;
-    let builder = TitanClient::builder(world.coordinator.url()).tls(certs::client());
+    let builder = builder(&world.coordinator);
     world.client = builder.wire(preference).without(Feature::Move).build().unwrap();
     world
 }

@@ -16,15 +16,18 @@ mod wires;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use titan_client::{ClientError, Generation, Prompt, TitanClient};
+use titan_client::{Builder, ClientError, Generation, Prompt, TitanClient};
 
 use agent::TestAgent;
 use coordinator::TestCoordinator;
 
 /// What the agents serve.
 const MODEL: &str = "parrot";
-/// Longest wait for something that happens at once on a machine that is not overloaded.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Longest wait for anything; only for a broken test does it matter how long.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long QUIC may take until gRPC is tried too: longer than a handshake takes on a busy machine, and short enough for tests in which
+/// nothing answers.
+const QUIC_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// One agent, a coordinator that knows it, and a client with a certificate.
 struct World {
@@ -40,7 +43,7 @@ impl World {
 
     async fn of(agent: TestAgent) -> Self {
         let coordinator = TestCoordinator::start([agent.place()]).await;
-        let client = TitanClient::builder(coordinator.url()).tls(certs::client()).build().unwrap();
+        let client = builder(&coordinator).build().unwrap();
         Self { agent, coordinator, client }
     }
 
@@ -56,10 +59,19 @@ impl World {
 
     /// Waits until the TLS tickets are there, which come after the handshake, and drops the connection.
     async fn reconnect(&self) {
-        // Nothing shows that they have come.
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        sessions(&self.client).await;
         self.client.disconnect();
     }
+}
+
+/// A client with a certificate.
+fn builder(coordinator: &TestCoordinator) -> Builder {
+    TitanClient::builder(coordinator.url()).tls(certs::client()).quic_timeout(QUIC_TIMEOUT)
+}
+
+/// Waits for the TLS tickets.
+async fn sessions(client: &TitanClient) {
+    soon(async { while !client.sessions_arrive().await {} }).await;
 }
 
 async fn say(client: &TitanClient, prompt: &str) -> (String, Generation) {

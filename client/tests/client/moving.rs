@@ -1,10 +1,10 @@
 //! Answers that go on at another agent.
 
 use futures_util::StreamExt as _;
-use titan_client::{Builder, ClientError, Feature, Generation, Processed, Prompt, TitanClient, WirePreference};
+use titan_client::{Builder, ClientError, Feature, Generation, Processed, Prompt, WirePreference};
 use tonic::Code;
 
-use crate::{MODEL, TestAgent, World, certs, soon};
+use crate::{MODEL, TestAgent, World, builder, soon};
 
 /// Its answer does not end unless it is continued.
 const HANGS: &str = "then hang";
@@ -12,7 +12,7 @@ const HANGS: &str = "then hang";
 /// Two agents, of which the first one is named first, and a client as `change` wants it.
 async fn world(change: impl FnOnce(Builder) -> Builder) -> (World, TestAgent) {
     let mut world = World::new().await;
-    world.client = change(TitanClient::builder(world.coordinator.url()).tls(certs::client())).build().unwrap();
+    world.client = change(builder(&world.coordinator)).build().unwrap();
     (world, TestAgent::start("agent-2").await)
 }
 

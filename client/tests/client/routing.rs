@@ -15,7 +15,9 @@ use titan_client::{
 use titan_proto::rest::GrpcTls;
 use tonic::{Code, Status};
 
-use crate::{MODEL, TestAgent, TestCoordinator, World, certs, coordinator::error, refused, say, soon};
+use crate::{
+    MODEL, TestAgent, TestCoordinator, World, builder, certs, coordinator::error, refused, say, sessions, soon,
+};
 
 #[tokio::test]
 async fn the_second_request_goes_straight_to_the_agent() {
@@ -49,7 +51,7 @@ async fn after_a_reconnect_there_is_no_rest_call_and_no_full_handshake() {
 async fn forgotten_routes_are_asked_again_and_sessions_resumed() {
     let world = World::new().await;
     world.say("one").await;
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    sessions(&world.client).await;
     world.client.forget();
     let (_, generation) = world.say("two").await;
     assert!(generation.routed() && generation.early_data());
@@ -61,7 +63,7 @@ async fn forgotten_routes_are_asked_again_and_sessions_resumed() {
 async fn for_prefill_ahead_the_coordinator_is_told_all_that_the_agent_will_be_asked() {
     let agent = TestAgent::start("agent-1").await;
     let coordinator = TestCoordinator::start([agent.place()]).await;
-    let client = TitanClient::builder(coordinator.url()).tls(certs::client()).with(Feature::PrefillAhead);
+    let client = builder(&coordinator).with(Feature::PrefillAhead);
     let client = client.build().unwrap();
     let mut prompt = Prompt::new(MODEL, "one two");
     prompt.options.insert("seed".to_owned(), "5".to_owned());

@@ -1,14 +1,16 @@
 //! A client with a directory of sessions stands for a process.
 
-use titan_client::{ClientStats, Feature, TitanClient};
+use titan_client::{ClientStats, Feature};
 
-use crate::{World, certs, say};
+use crate::{World, builder, say, soon};
 
 /// One process: says something, and ends.
 async fn visit(world: &World, dir: &std::path::Path, features: &[Feature]) -> ClientStats {
-    let builder = TitanClient::builder(world.coordinator.url()).tls(certs::client()).sessions(dir);
+    let builder = builder(&world.coordinator).sessions(dir);
     let client = features.iter().fold(builder, |builder, &off| builder.without(off)).build().unwrap();
     assert_eq!(say(&client, "one two").await.0, "one two");
+    // To close the client waits for that too, but not for as long as a busy machine may take.
+    soon(async { while !client.save_sessions().await {} }).await;
     client.close().await;
     client.stats()
 }

@@ -6,7 +6,7 @@ use titan_client::{ClientError, Feature, Processed, Prompt, TitanClient, Wire, W
 use titan_proto::rest::GrpcTls;
 use tokio::net::UdpSocket;
 
-use crate::{MODEL, TestAgent, TestCoordinator, World, certs, eventually, refused, relay::Relay, say, soon};
+use crate::{MODEL, TestAgent, TestCoordinator, World, builder, certs, eventually, refused, relay::Relay, say, soon};
 
 #[tokio::test]
 async fn quic_is_preferred_where_both_work() {
@@ -27,7 +27,7 @@ async fn a_forced_wire_is_the_only_one_used() {
     let agent = TestAgent::start("agent-1").await;
     let coordinator = TestCoordinator::start([agent.place()]).await;
     for (preference, wire) in [(WirePreference::Grpc, Wire::Http), (WirePreference::Quic, Wire::Quic)] {
-        let builder = TitanClient::builder(coordinator.url()).tls(certs::client()).wire(preference);
+        let builder = builder(&coordinator).wire(preference);
         let client = builder.build().unwrap();
         let (text, generation) = say(&client, "one two").await;
         assert_eq!((text.as_str(), generation.wire()), ("one two", wire));
@@ -50,7 +50,7 @@ async fn grpc_speaks_tls_where_the_coordinator_says_so() {
     let agent = TestAgent::start("agent-1").await;
     for tls in [GrpcTls::Server, GrpcTls::Mutual] {
         let coordinator = TestCoordinator::start([agent.place_with(tls, None)]).await;
-        let client = TitanClient::builder(coordinator.url()).tls(certs::client()).build().unwrap();
+        let client = builder(&coordinator).build().unwrap();
         assert_eq!(say(&client, "one").await.0, "one");
 
         let stranger = TitanClient::builder(coordinator.url()).tls(certs::stranger()).build().unwrap();
@@ -84,7 +84,7 @@ async fn a_closed_udp_port_is_not_waited_for() {
     let world = World::new().await;
     let gone = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     world.coordinator.name([world.agent.place_with(GrpcTls::None, Some(gone))]);
-    let client = TitanClient::builder(world.coordinator.url()).tls(certs::client());
+    let client = builder(&world.coordinator);
     // Without the ICMP message this would never fall back.
     let client = client.quic_timeout(Duration::from_secs(3600)).build().unwrap();
     let (_, generation) = say(&client, "one").await;
@@ -95,7 +95,7 @@ async fn a_closed_udp_port_is_not_waited_for() {
 async fn forced_quic_never_falls_back() {
     let world = World::new().await;
     let gone = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let builder = || TitanClient::builder(world.coordinator.url()).tls(certs::client()).wire(WirePreference::Quic);
+    let builder = || crate::builder(&world.coordinator).wire(WirePreference::Quic);
     world.coordinator.name([world.agent.place_with(GrpcTls::None, Some(gone))]);
     let error = refused(&builder().build().unwrap(), "one").await;
     assert!(matches!(error, ClientError::Unreachable { .. }), "{error:?}");
@@ -153,7 +153,7 @@ async fn early_data_whose_answer_is_lost_runs_once_and_is_resumed_over_grpc() {
 #[tokio::test]
 async fn early_data_whose_answer_is_lost_does_not_run_twice() {
     let mut world = World::new().await;
-    let builder = TitanClient::builder(world.coordinator.url()).tls(certs::client());
+    let builder = builder(&world.coordinator);
     world.client = builder.without(Feature::Resume).build().unwrap();
     let relay = Relay::to(world.agent.quic).await;
     world.coordinator.name([world.agent.place_with(GrpcTls::None, Some(relay.addr))]);

@@ -68,7 +68,13 @@ async fn attempts(channel: &QuicChannel, request: Request<Body>) -> Result<(Star
         channel.count_call(early);
         channel.request(&live);
         let error = match attempt(&live, outgoing).await {
-            Ok(response) => return Ok(response),
+            Ok(response) => {
+                // An answer shows that the handshake is complete, and whoever has it finds that in the counters.
+                if early {
+                    let _ = live.complete().await;
+                }
+                return Ok(response);
+            }
             Err(error) => error,
         };
         let not_processed = match CallError::of(&error) {

@@ -184,15 +184,16 @@ impl QuicConnector {
     }
 
     /// Waits until the sessions of the present connections have come: for at most a quarter of a second, and after the first round trip
-    /// of a connection not at all. For a program that is about to connect anew.
-    pub async fn sessions_arrive(&self) {
-        self.0.sessions.arrive().await;
+    /// of a connection not at all. Whether they have. For a program that is about to connect anew.
+    pub async fn sessions_arrive(&self) -> bool {
+        self.0.sessions.arrive().await
     }
 
     /// Waits until the sessions of the present connections are on disk, if that is where they are kept: for at most half a second, and
-    /// after the first round trip of a connection not at all. For a program that is about to end; before it closes its connections.
-    pub async fn save_sessions(&self) {
-        self.0.sessions.settle().await;
+    /// after the first round trip of a connection not at all. False if that took too long. For a program that is about to end; before it
+    /// closes its connections.
+    pub async fn save_sessions(&self) -> bool {
+        self.0.sessions.settle().await
     }
 
     /// Says goodbye on every connection and waits until that is sent, for at most 200 ms.

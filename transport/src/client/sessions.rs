@@ -39,9 +39,9 @@ use tokio::{runtime::Handle, sync::Notify, task::spawn_blocking, time::timeout};
 use self::memory::Memory;
 pub(crate) use self::stored::Stored;
 
-/// Longest wait for the disk before a connection is made without what is on it. It takes a fraction of a millisecond, and up to
-/// 50 ms when another process was stopped while it held the directory.
-const LOAD_WITHIN: Duration = Duration::from_millis(100);
+/// Longest wait for the disk before a connection is made without what is on it, which costs a round trip. It takes a fraction of a
+/// millisecond, up to 50 ms when another process was stopped while it held the directory, and more where the machine is busy.
+const LOAD_WITHIN: Duration = Duration::from_millis(250);
 /// From a complete handshake to the server's sessions, which take one round trip: how long a program that ends waits for them.
 const SESSIONS_WITHIN: Duration = Duration::from_millis(250);
 /// Longest wait for the disk when a program ends.
@@ -101,21 +101,29 @@ impl Sessions {
         server.unsaved = true;
     }
 
-    /// Waits, not for long, for sessions that servers owe to connections just made, and until everything is on disk.
-    pub(crate) async fn settle(&self) {
+    /// Waits, not for long, for sessions that servers owe to connections just made, and until everything is on disk. False if that
+    /// took too long.
+    pub(crate) async fn settle(&self) -> bool {
         if self.0.stored.is_none() {
-            return;
+            return true;
         }
-        self.arrive().await;
+        let arrived = self.arrive().await;
         let inner = self.0.clone();
-        let _ = timeout(SAVE_WITHIN, spawn_blocking(move || inner.save(true))).await;
+        let saved = timeout(SAVE_WITHIN, spawn_blocking(move || inner.save(true))).await;
+        arrived && matches!(saved, Ok(Ok(())))
     }
 
-    /// Waits, not for long, for sessions that servers owe to connections just made.
-    pub(crate) async fn arrive(&self) {
+    /// Waits, not for long, for sessions that servers owe to connections just made. Whether all have come.
+    pub(crate) async fn arrive(&self) -> bool {
         loop {
             let came = self.0.came.notified();
-            let Some(until) = self.0.memory.lock().owed_until(SESSIONS_WITHIN, Instant::now()) else { break };
+            let until = {
+                let memory = self.0.memory.lock();
+                match memory.owed_until(SESSIONS_WITHIN, Instant::now()) {
+                    Some(until) => until,
+                    None => return !memory.owed(),
+                }
+            };
             // What follows the first in the same packet is there when this task runs.
             let _ = tokio::time::timeout_at(until.into(), came).await;
         }

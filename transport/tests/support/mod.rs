@@ -45,6 +45,8 @@ pub struct Env {
     pub addr: SocketAddr,
     pub channel: Channel,
     pub quic: Option<QuicChannel>,
+    /// Of `quic`.
+    pub connector: Option<QuicConnector>,
     pub probe: Arc<Probe>,
     pub shutdown: CancellationToken,
     pub server: tokio::task::JoinHandle<()>,
@@ -58,8 +60,10 @@ impl Env {
     pub async fn at(wire: Wire, addr: SocketAddr) -> Self {
         let probe = Arc::new(Probe::default());
         let (addr, shutdown, server) = serve(wire, addr, Routes::new(Echo(probe.clone()))).await;
-        let (channel, quic) = channel(wire, addr);
-        Self { wire, addr, channel, quic, probe, shutdown, server }
+        let connector = (wire == Wire::Quic).then(|| QuicConnector::new(tls::client()).unwrap());
+        let quic = connector.as_ref().map(|connector| connector.channel(addr.to_string(), tls::SERVER_NAME));
+        let channel = quic.clone().map_or_else(|| channel(wire, addr), BoxCloneSyncService::new);
+        Self { wire, addr, channel, quic, connector, probe, shutdown, server }
     }
 
     pub fn client(&self) -> Grpc<Channel> {
@@ -111,14 +115,19 @@ pub async fn serve(
     (addr, shutdown, server)
 }
 
-pub fn channel(wire: Wire, addr: SocketAddr) -> (Channel, Option<QuicChannel>) {
+pub fn channel(wire: Wire, addr: SocketAddr) -> Channel {
     if wire == Wire::Quic {
-        let channel = QuicConnector::new(tls::client()).unwrap().channel(addr.to_string(), tls::SERVER_NAME);
-        return (BoxCloneSyncService::new(channel.clone()), Some(channel));
+        let connector = QuicConnector::new(tls::client()).unwrap();
+        return BoxCloneSyncService::new(connector.channel(addr.to_string(), tls::SERVER_NAME));
     }
     let channel = Endpoint::try_from(format!("http://{addr}")).unwrap().connect_lazy();
-    let channel = channel.map_err(|error| Status::from_error(Box::new(error)));
-    (BoxCloneSyncService::new(channel), None)
+    BoxCloneSyncService::new(channel.map_err(|error| Status::from_error(Box::new(error))))
+}
+
+/// Waits for the session tickets, which come after the handshake.
+pub async fn sessions(connector: &QuicConnector) {
+    let wait = async { while !connector.sessions_arrive().await {} };
+    tokio::time::timeout(HANG, wait).await.expect("no session comes");
 }
 
 /// Waits until `condition` holds. Only a test that hangs fails here.

@@ -100,6 +100,17 @@ impl Relay {
         chosen[usize::from(to_client)].lose = Some(number);
     }
 
+    /// Waits until no packet has come for two round trips of this path.
+    pub async fn quiet(&self) {
+        loop {
+            let before = self.packets.load(SeqCst);
+            tokio::time::sleep(self.path.delay * 4).await;
+            if self.packets.load(SeqCst) == before {
+                return;
+            }
+        }
+    }
+
     /// Whether everything is lost from now on.
     pub fn silent(&self, silent: bool) {
         self.silent.store(silent, SeqCst);

@@ -1,20 +1,15 @@
 //! Where the prompt goes: to the coordinator that was named, to one that runs on this machine, or to a cluster of our own.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, path::Path};
 
 use anyhow::{Context as _, bail};
-use titan_agent::{Config, engine::fetch::DEFAULT_MODEL_NAME};
-use titan_certs::Role;
-use titan_proto::COORDINATOR_HTTP_PORT;
+use titan_proto::{COORDINATOR_HTTP_PORT, DEFAULT_MODEL_NAME};
 use titan_transport::tls::TlsMaterial;
 
+use super::cluster::{self, Cluster};
 use crate::{
     args::RunArgs,
     commands::Usage,
-    engine::{EnginePlan, Planned, Settings},
-    local::Cluster,
-    places,
-    progress::Progress,
     rest::{Probe, Rest},
     trust,
 };
@@ -30,7 +25,7 @@ pub(super) struct Target {
 }
 
 /// Finds it, or brings it up.
-pub(super) async fn find(args: &RunArgs, progress: &Arc<Progress>) -> anyhow::Result<Target> {
+pub(super) async fn find(args: &RunArgs) -> anyhow::Result<Target> {
     let source = args.model.as_deref().filter(|model| is_source(model));
     if let Some(url) = &args.coordinator {
         if let Some(source) = source {
@@ -45,7 +40,7 @@ pub(super) async fn find(args: &RunArgs, progress: &Arc<Progress>) -> anyhow::Re
         return Ok(Target { url: url.clone(), model, tls, cluster: None });
     }
     if source.is_some() {
-        return local(args, progress).await;
+        return cluster::start(args).await;
     }
     let url = format!("http://localhost:{COORDINATOR_HTTP_PORT}");
     match Rest::new(&url, None)?.probe_local().await {
@@ -56,7 +51,7 @@ pub(super) async fn find(args: &RunArgs, progress: &Arc<Progress>) -> anyhow::Re
         }
         Probe::Other(why) | Probe::Nobody(why) => {
             tracing::info!(%url, %why, "no coordinator there: bringing up a local cluster");
-            local(args, progress)
+            cluster::start(args)
                 .await
                 .with_context(|| format!("no coordinator answers at {url}, so a local cluster is needed"))
         }
@@ -85,36 +80,6 @@ fn choose(served: &BTreeSet<String>) -> anyhow::Result<String> {
             bail!(Usage(format!("the coordinator has several models: choose one with --model: {}", names.join(", "))))
         }
     }
-}
-
-/// A coordinator and one agent, on ports that the system chooses.
-async fn local(args: &RunArgs, progress: &Arc<Progress>) -> anyhow::Result<Target> {
-    let planned = Planned::parse(args.model.as_deref().unwrap_or(DEFAULT_MODEL_NAME))?;
-    // One request at a time needs one engine.
-    let settings = Settings { max_jobs: 1, engines: None, context_tokens: None, force_cpu: false, self_test: false };
-    let plan = EnginePlan::Models { models: vec![planned], settings };
-    let model = plan.names().into_iter().next().context("the model has no name")?;
-
-    let dir = places::certs(args.identity.certs.as_ref());
-    let free_port = (Ipv4Addr::LOCALHOST, 0).into();
-    let coordinator = titan_coord::Config {
-        http_addr: free_port,
-        grpc_addr: free_port,
-        tls: Some(trust::local(&dir, Role::Coordinator, "coordinator")?),
-        key_dir: places::keys(),
-        prefill_ahead: args.prefill_ahead,
-        ..titan_coord::Config::default()
-    };
-    let agent = Config {
-        grpc_addr: free_port,
-        tls: Some(trust::local(&dir, Role::Agent, "agent-1")?),
-        // It serves this process alone, which has what it wanted when it stops.
-        drain_time: Duration::ZERO,
-        ..Config::new("agent-1")
-    };
-    let tls = trust::local(&dir, Role::Client, trust::CLIENT_NAME)?;
-    let cluster = Cluster::start(coordinator, vec![agent], &plan, progress).await?;
-    Ok(Target { url: cluster.url(), model, tls: Some(tls), cluster: Some(cluster) })
 }
 
 /// Whether it can only be a model to load, not the name of one that is served.

@@ -77,6 +77,11 @@ impl Memory {
     pub(super) fn owed_until(&self, within: Duration, now: Instant) -> Option<Instant> {
         self.servers.values().filter_map(|server| Some(server.owes_since? + within)).filter(|until| *until > now).max()
     }
+
+    /// Whether a server owes a session, however long since.
+    pub(super) fn owed(&self) -> bool {
+        self.servers.values().any(|server| server.owes_since.is_some())
+    }
 }
 
 impl Server {
@@ -149,5 +154,6 @@ mod tests {
         memory.get_or_insert("a").owes_since = Some(now);
         assert_eq!(memory.owed_until(within, now), Some(now + within));
         assert_eq!(memory.owed_until(within, now + within), None);
+        assert!(memory.owed(), "it has not come");
     }
 }
