@@ -90,10 +90,10 @@ fn allocated(tokens: usize) -> usize {
 }
 
 /// How long a piece may take: what a reader who goes away, or a request that waits, waits for at most.
-const PIECE_TIME: Duration = Duration::from_millis(150);
+const PIECE_TIME: Duration = Duration::from_millis(200);
 /// Tokens of a piece: not so few that the work around a piece is more than the piece, nor one token, which mistral.rs computes in another way and
 /// rounds differently.
-const PIECE_TOKENS: std::ops::RangeInclusive<usize> = 16..=512;
+const PIECE_TOKENS: std::ops::RangeInclusive<usize> = 4..=512;
 
 /// What is worth a piece of its own. Its request reads the last token, so that its logits are there.
 const MIN_PIECE: usize = 2;
