@@ -181,3 +181,14 @@ async fn log_probabilities_are_those_of_the_model() {
     }
     assert_eq!(engine.model_info().first().map(|info| info.name.as_str()), Some(MODEL));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_client_begins_anew_and_is_kept_then() {
+    let _ = tracing_subscriber::fmt().with_env_filter("mistralrs_core=info").try_init();
+    let engine = engine(1).await;
+    timed(&engine, conversation("alice", &[message("user", "Hello.")], 2)).await;
+    let long = text_of_words(60);
+    timed(&engine, conversation("bob", &[message("user", &long)], 2)).await;
+    let (_, ttft) = timed(&engine, conversation("alice", &[message("user", "Hello. How are you?")], 2)).await;
+    println!("alice again: {ttft:.2} s");
+}

@@ -93,7 +93,7 @@ impl MistralEngine {
             Ok(stream) => return Ok(stream),
             Err(prepared) => *prepared,
         };
-        let known = |engine: usize| model.engines[engine].held.lock().known(&prepared.owner, &prepared.tokens);
+        let known = |engine: usize| model.engines[engine].held.lock().worth(&prepared.owner, &prepared.tokens);
         let place = model.pool.acquire(known).await.ok_or_else(gone)?;
         let (started, stream) = oneshot::channel();
         tokio::spawn(run::run(model.clone(), place, prepared, started));

@@ -40,9 +40,14 @@ pub(super) struct Held {
 const MAX_DIGESTS: usize = 128;
 
 impl Held {
-    /// How many of these tokens need not be computed again for this owner.
-    pub(super) fn known(&self, owner: &str, tokens: &[u32]) -> usize {
-        if self.owner != owner { 0 } else { self.longest(tokens) }
+    /// How good this engine is for these tokens: one that need not compute some of them again is best, then one that holds nothing, since what
+    /// another holds would be lost.
+    pub(super) fn worth(&self, owner: &str, tokens: &[u32]) -> usize {
+        match () {
+            () if self.is_empty() => 1,
+            () if self.owner == owner => self.longest(tokens),
+            () => 0,
+        }
     }
 
     fn longest(&self, tokens: &[u32]) -> usize {
@@ -89,14 +94,15 @@ fn allocated(tokens: usize) -> usize {
     tokens.next_multiple_of(CACHE_STEP)
 }
 
-/// How long a piece may take: what a reader who goes away, or a request that waits, waits for at most.
-const PIECE_TIME: Duration = Duration::from_millis(200);
+/// How long a piece may take: what a reader who goes away, or a request that waits, waits for at most. Each piece copies the cache of all
+/// before it, so that shorter ones would cost more than they read.
+const PIECE_TIME: Duration = Duration::from_millis(500);
 /// Tokens of a piece: not so few that the work around a piece is more than the piece, nor one token, which mistral.rs computes in another way and
 /// rounds differently.
-const PIECE_TOKENS: std::ops::RangeInclusive<usize> = 4..=512;
+const PIECE_TOKENS: std::ops::RangeInclusive<usize> = 16..=512;
 
 /// What is worth a piece of its own. Its request reads the last token, so that its logits are there.
-const MIN_PIECE: usize = 2;
+const MIN_PIECE: usize = 3;
 
 /// How fast a model reads.
 #[derive(Debug)]
@@ -161,9 +167,7 @@ impl PromptReader<'_> {
                 _ => break,
             };
             let began = Instant::now();
-            let began_cpu = cpu();
             self.piece(owner, &tokens[..until], tokens[until]).await?;
-            if std::env::var_os("TITAN_DEBUG_STEPS").is_some() { eprintln!("piece {read}..{until} of {} took {:?}, cpu {:?}, make room {}", tokens.len(), began.elapsed(), cpu() - began_cpu, self.is_full(tokens.len())); }
             self.speed.read(until - read, began.elapsed());
             read = until;
         }
@@ -212,40 +216,54 @@ impl PromptReader<'_> {
         if self.held.lock().is_empty() {
             return Ok(());
         }
-        let any = self.vocabulary.sentinel(None).unwrap_or_default();
-        let fail = Arc::new(FailAt { calls: AtomicU64::new(0), at: 0, gate: None });
-        let outcome = request::begin(self.model, vec![any], PIECE_CHOICES, &[], fail).await?.finish().await;
+        let outcome = self.fail().await?.finish().await;
         self.held.lock().clear();
-        match outcome {
-            Outcome::Failed(_) => Ok(()),
-            Outcome::Finished => Err(Outcome::Failed("the cache could not be dropped".to_owned())),
-            Outcome::Crashed => Err(Outcome::Crashed),
-        }
+        dropped(outcome)
+    }
+
+    /// Begins a step that fails: its token is none. (An error of a [`CustomLogitsProcessor`] would not do: it ends its own sequence only.)
+    async fn fail(&self) -> Result<Sequence, Outcome> {
+        request::begin(self.model, vec![NO_TOKEN], PIECE_CHOICES, &[], Arc::new(EndWith(0))).await
     }
 
     /// Runs a sequence, and drops all entries that were there before. The engine finds what a sequence shares with an entry when it is added, and the
-    /// sequence holds it from then on: so it is added between two steps of another one, of which the second fails.
+    /// sequence holds it from then on; so it is added together with one that fails, while a third one still runs. Of two that wait, mistral.rs runs
+    /// the shorter one first: the one that fails has one token, and the other one more than that.
     async fn instead_of_all_others(&self, kept: impl Future<Output = Result<Sequence, Outcome>>) -> Outcome {
         let gate = Arc::new(Gate::default());
-        let fail = Arc::new(FailAt { calls: AtomicU64::new(0), at: 1, gate: Some(gate.clone()) });
-        let open = OpenAtLast(&gate);
         let any = self.vocabulary.sentinel(None).unwrap_or_default();
-        let failing = match request::begin(self.model, vec![any], PIECE_CHOICES, &[], fail).await {
-            Ok(failing) => failing,
-            Err(outcome) => return outcome,
-        };
-        let kept = kept.await;
-        drop(open);
-        let failed = failing.finish().await;
-        let kept = match kept {
-            Ok(kept) => kept.finish().await,
+        let open = OpenAtLast(&gate);
+        let first = Arc::new(WaitThenEnd { with: any, gate: gate.clone() });
+        let outcome = async |sequence: Result<Sequence, Outcome>| match sequence {
+            Ok(sequence) => sequence.finish().await,
             Err(outcome) => outcome,
         };
-        match (failed, kept) {
-            (Outcome::Failed(_), kept) => kept,
-            (Outcome::Finished, Outcome::Finished) => Outcome::Failed("the cache could not be dropped".to_owned()),
-            (Outcome::Finished | Outcome::Crashed, kept) => kept,
+        let first = outcome(request::begin(self.model, vec![any], PIECE_CHOICES, &[any], first).await);
+        tokio::pin!(first);
+        // Only when the first one runs: mistral.rs would take it and the one that fails, of the same length, together.
+        tokio::select! {
+            early = &mut first => return early,
+            () = gate.entered.notified() => {}
         }
+        let kept = kept.await;
+        let failing = self.fail().await;
+        drop(open);
+        let (first, failed, kept) = (first.await, outcome(failing).await, outcome(kept).await);
+        match (first, dropped(failed), kept) {
+            (Outcome::Finished, Ok(()), kept) => kept,
+            (Outcome::Finished, Err(outcome), _) | (outcome, ..) => outcome,
+        }
+    }
+}
+
+/// A token that no model has. Not the largest number: candle takes that for a row of zeros.
+const NO_TOKEN: u32 = u32::MAX / 2;
+
+fn dropped(outcome: Outcome) -> Result<(), Outcome> {
+    match outcome {
+        Outcome::Failed(_) => Ok(()),
+        Outcome::Finished => Err(Outcome::Failed("the cache of prompts could not be dropped".to_owned())),
+        Outcome::Crashed => Err(Outcome::Crashed),
     }
 }
 
@@ -261,28 +279,23 @@ impl CustomLogitsProcessor for EndWith {
     }
 }
 
-/// Fails at one of its steps; waits at the one before for what has to be done until then.
-struct FailAt {
-    calls: AtomicU64,
-    at: u64,
-    gate: Option<Arc<Gate>>,
+/// The same, when everything is there that has to be behind it.
+struct WaitThenEnd {
+    with: u32,
+    gate: Arc<Gate>,
 }
 
-impl CustomLogitsProcessor for FailAt {
+impl CustomLogitsProcessor for WaitThenEnd {
     fn apply(&self, logits: &Tensor, _context: &[u32]) -> mistralrs::Result<Tensor> {
-        if self.calls.fetch_add(1, Relaxed) == self.at {
-            return Err(std::io::Error::other("the prefix cache is dropped on purpose").into());
-        }
-        if let Some(gate) = &self.gate {
-            gate.wait();
-        }
-        // Any token but one that ends the sequence.
-        only(0, logits)
+        self.gate.entered.notify_one();
+        self.gate.wait();
+        only(self.with, logits)
     }
 }
 
 #[derive(Default)]
 struct Gate {
+    entered: tokio::sync::Notify,
     open: Mutex<bool>,
     opened: Condvar,
 }
@@ -306,10 +319,4 @@ impl Drop for OpenAtLast<'_> {
         *self.0.open.lock() = true;
         self.0.opened.notify_all();
     }
-}
-
-pub(super) fn cpu() -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }

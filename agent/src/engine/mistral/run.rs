@@ -172,7 +172,6 @@ pub(super) async fn run(
             return;
         }
     }
-    if std::env::var_os("TITAN_DEBUG_STEPS").is_some() { eprintln!("begin at {:?}", super::reading::cpu()); }
     let stop = if model.cache_tokens.is_some() { model.vocabulary.sentinels() } else { &[] };
     let steps = replayed.len() + max_tokens;
     let chooser = Arc::new(Chooser {
@@ -244,7 +243,6 @@ impl CustomLogitsProcessor for Chooser {
     fn apply(&self, logits: &Tensor, _context: &[u32]) -> mistralrs::Result<Tensor> {
         let mut state = self.state.lock();
         let state = &mut *state;
-        if std::env::var_os("TITAN_DEBUG_STEPS").is_some() { eprintln!("step {} at {:?}", state.given.len(), super::reading::cpu()); }
         let next = match state.replayed.get(state.given.len()) {
             Some(_) if state.generation.is_over() => Next::End,
             Some(token) => Next::Token(*token),
