@@ -147,7 +147,7 @@ impl Generation {
         u32::try_from(self.resumed_at.len()).unwrap_or(u32::MAX)
     }
 
-    /// How many texts, usually of one token each, had come each time.
+    /// How many pieces, usually of one token each, had come each time.
     pub fn resumed_at(&self) -> &[u64] {
         &self.resumed_at
     }
@@ -157,7 +157,7 @@ impl Generation {
         u32::try_from(self.moved_at.len()).unwrap_or(u32::MAX)
     }
 
-    /// How many texts, usually of one token each, had come each time.
+    /// How many pieces, usually of one token each, had come each time.
     pub fn moved_at(&self) -> &[u64] {
         &self.moved_at
     }

@@ -285,6 +285,7 @@ async fn the_coordinator_hears_of_the_engine_without_a_request_beginning_or_endi
         config.heartbeat_interval = std::time::Duration::from_secs(3600);
     })
     .await;
+    coordinator.stream().await;
     let first = coordinator.update_with(|update| update.registration.is_some()).await;
     assert!(first.caches && first.health == "healthy");
     assert_eq!(first.cached_prefixes, (0..512).collect::<Vec<_>>(), "the most recent, and no more than is taken");
