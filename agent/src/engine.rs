@@ -46,10 +46,9 @@ pub struct Generate {
 impl Generate {
     /// One message of a user, and a request whose answer begins here.
     pub fn new(model: impl Into<String>, prompt: impl Into<String>, sampling: Sampling) -> Self {
-        let message = Message { role: "user".to_owned(), content: prompt.into(), ..Message::default() };
         Self {
             model: model.into(),
-            messages: vec![message],
+            messages: vec![Message::user(prompt)],
             tools: Vec::new(),
             tool_choice: ToolChoice::Auto,
             constraint: None,
@@ -61,14 +60,9 @@ impl Generate {
         }
     }
 
-    /// Bytes of text in the conversation.
+    /// Bytes of all that the model reads: of the conversation and of the tools' descriptions.
     pub fn prompt_bytes(&self) -> usize {
-        let of = |message: &Message| {
-            let parts: usize = message.parts.iter().map(|part| part.text.len()).sum();
-            let calls: usize = message.tool_calls.iter().map(|call| call.name.len() + call.arguments.len()).sum();
-            message.content.len() + message.reasoning.len() + parts + calls
-        };
-        self.messages.iter().map(of).sum()
+        titan_proto::conversation::text_bytes(&self.messages, &self.tools)
     }
 }
 
@@ -197,6 +191,13 @@ pub struct Piece {
     pub tool_calls: Vec<ToolCallDelta>,
     /// Of each of `tokens`, where the request wants them.
     pub logprobs: Vec<TokenLogprob>,
+}
+
+impl Piece {
+    /// Whether its reader sees anything of it: tokens alone may be the beginning of a character or of a stop text.
+    pub fn is_seen(&self) -> bool {
+        !(self.text.is_empty() && self.reasoning.is_empty() && self.tool_calls.is_empty())
+    }
 }
 
 impl From<String> for Piece {

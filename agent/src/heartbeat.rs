@@ -2,7 +2,7 @@
 //!
 //! One long-lived `ReportHealth` stream. Its first update registers the agent; each is acknowledged at once, which measures the
 //! round-trip time. An update goes out every interval, and promptly when a job begins or ends, so that the coordinator's bookings
-//! become real numbers before the next request is routed.
+//! become real numbers before the next request is routed; and soon after the engine's state has changed.
 
 mod backoff;
 
@@ -11,10 +11,13 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use titan_proto::v1::{AgentRegistration, DeregistrationRequest, HealthUpdate};
+use titan_proto::{
+    digest::MAX_CACHED_PREFIXES,
+    v1::{AgentRegistration, DeregistrationRequest, HealthUpdate},
+};
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
 };
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
@@ -23,11 +26,17 @@ use self::backoff::{Backoff, RoundTrip};
 use crate::{
     auth::KeySource as _,
     coordinator::{Coordinator, describe},
-    service::{Core, count},
+    engine::Engine,
+    service::{Core, count, health_words},
 };
 
 /// Changes within this time share an update: a burst of requests is one message, and a booking waits no longer than this.
 const COALESCE: Duration = Duration::from_millis(20);
+/// How often the engine is looked at: what it computes after its request was cancelled, how it is, and what it holds change by themselves. The
+/// coordinator routes past what it has not heard of for so long.
+const LOOK: Duration = Duration::from_millis(250);
+/// Characters of the reason for which an engine is not healthy: a sentence, as long as the coordinator takes.
+const MAX_REASON_CHARS: usize = 200;
 /// An acknowledgement that takes longer means a lost coordinator: it answers at once.
 const ACK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for the coordinator's keys, connecting included.
@@ -107,12 +116,35 @@ struct Session<'a> {
     /// The next update carries the registration.
     register: bool,
     interval: Duration,
+    /// What the last update said of the engine.
+    told: EngineState,
+}
+
+/// What changes in an engine without a request beginning or ending.
+#[derive(Debug, Default, PartialEq)]
+struct EngineState {
+    computing: usize,
+    health: &'static str,
+    reason: String,
+    /// The most recent first.
+    prefixes: Vec<u64>,
+}
+
+impl EngineState {
+    fn of(engine: &dyn Engine) -> Self {
+        let (health, reason) = health_words(engine.health());
+        let mut prefixes = engine.cached_prefixes();
+        prefixes.truncate(MAX_CACHED_PREFIXES);
+        let reason = reason.chars().take(MAX_REASON_CHARS).collect();
+        Self { computing: engine.computing(), health, reason, prefixes }
+    }
 }
 
 impl<'a> Session<'a> {
     fn new(heartbeat: &'a mut Heartbeat) -> Self {
         let interval = heartbeat.interval;
-        Self { heartbeat, round_trip: RoundTrip::default(), registered: false, register: true, interval }
+        let (round_trip, told) = Default::default();
+        Self { heartbeat, round_trip, registered: false, register: true, interval, told }
     }
 
     async fn run(&mut self) -> Lost {
@@ -131,6 +163,8 @@ impl<'a> Session<'a> {
         let call = self.heartbeat.coordinator.client.report_health(ReceiverStream::new(updates));
         let mut acks = timeout(ACK_TIMEOUT, call).await.map_err(|_| Lost::Silent)??.into_inner();
         let mut next = Instant::now() + self.interval;
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let deadline = self.round_trip.oldest_unanswered().map(|sent_at| Instant::from_std(sent_at) + ACK_TIMEOUT);
             tokio::select! {
@@ -138,7 +172,7 @@ impl<'a> Session<'a> {
                     let Some(mut ack) = ack.transpose()? else { return Ok(()) };
                     // No acknowledgement, but a hint: PROTOCOL.md §17.
                     if let Some(prefill) = ack.prefill.take() {
-                        self.heartbeat.core.begin(prefill);
+                        self.heartbeat.core.prefills.begin(prefill);
                         continue;
                     }
                     self.round_trip.acknowledged(ack.timestamp, std::time::Instant::now());
@@ -148,6 +182,11 @@ impl<'a> Session<'a> {
                 }
                 () = sleep_until(deadline.unwrap_or(next)), if deadline.is_some() => return Err(Lost::Silent),
                 Ok(()) = changed.changed() => next = next.min(Instant::now() + COALESCE),
+                _ = look.tick() => {
+                    if EngineState::of(&*self.heartbeat.core.engine) != self.told {
+                        next = next.min(Instant::now() + COALESCE);
+                    }
+                }
                 () = sleep_until(next) => {
                     changed.mark_unchanged();
                     self.send(&outbox).await?;
@@ -199,6 +238,9 @@ impl<'a> Session<'a> {
         let load = core.admission.load();
         let queued = core.engine.queued().min(load.running);
         let mut registration = None;
+        let state = EngineState::of(&*core.engine);
+        // Whoever registers anew may be known with what it held before.
+        let caches = self.register || state.prefixes != self.told.prefixes;
         if std::mem::take(&mut self.register) {
             let machine_totals = AgentRegistration {
                 total_ram_mb: machine.total_ram_mb,
@@ -222,9 +264,13 @@ impl<'a> Session<'a> {
             claimed_job_ids,
             registration,
             draining: load.draining,
-            computing: count(core.engine.computing()),
-            ..HealthUpdate::default()
+            computing: count(state.computing),
+            health: state.health.to_owned(),
+            health_reason: state.reason.clone(),
+            cached_prefixes: if caches { state.prefixes.clone() } else { Vec::new() },
+            caches,
         };
+        self.told = state;
         self.round_trip.sent(timestamp, std::time::Instant::now());
         timeout(ACK_TIMEOUT, outbox.send(update)).await.map_err(|_| Lost::Silent)?.map_err(|_| Lost::Closed)
     }

@@ -16,11 +16,12 @@ use std::{
 use parking_lot::Mutex;
 use titan_proto::v1::{Prefill, StreamRequest};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
-    engine::{EngineError, Generate, TokenStream},
+    admission::Admission,
+    engine::{Engine, EngineError, Generate, TokenStream},
     options,
-    service::Core,
 };
 
 /// Prefills that wait for their clients at once. They take free slots, so there are hardly more than that; this bounds the table where an
@@ -36,6 +37,12 @@ const MAX_REMEMBERED: usize = 4_096;
 
 /// The prefills of an agent.
 pub(crate) struct Prefills {
+    engine: Arc<dyn Engine>,
+    /// The models to serve.
+    models: Vec<String>,
+    admission: Admission,
+    /// Ends what still runs when the drain is over.
+    abort: CancellationToken,
     table: Mutex<Table<Begun>>,
     /// How long one waits for its client.
     wait: Duration,
@@ -53,17 +60,21 @@ impl Drop for Begun {
 }
 
 impl Prefills {
-    pub(crate) fn new(wait: Duration) -> Self {
-        Self { table: Mutex::default(), wait }
+    pub(crate) fn new(
+        engine: Arc<dyn Engine>,
+        models: Vec<String>,
+        admission: Admission,
+        abort: CancellationToken,
+        wait: Duration,
+    ) -> Self {
+        Self { engine, models, admission, abort, table: Mutex::default(), wait }
     }
 
     /// Drops all of them.
     pub(crate) fn clear(&self) {
         self.table.lock().make_room(0);
     }
-}
 
-impl Core {
     /// Begins with a prompt whose client is on its way, if that disturbs nobody. It is only a hint: where it cannot be followed, nothing happens.
     pub(crate) fn begin(self: &Arc<Self>, prefill: Prefill) {
         let job_id = prefill.job_id.clone();
@@ -74,18 +85,18 @@ impl Core {
     }
 
     fn try_begin(self: &Arc<Self>, prefill: Prefill) -> Result<(), Declined> {
-        let Prefill { job_id, model, prompt, max_tokens, temperature, options, messages, tools } = prefill;
+        let Prefill { job_id, model, prompt, max_tokens, temperature, options, messages, tools, client_id } = prefill;
         if !self.models.contains(&model) {
             return Err(Declined::Invalid);
         }
         // The way of the request itself, so that the two are equal where their fields are. The reason of a refusal may quote a value.
         let request =
             StreamRequest { prompt, max_tokens, temperature, options, messages, tools, ..StreamRequest::default() };
-        let generate = options::generate(request, model).map_err(|_| Declined::Invalid)?;
+        let generate = options::generate(request, model, &client_id).map_err(|_| Declined::Invalid)?;
         if self.engine.queued() > 0 || !self.engine.idle(&generate.model) {
             return Err(Declined::Busy);
         }
-        let mut table = self.prefills.table.lock();
+        let mut table = self.table.lock();
         // Under the lock, as in `claim`: of two that see the last free slot, one sees the other.
         let load = self.admission.load();
         if load.draining {
@@ -95,12 +106,12 @@ impl Core {
         let now = Instant::now();
         let (engine, asked) = (Arc::clone(&self.engine), generate.clone());
         let begin = || Begun(tokio::spawn(async move { engine.generate(asked).await }));
-        table.begin(job_id, generate, free, (now, now + self.prefills.wait), begin)?;
+        table.begin(job_id, generate, free, (now, now + self.wait), begin)?;
         drop(table);
-        let core = Arc::clone(self);
+        let prefills = Arc::clone(self);
         tokio::spawn(async move {
-            tokio::time::sleep(core.prefills.wait).await;
-            core.prefills.table.lock().expire(Instant::now());
+            tokio::time::sleep(prefills.wait).await;
+            prefills.table.lock().expire(Instant::now());
         });
         Ok(())
     }
@@ -108,7 +119,7 @@ impl Core {
     /// The client of `job_id` has come and has been admitted: gives it what was begun for it, if that is what it asks for. Other prefills give
     /// way to it where the room is not enough for both.
     pub(crate) fn claim(&self, job_id: &str, request: &Generate) -> Option<Begun> {
-        let mut table = self.prefills.table.lock();
+        let mut table = self.table.lock();
         let begun = table.claim(job_id, request, Instant::now());
         table.make_room(self.admission.max_jobs().saturating_sub(self.admission.load().running));
         if begun.is_none() && !table.is_empty() && !self.engine.idle(&request.model) {
@@ -279,6 +290,8 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use titan_proto::v1::{Message, Tool, ToolCall};
+
     use super::*;
     use crate::engine::Sampling;
 
@@ -311,6 +324,10 @@ mod tests {
             Generate { sampling: Sampling::greedy(11), ..request("hello") },
             Generate { sampling: Sampling { temperature: 0.1, ..Sampling::greedy(10) }, ..request("hello") },
             Generate { sampling: Sampling { seed: Some(0), ..Sampling::greedy(10) }, ..request("hello") },
+            Generate { messages: vec![Message::system("hello")], ..request("hello") },
+            Generate { tools: vec![Tool::default()], ..request("hello") },
+            Generate { logprobs: Some(0), ..request("hello") },
+            Generate { owner: "another client".to_owned(), ..request("hello") },
         ];
         for other in differing {
             let mut table = Table::default();
@@ -361,6 +378,24 @@ mod tests {
         assert!(!table.is_empty());
         table.give_up("m");
         assert!(table.is_empty());
+    }
+
+    #[test]
+    fn all_that_a_conversation_says_counts() {
+        let half = "x".repeat(MAX_PREFILL_BYTES / 2 + 1);
+        let calling = ToolCall { arguments: half.clone(), ..ToolCall::default() };
+        for large in [
+            Generate { messages: vec![Message { tool_calls: vec![calling], ..Message::default() }], ..request("") },
+            Generate { tools: vec![Tool { description: half.clone(), ..Tool::default() }], ..request("") },
+            Generate { messages: vec![Message::user("a"), Message::assistant(half.as_str())], ..request("") },
+        ] {
+            let (mut table, now) = (Table::default(), Instant::now());
+            let times = (now, now + WAIT);
+            table.begin("a".to_owned(), large.clone(), 4, times, || 1).unwrap();
+            assert_eq!(table.begin("b".to_owned(), large.clone(), 4, times, || 2), Err(Declined::Full));
+            assert_eq!(table.claim("a", &large, now), Some(1));
+            assert_eq!(table.bytes, 0);
+        }
     }
 
     #[test]

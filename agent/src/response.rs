@@ -92,7 +92,9 @@ impl Stream for ResponseStream {
         };
         let item = match event {
             Some(Ok(Event::Piece(piece))) => {
-                generation.clock.text(Instant::now());
+                if piece.is_seen() {
+                    generation.clock.seen(Instant::now());
+                }
                 return Poll::Ready(Some(Ok(message(piece, generation.shape))));
             }
             Some(Ok(Event::Done(usage))) => Ok(generation.finish(usage)),
@@ -134,7 +136,7 @@ impl Generation {
     }
 
     fn fail(&mut self, error: &EngineError) -> Status {
-        let produced = self.clock.first_text.is_some();
+        let produced = self.clock.first_seen.is_some();
         if !produced {
             self.note.iter_mut().for_each(Note::take_back);
         }
@@ -190,14 +192,15 @@ fn milliseconds(duration: Duration) -> String {
 struct Clock {
     received_at: Instant,
     started_at: Instant,
-    first_text: Option<Instant>,
+    /// The first text, reasoning or call: tokens that show nothing yet do not count.
+    first_seen: Option<Instant>,
 }
 
 #[derive(Debug, PartialEq)]
 struct Timing {
     /// From the request to its place in the engine.
     queue: Duration,
-    /// From the request to the first text, or to the end where there was none.
+    /// From the request to what was seen first, text, reasoning or a call, or to the end where there was nothing.
     ttft: Duration,
     /// Tokens after the first by the time after the first; 0 where there was only one.
     tokens_per_second: f64,
@@ -205,15 +208,15 @@ struct Timing {
 
 impl Clock {
     fn start(received_at: Instant, started_at: Instant) -> Self {
-        Self { received_at, started_at, first_text: None }
+        Self { received_at, started_at, first_seen: None }
     }
 
-    fn text(&mut self, now: Instant) {
-        self.first_text.get_or_insert(now);
+    fn seen(&mut self, now: Instant) {
+        self.first_seen.get_or_insert(now);
     }
 
     fn timing(&self, completion_tokens: u32, now: Instant) -> Timing {
-        let first = self.first_text.unwrap_or(now);
+        let first = self.first_seen.unwrap_or(now);
         let streaming = now.saturating_duration_since(first).as_secs_f64();
         let after_first = completion_tokens.saturating_sub(1);
         let tokens_per_second =
@@ -234,6 +237,7 @@ mod tests {
 
     use futures_util::StreamExt as _;
     use parking_lot::Mutex;
+    use titan_proto::v1::{TokenLogprob, ToolCallDelta};
     use tokio::sync::mpsc;
 
     use super::*;
@@ -297,6 +301,52 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn reasoning_calls_and_probabilities_go_out_apart_from_the_text() {
+        let (fixture, sender, mut stream) = stream();
+        let call = ToolCallDelta { index: 0, id: "c".into(), name: "f".into(), arguments: "{".into() };
+        let logprob = TokenLogprob { token_id: 7, token: b"a".to_vec(), logprob: -0.5, top: Vec::new() };
+        for piece in [
+            Piece { reasoning: "hm".into(), ..Piece::default() },
+            Piece { tool_calls: vec![call.clone()], ..Piece::default() },
+            Piece { logprobs: vec![logprob.clone()], .."a".into() },
+        ] {
+            sender.try_send(Ok(Event::Piece(piece))).unwrap();
+        }
+        let usage = Usage { finish_reason: FinishReason::ToolCalls, ..USAGE };
+        sender.try_send(Ok(Event::Done(usage))).unwrap();
+        let mut messages = Vec::new();
+        while let Some(message) = stream.next().await {
+            messages.push(message.unwrap());
+        }
+        assert_eq!((messages[0].reasoning.as_str(), messages[0].content.as_str()), ("hm", ""));
+        assert_eq!((&messages[1].tool_calls, messages[1].content.as_str()), (&vec![call], ""));
+        assert_eq!((&messages[2].logprobs, messages[2].content.as_str()), (&vec![logprob], "a"));
+        assert_eq!(
+            (messages[3].finish_reason.as_str(), messages[3].metadata["finish_reason"].as_str()),
+            ("tool_calls", "tool_calls")
+        );
+        assert_eq!(fixture.again(), Verdict::Repeated);
+    }
+
+    #[tokio::test]
+    async fn what_is_seen_first_ends_the_wait_for_the_first_token() {
+        let seen = [
+            Piece { reasoning: "hm".into(), ..Piece::default() },
+            Piece { tool_calls: vec![ToolCallDelta::default()], ..Piece::default() },
+            "a".into(),
+        ];
+        for piece in seen {
+            let (_fixture, sender, mut stream) = stream();
+            let hidden = Piece { tokens: [1].into_iter().collect(), ..Piece::default() };
+            for (piece, is_seen) in [(hidden, false), (piece, true)] {
+                sender.try_send(Ok(Event::Piece(piece))).unwrap();
+                stream.next().await.unwrap().unwrap();
+                assert_eq!(stream.generation.as_ref().unwrap().clock.first_seen.is_some(), is_seen);
+            }
+        }
+    }
+
+    #[tokio::test]
     async fn what_was_made_ahead_is_said_and_does_not_count_as_speed() {
         let (fixture, sender, stream) = stream();
         let mut stream = stream.prefilled(true);
@@ -323,7 +373,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_failure_before_the_first_text_may_be_tried_again() {
+    async fn a_failure_before_the_first_seen_may_be_tried_again() {
         let (fixture, sender, mut stream) = stream();
         sender.try_send(Err(EngineError::Failed("boom".into()))).unwrap();
         assert_eq!(stream.next().await.unwrap().unwrap_err().code(), tonic::Code::Unavailable);
@@ -357,7 +407,7 @@ mod tests {
         let at = |ms| start + Duration::from_millis(ms);
         let mut clock = Clock::start(start, at(10));
         for ms in [500, 600, 700] {
-            clock.text(at(ms));
+            clock.seen(at(ms));
         }
         let timing = clock.timing(3, at(700));
         assert_eq!((timing.queue, timing.ttft), (Duration::from_millis(10), Duration::from_millis(500)));
@@ -374,10 +424,17 @@ mod tests {
             (&unknown, false, tonic::Code::NotFound),
             (&too_long, false, tonic::Code::InvalidArgument),
             (&EngineError::InvalidParameter("seed".into()), false, tonic::Code::InvalidArgument),
+            (&EngineError::Unsupported("no tools".into()), false, tonic::Code::FailedPrecondition),
+            (&EngineError::Unsupported("no tools".into()), true, tonic::Code::FailedPrecondition),
+            (&EngineError::Hung { seconds: 60 }, false, tonic::Code::Unavailable),
+            (&EngineError::Hung { seconds: 60 }, true, tonic::Code::Internal),
             (&failed, false, tonic::Code::Unavailable),
             (&failed, true, tonic::Code::Internal),
         ] {
-            assert_eq!(engine_status(error, produced).code(), code, "{error}");
+            let status = engine_status(error, produced);
+            assert_eq!(status.code(), code, "{error}");
+            assert!(status.message().starts_with(&error.to_string()), "{status:?}");
+            assert_eq!(status.message().contains("try again"), code == tonic::Code::Unavailable, "{status:?}");
         }
     }
 }

@@ -74,17 +74,20 @@ impl Agent {
         let source = coordinator.clone().map(|coordinator| Box::new(coordinator) as Box<dyn KeySource>);
         // Loading a GPU driver takes a while.
         let telemetry = tokio::task::spawn_blocking(Telemetry::new).await.map_err(io::Error::other)?;
+        let (admission, abort) = (Admission::new(config.max_jobs), CancellationToken::new());
+        let prefills =
+            Prefills::new(Arc::clone(&engine), models.clone(), admission.clone(), abort.clone(), config.prefill_wait);
         let core = Arc::new(Core {
             agent_id: config.agent_id.clone(),
             models,
             engine,
             auth: Arc::new(Authenticator::new(config.agent_id.clone(), verifier, source)),
-            admission: Admission::new(config.max_jobs),
-            prefills: Prefills::new(config.prefill_wait),
+            admission,
+            prefills: Arc::new(prefills),
             telemetry,
             replay: Arc::default(),
             kept: Kept::new(config.keep_time),
-            abort: CancellationToken::new(),
+            abort,
         });
         let (listener, quic) = bind_sockets(&config).await?;
         let grpc_addr = listener.local_addr()?;
@@ -156,7 +159,7 @@ impl Agent {
             quic_endpoint: quic.map(|quic| config.advertised(quic.addr)).unwrap_or_default(),
             quic_server_name: quic.map(|_| titan_certs::agent_server_name(&config.agent_id)).unwrap_or_default(),
             grpc_tls: config.grpc_tls().as_str().to_owned(),
-            model_info: self.core.engine.model_info(),
+            model_info: self.core.model_info(),
             // What the machine has is read when the registration is sent.
             ..Default::default()
         }

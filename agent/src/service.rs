@@ -10,7 +10,8 @@ use std::{
 use futures_util::Stream;
 use parking_lot::Mutex;
 use titan_proto::v1::{
-    AgentStatusRequest, AgentStatusResponse, StreamRequest, StreamResponse, agent_service_server::AgentService,
+    AgentStatusRequest, AgentStatusResponse, ModelInfo, StreamRequest, StreamResponse,
+    agent_service_server::AgentService,
 };
 use titan_transport::{
     EarlyData, PeerInfo,
@@ -22,7 +23,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     admission::Admission,
     auth::{Authenticator, Purpose, allowed_model, check_role},
-    engine::{Engine, EngineError, Generate, TokenStream},
+    engine::{Engine, EngineError, Generate, Health, TokenStream},
     options,
     prefill::Prefills,
     replay::{MAX_NONCE_BYTES, Note, ReplayCache, Verdict},
@@ -45,7 +46,7 @@ pub(crate) struct Core {
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) auth: Arc<Authenticator>,
     pub(crate) admission: Admission,
-    pub(crate) prefills: Prefills,
+    pub(crate) prefills: Arc<Prefills>,
     pub(crate) telemetry: Telemetry,
     pub(crate) replay: Arc<Mutex<ReplayCache>>,
     pub(crate) kept: Kept,
@@ -127,6 +128,7 @@ impl Core {
                 "nonce has {bytes} bytes; at most {MAX_NONCE_BYTES} are accepted"
             )));
         }
+        self.check_digest(&model, &request.model_digest)?;
         let anew = request.continuation.is_none();
         let resumable = request.resumable.then(|| RequestId { jti: claims.jti.clone(), nonce: nonce.clone() });
         if resumable.is_some() && nonce.is_empty() {
@@ -134,7 +136,7 @@ impl Core {
         }
         let continued_tokens = request.continuation.as_ref().map_or(0, |continuation| continuation.completion_tokens);
         let shape = Shape { compact: request.compact, token_ids: request.want_token_ids, continued_tokens };
-        let generate = options::generate(request, model)?;
+        let generate = options::generate(request, model, &claims.client_id)?;
 
         let early_data = peer.and_then(|peer| peer.early_data.as_ref());
         if nonce.is_empty() {
@@ -142,9 +144,9 @@ impl Core {
         }
         // The slot first: a request that finds none has not run and may come again with the same nonce.
         let slot = self.admission.admit(&claims.job_id)?;
-        let begun = self.claim(&claims.job_id, &generate);
+        let begun = self.prefills.claim(&claims.job_id, &generate);
         let note = self.run_once(claims, nonce, early_data).await?;
-        let begun = self.taken_over(begun.filter(|_| anew)).await;
+        let begun = self.prefills.taken_over(begun.filter(|_| anew)).await;
         let prefilled = begun.is_some();
         let tokens = match begun {
             Some(tokens) => tokens,
@@ -156,6 +158,24 @@ impl Core {
             Some(id) => Answer::Kept(self.kept.start(id, stream, peer.map(|peer| peer.connection.clone()))),
             None => Answer::Plain(stream),
         })
+    }
+
+    /// An answer goes on with the weights that it began with, or not at all: PROTOCOL.md §16.
+    fn check_digest(&self, model: &str, wanted: &str) -> Result<(), Status> {
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let infos = self.engine.model_info();
+        let here = infos.iter().find(|info| info.name == model).map_or("", |info| info.digest.as_str());
+        if here == wanted {
+            return Ok(());
+        }
+        const SHOWN_CHARS: usize = 64;
+        let wanted: String = wanted.chars().take(SHOWN_CHARS).collect();
+        let here = if here.is_empty() { "no digest" } else { here };
+        Err(Status::failed_precondition(format!(
+            "model_digest is {wanted:?}, and the model {model} of this agent has {here}: ask the coordinator for an agent with the same model"
+        )))
     }
 
     /// PROTOCOL.md §15.
@@ -212,7 +232,8 @@ impl Core {
     async fn status(&self, include_jobs: bool) -> AgentStatusResponse {
         let machine = self.telemetry.sample().await;
         let load = self.admission.load();
-        let status = if load.draining { "draining" } else { "healthy" };
+        let (health, reason) = health_words(self.engine.health());
+        let status = if load.draining { "draining" } else { health };
         AgentStatusResponse {
             agent_id: self.agent_id.clone(),
             status: status.to_owned(),
@@ -224,11 +245,31 @@ impl Core {
             models: self.models.clone(),
             max_jobs: count(self.admission.max_jobs()),
             job_ids: if include_jobs { self.admission.job_ids() } else { Vec::new() },
-            model_info: self.engine.model_info(),
+            model_info: self.model_info(),
             computing: count(self.engine.computing()),
             queued: count(self.engine.queued()),
-            reason: String::new(),
+            reason,
         }
+    }
+
+    /// What the served models are, in their order.
+    pub(crate) fn model_info(&self) -> Vec<ModelInfo> {
+        let mut known = self.engine.model_info();
+        let unknown = |name: &String| ModelInfo { name: name.clone(), ..ModelInfo::default() };
+        let mut take = |name: &String| {
+            let at = known.iter().position(|info| info.name == *name)?;
+            Some(known.swap_remove(at))
+        };
+        self.models.iter().map(|name| take(name).unwrap_or_else(|| unknown(name))).collect()
+    }
+}
+
+/// The contract's word for how an engine is, and why.
+pub(crate) fn health_words(health: Health) -> (&'static str, String) {
+    match health {
+        Health::Healthy => ("healthy", String::new()),
+        Health::Degraded { reason } => ("degraded", reason),
+        Health::HalfOpen { reason } => ("half_open", reason),
     }
 }
 

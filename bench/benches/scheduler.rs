@@ -30,6 +30,8 @@ fn fleet(agents: usize) -> Vec<Candidate> {
             load: (key % 5) as f64 / 5.0,
             rtt_ms: (key % 11 > 0).then_some((key % 11) as f64),
             tokens_per_second: (key % 13 > 0).then_some((key % 13) as f64 * 5.0),
+            prefix_messages: 0,
+            reserve: 0,
             last_chosen: (key % 19) as u64,
         })
         .collect()

@@ -84,6 +84,12 @@ pub(crate) struct RunArgs {
     /// 0 always takes the likeliest token; higher is more varied.
     #[arg(long, default_value_t = DEFAULT_TEMPERATURE, value_parser = values::temperature, value_name = "T", allow_negative_numbers = true)]
     pub(crate) temperature: f32,
+    /// What the model shall be like, as the system's message before the prompt.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    /// A file with a JSON schema: the text is JSON that it describes.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) schema: Option<PathBuf>,
     /// The same seed, the same text.
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,

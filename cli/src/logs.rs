@@ -26,8 +26,9 @@ fn directives(cli: &Cli) -> &'static str {
         (0, true) => "off",
         (0, false) => "off,titan=info",
         (1, true) => "off,titan=info",
-        (1, false) => "error,titan=debug",
-        (2, _) => "info,titan=debug,hyper=warn,h2=warn,quinn=info,rustls=info",
+        // mistral.rs calls it an error when it is made to drop what it keeps of prompts.
+        (1, false) => "error,titan=debug,mistralrs_core::engine=off",
+        (2, _) => "info,titan=debug,hyper=warn,h2=warn,quinn=info,rustls=info,mistralrs_core::engine=off",
         (_, _) => "debug,titan=trace",
     }
 }

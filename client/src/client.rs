@@ -103,9 +103,15 @@ impl TitanClient {
         self.0.routes.lock().forget(route);
     }
 
-    /// Asks the coordinator for an agent, rather one that is not `excluded`. The route is not kept yet.
-    pub(crate) async fn ask_route(&self, prompt: &Prompt, excluded: &[String]) -> Result<Arc<Route>, CoordinatorError> {
-        self.0.coordinator.ask(&self.0.client_id, prompt, excluded).await
+    /// Asks the coordinator for an agent, rather one that is not `excluded`, and with this digest of the model if one is given. The route is
+    /// not kept yet.
+    pub(crate) async fn ask_route(
+        &self,
+        prompt: &Prompt,
+        excluded: &[String],
+        model_digest: &str,
+    ) -> Result<Arc<Route>, CoordinatorError> {
+        self.0.coordinator.ask(&self.0.client_id, prompt, excluded, model_digest).await
     }
 
     pub(crate) fn agent_at(&self, route: &Route) -> Arc<Agent> {
@@ -211,7 +217,7 @@ impl TitanClient {
             }
             None => {
                 let asked_at = Instant::now();
-                let route = self.ask_route(&job.prompt, &[]).await?;
+                let route = self.ask_route(&job.prompt, &[], "").await?;
                 inner.routes.lock().put(route.clone(), unix_now());
                 (route, Some(asked_at.elapsed()))
             }

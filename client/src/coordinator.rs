@@ -1,7 +1,6 @@
 //! The one REST call: which agent serves this?
 
 use std::{
-    collections::BTreeMap,
     fmt::Write as _,
     pin::pin,
     sync::{
@@ -19,7 +18,10 @@ use reqwest::{
 };
 use rustls::{RootCertStore, version::TLS13};
 use sha2::{Digest as _, Sha256};
-use titan_proto::rest::{Error as Refusal, InferenceRequest, InferenceResponse};
+use titan_proto::{
+    digest as prefix,
+    rest::{Error as Refusal, InferenceRequest, InferenceResponse},
+};
 use titan_transport::tls::{self, TlsMaterial};
 
 use crate::{
@@ -150,31 +152,21 @@ impl Coordinator {
         self.calls.load(Relaxed)
     }
 
-    /// Asks who serves `prompt`, rather not one of the `excluded` agents. The text of the prompt stays here and its digest goes, except for
-    /// prefill ahead: then everything goes that the agent will be asked.
+    /// Asks who serves `prompt`, rather not one of the `excluded` agents, and with this digest of the model if one is given. What the prompt or
+    /// the conversation says stays here and digests go, except for prefill ahead: then everything goes that the agent will be asked.
     pub(crate) async fn ask(
         &self,
         client_id: &str,
         prompt: &Prompt,
         excluded: &[String],
+        model_digest: &str,
     ) -> Result<Arc<Route>, CoordinatorError> {
         self.calls.fetch_add(1, Relaxed);
-        let (text, mut parameters) = if self.prefill_ahead {
-            (Some(prompt.prompt.clone()), prompt.options.clone())
-        } else {
-            (None, BTreeMap::from([(PROMPT_DIGEST.to_owned(), digest(&prompt.prompt))]))
-        };
+        let mut question = self.question(client_id, prompt);
         if !excluded.is_empty() {
-            parameters.insert(EXCLUDE_AGENTS.to_owned(), excluded.join(","));
+            question.parameters.insert(EXCLUDE_AGENTS.to_owned(), excluded.join(","));
         }
-        let question = InferenceRequest {
-            client_id: Some(client_id.to_owned()),
-            model: Some(prompt.model.clone()),
-            prompt: text,
-            max_tokens: Some(prompt.max_tokens_on_the_wire()),
-            temperature: Some(prompt.temperature),
-            parameters,
-        };
+        question.model_digest = Some(model_digest.to_owned()).filter(|digest| !digest.is_empty());
         let sent = self.send(&question).await;
         let response = sent.map_err(|error| self.failed(&error))?;
         let (status, headers) = (response.status(), response.headers().clone());
@@ -188,6 +180,27 @@ impl Coordinator {
         let place = &route.place;
         tracing::debug!(agent = %place.agent_id, grpc = %place.grpc, quic = ?place.quic, job = %route.job_id, "route asked");
         Ok(Arc::new(route))
+    }
+
+    fn question(&self, client_id: &str, prompt: &Prompt) -> InferenceRequest {
+        let mut question = InferenceRequest {
+            client_id: Some(client_id.to_owned()),
+            model: Some(prompt.model.clone()),
+            max_tokens: Some(prompt.max_tokens_on_the_wire()),
+            temperature: Some(prompt.temperature),
+            prefix_digests: prefix_digests(client_id, prompt),
+            ..InferenceRequest::default()
+        };
+        // A hint that says less than the request makes the agent begin something else.
+        if self.prefill_ahead && prompt.fits_a_hint() {
+            question.prompt = Some(prompt.prompt.clone()).filter(|text| !text.is_empty());
+            question.messages = prompt.messages.iter().cloned().map(Into::into).collect();
+            question.tools = prompt.tools.iter().cloned().map(Into::into).collect();
+            question.parameters = prompt.options.clone();
+        } else if question.prefix_digests.is_empty() {
+            question.parameters.insert(PROMPT_DIGEST.to_owned(), digest(&prompt.prompt));
+        }
+        question
     }
 
     /// Over the connection that there is, if one is. After a change of network that one is dead and nobody says so: a new one is tried
@@ -266,6 +279,13 @@ fn tls_config(material: Option<&TlsMaterial>) -> Result<rustls::ClientConfig, ru
     }
 }
 
+/// The newest digests of a conversation's beginnings (PROTOCOL.md §19); none of a single prompt.
+fn prefix_digests(client_id: &str, prompt: &Prompt) -> Vec<String> {
+    let digests = prefix::prefixes(client_id, &prompt.model, &prompt.tools, &prompt.messages);
+    let older = digests.len().saturating_sub(prefix::MAX_PREFIX_DIGESTS);
+    digests[older..].iter().copied().map(prefix::to_hex).collect()
+}
+
 fn digest(prompt: &str) -> String {
     let mut text = "sha256:".to_owned();
     for byte in Sha256::digest(prompt) {
@@ -277,7 +297,19 @@ fn digest(prompt: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use titan_proto::v1::Message;
+
     use super::*;
+
+    #[test]
+    fn of_a_long_conversation_the_newest_digests_go() {
+        let messages: Vec<Message> = (0..100).map(|turn| Message::user(format!("turn {turn}"))).collect();
+        let all = prefix::prefixes("c", "m", &[], &messages);
+        let sent = prefix_digests("c", &Prompt::conversation("m", messages));
+        assert_eq!(sent.len(), prefix::MAX_PREFIX_DIGESTS);
+        assert_eq!((sent.first(), sent.last()), (Some(&prefix::to_hex(all[36])), Some(&prefix::to_hex(all[99]))));
+        assert!(prefix_digests("c", &Prompt::new("m", "p")).is_empty());
+    }
 
     #[test]
     fn the_digest_names_its_algorithm() {

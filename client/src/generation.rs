@@ -12,7 +12,7 @@ use std::{
 
 use futures_util::{Stream, future::BoxFuture};
 use parking_lot::Mutex;
-use titan_proto::v1::StreamResponse;
+use titan_proto::v1::{Message, StreamResponse, TokenLogprob, ToolCall, ToolCallDelta};
 use titan_transport::Wire;
 use tonic::{Code, Status};
 
@@ -21,12 +21,13 @@ use crate::{
     agent::Agent,
     dial::{Answer, Started},
     error::{Progress, classify, is_lost},
-    job::{Job, SoFar},
+    job::{Job, SoFar, is_seen},
     recover::{Broken, Moved, Recovered},
     route::Route,
 };
 
 /// A running generation: a stream of texts to append, each as the agent sent it. Dropping it stops the generation at the agent.
+/// Where an answer may have reasoning, tool calls or log probabilities, [`next_piece`](Self::next_piece) gives them with the text.
 ///
 /// When its connection is lost it goes on over another one, unless [`Feature::Resume`] is off, and when its agent is lost at another
 /// agent, unless [`Feature::Move`] is off: that looks like a pause. What cannot be continued is said at [`Prompt`](crate::Prompt).
@@ -36,13 +37,13 @@ pub struct Generation {
     job: Arc<Job>,
     /// Messages of this agent that have come.
     received: u64,
-    /// Messages with text that have come, in all.
+    /// Messages with anything to see that have come, in all.
     pieces: u64,
     /// How many had come, each time that the answer was resumed.
     resumed_at: Vec<u64>,
     /// The same, each time that it moved.
     moved_at: Vec<u64>,
-    /// Where answers may move: what another agent needs.
+    /// What its reader has been given, and another agent needs.
     so_far: SoFar,
     agent: Arc<Agent>,
     route: Arc<Route>,
@@ -65,6 +66,20 @@ enum Source {
     Nothing,
 }
 
+/// What comes next of an answer.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Piece {
+    /// Text to append.
+    pub text: String,
+    /// What the model thinks, to append.
+    pub reasoning: String,
+    /// Parts of tool calls: what has the same index belongs together. [`Generation::tool_calls`] puts them together.
+    pub tool_calls: Vec<ToolCallDelta>,
+    /// One for each token of the piece, where the prompt asks for them.
+    pub logprobs: Vec<TokenLogprob>,
+}
+
 /// What the agent says about a complete answer. What it does not say is 0 or empty.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
@@ -75,11 +90,11 @@ pub struct Usage {
     pub completion_tokens: u32,
     /// From the request's arrival at the agent to its place in the engine, in milliseconds.
     pub queue_ms: f64,
-    /// From the request's arrival at the agent to the first text, in milliseconds. [`Generation::ttft`] is the client's view.
+    /// From the request's arrival at the agent to the first text, reasoning or tool call, in milliseconds. [`Generation::ttft`] is the client's view.
     pub ttft_ms: f64,
     /// Of the tokens after the first.
     pub tokens_per_second: f64,
-    /// `stop`, `length`, …
+    /// `stop`, `length` or `tool_calls`.
     pub finish_reason: String,
     /// Whether the agent had begun before the request came ([`Feature::PrefillAhead`](crate::Feature::PrefillAhead)).
     pub prefilled: bool,
@@ -104,7 +119,7 @@ impl Generation {
             pieces: 0,
             resumed_at: Vec::new(),
             moved_at: Vec::new(),
-            so_far: SoFar::default(),
+            so_far: SoFar::of(&route.model_digest),
             agent,
             route,
             wire,
@@ -132,7 +147,7 @@ impl Generation {
         u32::try_from(self.resumed_at.len()).unwrap_or(u32::MAX)
     }
 
-    /// How many texts, usually of one token each, had come each time.
+    /// How many pieces, usually of one token each, had come each time.
     pub fn resumed_at(&self) -> &[u64] {
         &self.resumed_at
     }
@@ -142,7 +157,7 @@ impl Generation {
         u32::try_from(self.moved_at.len()).unwrap_or(u32::MAX)
     }
 
-    /// How many texts, usually of one token each, had come each time.
+    /// How many pieces, usually of one token each, had come each time.
     pub fn moved_at(&self) -> &[u64] {
         &self.moved_at
     }
@@ -184,7 +199,35 @@ impl Generation {
         quic.and_then(|quic| quic.congestion_window())
     }
 
-    /// From the call of `generate` to the first text; None while there is none.
+    /// What comes next; `None` at the end. The same as the stream of texts, with what is not text.
+    ///
+    /// # Errors
+    /// As those of the stream: the answer broke off, and nothing comes after.
+    pub async fn next_piece(&mut self) -> Option<Result<Piece, ClientError>> {
+        std::future::poll_fn(|cx| self.poll_piece(cx)).await
+    }
+
+    /// The text so far.
+    pub fn text(&self) -> &str {
+        &self.so_far.text
+    }
+
+    /// What the model has thought so far.
+    pub fn reasoning(&self) -> &str {
+        &self.so_far.reasoning
+    }
+
+    /// The functions that the model has called so far. The arguments of the last one may be incomplete until the end.
+    pub fn tool_calls(&self) -> &[ToolCall] {
+        &self.so_far.tool_calls
+    }
+
+    /// The answer so far as the assistant's message, to go on with the conversation. Without reasoning: models do not read it again.
+    pub fn message(&self) -> Message {
+        Message { tool_calls: self.so_far.tool_calls.clone(), ..Message::assistant(self.so_far.text.as_str()) }
+    }
+
+    /// From the call of `generate` to the first text, reasoning or tool call; None while there is none.
     pub fn ttft(&self) -> Option<Duration> {
         self.ttft
     }
@@ -236,6 +279,10 @@ impl Generation {
             None => self.resumed_at.push(self.pieces),
             Some(Moved { agent, route, job }) => {
                 self.moved_at.push(self.pieces);
+                if !self.so_far.has_come() {
+                    // It begins anew, with the tokens of this agent alone.
+                    self.so_far = SoFar::of(&route.model_digest);
+                }
                 (self.agent, self.route, self.job, self.received) = (agent, route, job, 0);
             }
         }
@@ -256,22 +303,22 @@ impl Generation {
         Pin::new(silence.get_mut()).poll(cx).is_ready()
     }
 
-    /// The text of a message, if it has any.
-    fn read(&mut self, message: StreamResponse) -> Option<String> {
+    /// What a message has to see, if anything.
+    fn read(&mut self, message: StreamResponse) -> Option<Piece> {
         self.received += 1;
-        if self.client.features().has(Feature::Move) {
-            self.so_far.add(&message);
-        }
+        self.so_far.add(&message);
         if message.done {
             self.usage = Some(Usage::read(&message.metadata));
             self.source = Source::Nothing;
         }
-        if message.content.is_empty() {
-            return None;
+        let seen = is_seen(&message);
+        if seen {
+            self.pieces += 1;
+            self.ttft.get_or_insert_with(|| self.asked_at.elapsed());
         }
-        self.pieces += 1;
-        self.ttft.get_or_insert_with(|| self.asked_at.elapsed());
-        Some(message.content)
+        let StreamResponse { content, reasoning, tool_calls, logprobs, .. } = message;
+        // Tokens that show nothing yet have probabilities all the same.
+        (seen || !logprobs.is_empty()).then_some(Piece { text: content, reasoning, tool_calls, logprobs })
     }
 
     fn broken_off(&self, message: &str) -> ClientError {
@@ -281,11 +328,9 @@ impl Generation {
     }
 }
 
-impl Stream for Generation {
-    type Item = Result<String, ClientError>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let this = &mut *self;
+impl Generation {
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Piece, ClientError>>> {
+        let this = self;
         loop {
             let failed = match &mut this.source {
                 Source::Nothing => return Poll::Ready(None),
@@ -300,7 +345,7 @@ impl Stream for Generation {
                     Poll::Pending if !this.is_silent(cx) => return Poll::Pending,
                     Poll::Pending => this.recover(this.broken_off("nothing comes from it any more"), true),
                     Poll::Ready(Some(Ok(message))) => match this.read(message) {
-                        Some(text) => return Poll::Ready(Some(Ok(text))),
+                        Some(piece) => return Poll::Ready(Some(Ok(piece))),
                         None => continue,
                     },
                     Poll::Ready(Some(Err(status))) => this.ended(&status),
@@ -313,6 +358,21 @@ impl Stream for Generation {
                     this.source = Source::Nothing;
                     return Poll::Ready(Some(Err(error)));
                 }
+            }
+        }
+    }
+}
+
+impl Stream for Generation {
+    type Item = Result<String, ClientError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            match ready!(self.poll_piece(cx)) {
+                None => return Poll::Ready(None),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                Some(Ok(piece)) if piece.text.is_empty() => {}
+                Some(Ok(piece)) => return Poll::Ready(Some(Ok(piece.text))),
             }
         }
     }

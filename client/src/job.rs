@@ -1,8 +1,8 @@
 //! One run of a prompt at one agent, and what has come of its answer so far.
 
 use titan_proto::{
-    DEFAULT_MAX_TOKENS,
-    v1::{Continuation, StreamRequest, StreamResponse},
+    DEFAULT_MAX_TOKENS, conversation,
+    v1::{Continuation, StreamRequest, StreamResponse, ToolCall},
 };
 use uuid::Uuid;
 
@@ -23,10 +23,14 @@ pub(crate) struct Job {
 /// What has come of an answer.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SoFar {
-    text: String,
+    pub(crate) text: String,
+    pub(crate) reasoning: String,
+    pub(crate) tool_calls: Vec<ToolCall>,
     token_ids: Vec<u32>,
-    /// Messages with text: the number of tokens where their ids are not known.
+    /// Messages with anything to see: the number of tokens where their ids are not known.
     pieces: u32,
+    /// Of the model that it began with; empty where that is not known.
+    pub(crate) model_digest: String,
 }
 
 impl Job {
@@ -37,11 +41,7 @@ impl Job {
 
     /// The same for an agent that goes on after what has come.
     pub(crate) fn after(&self, so_far: SoFar) -> Self {
-        Self {
-            prompt: self.prompt.clone(),
-            nonce: nonce(),
-            so_far: Some(so_far).filter(|so_far| !so_far.text.is_empty()),
-        }
+        Self { prompt: self.prompt.clone(), nonce: nonce(), so_far: Some(so_far).filter(SoFar::has_come) }
     }
 
     /// What goes to the agent.
@@ -57,8 +57,14 @@ impl Job {
             let completion_tokens = so_far.tokens();
             // 0 is the default no longer: PROTOCOL.md §16.
             request.max_tokens = wanted.saturating_sub_unsigned(completion_tokens).max(0);
-            let (text, token_ids) = (so_far.text.clone(), so_far.token_ids.clone());
-            request.continuation = Some(Continuation { text, token_ids, completion_tokens, ..Default::default() });
+            request.continuation = Some(Continuation {
+                text: so_far.text.clone(),
+                token_ids: so_far.token_ids.clone(),
+                completion_tokens,
+                reasoning: so_far.reasoning.clone(),
+                tool_calls: so_far.tool_calls.clone(),
+            });
+            request.model_digest = so_far.model_digest.clone();
         }
         request
     }
@@ -71,11 +77,23 @@ impl Job {
 }
 
 impl SoFar {
+    /// Nothing, of a model with this digest.
+    pub(crate) fn of(model_digest: &str) -> Self {
+        Self { model_digest: model_digest.to_owned(), ..Self::default() }
+    }
+
     /// Takes note of a message.
     pub(crate) fn add(&mut self, message: &StreamResponse) {
         self.text.push_str(&message.content);
+        self.reasoning.push_str(&message.reasoning);
+        message.tool_calls.iter().for_each(|delta| conversation::add_to(&mut self.tool_calls, delta));
         self.token_ids.extend(&message.token_ids);
-        self.pieces += u32::from(!message.content.is_empty());
+        self.pieces += u32::from(is_seen(message));
+    }
+
+    /// Whether its reader has seen anything of it, text, reasoning or a call. Otherwise it begins anew elsewhere.
+    pub(crate) fn has_come(&self) -> bool {
+        self.pieces > 0
     }
 
     /// Tokens that have come, as well as it is known.
@@ -85,12 +103,30 @@ impl SoFar {
 
     /// Why no other agent can go on with the answer to `prompt`: PROTOCOL.md §16.
     pub(crate) fn obstacle(&self, prompt: &Prompt) -> Option<String> {
-        if self.text.is_empty() || !self.token_ids.is_empty() {
+        if !self.has_come() || !self.token_ids.is_empty() {
             return None;
         }
-        let option = OF_THE_TOKENS.into_iter().find(|name| prompt.options.contains_key(*name))?;
-        Some(format!("the agent does not tell which tokens it generates, and the option {option} depends on them"))
+        let sampling = &prompt.sampling;
+        let typed = [
+            !sampling.stop.is_empty(),
+            sampling.seed.is_some(),
+            sampling.frequency_penalty.is_some(),
+            sampling.presence_penalty.is_some(),
+        ];
+        let option =
+            OF_THE_TOKENS.into_iter().zip(typed).find(|(name, typed)| *typed || prompt.options.contains_key(*name));
+        let dependent = match option {
+            Some((name, _)) => format!("the option {name} depends"),
+            None if !self.tool_calls.is_empty() => "the rest of a tool call depends".to_owned(),
+            None => return None,
+        };
+        Some(format!("the agent does not tell which tokens it generates, and {dependent} on them"))
     }
+}
+
+/// Whether a message has anything to see.
+pub(crate) fn is_seen(message: &StreamResponse) -> bool {
+    !(message.content.is_empty() && message.reasoning.is_empty() && message.tool_calls.is_empty())
 }
 
 fn nonce() -> String {
@@ -99,6 +135,8 @@ fn nonce() -> String {
 
 #[cfg(test)]
 mod tests {
+    use titan_proto::v1::{Sampling, ToolCallDelta};
+
     use super::*;
 
     fn message(content: &str, token_ids: &[u32]) -> StreamResponse {
@@ -136,6 +174,41 @@ mod tests {
     }
 
     #[test]
+    fn reasoning_and_half_a_call_go_along_with_the_digest() {
+        let call = |id: &str, arguments: &str| ToolCallDelta {
+            index: 0,
+            id: id.into(),
+            name: if id.is_empty() { String::new() } else { "f".into() },
+            arguments: arguments.into(),
+        };
+        let messages = [
+            StreamResponse { reasoning: "hm".into(), token_ids: vec![1], ..StreamResponse::default() },
+            StreamResponse { tool_calls: vec![call("c", "{")], token_ids: vec![2], ..StreamResponse::default() },
+            StreamResponse { tool_calls: vec![call("", "\"a\"")], token_ids: vec![3], ..StreamResponse::default() },
+        ];
+        let of = |count: usize| {
+            let mut so_far = SoFar::of("d1");
+            messages[..count].iter().for_each(|message| so_far.add(message));
+            Job::new(Prompt::new("m", "p")).after(so_far).request("token", Features::default())
+        };
+        assert_eq!((of(0).continuation, of(0).model_digest.as_str()), (None, ""), "any model may begin anew");
+        let thought = of(1);
+        assert_eq!(thought.continuation.map(|c| (c.reasoning, c.completion_tokens)), Some(("hm".into(), 1)));
+        assert_eq!(thought.model_digest, "d1");
+        let calls = of(3).continuation.map(|c| c.tool_calls).unwrap_or_default();
+        assert_eq!(calls, [ToolCall { id: "c".into(), name: "f".into(), arguments: "{\"a\"".into() }]);
+    }
+
+    #[test]
+    fn tokens_that_show_nothing_are_no_beginning() {
+        let mut so_far = SoFar::default();
+        so_far.add(&message("", &[1]));
+        assert!(!so_far.has_come());
+        let job = Job::new(Prompt::new("m", "p")).after(so_far);
+        assert_eq!(job.request("token", Features::default()).continuation, None);
+    }
+
+    #[test]
     fn without_token_ids_some_options_cannot_be_honoured() {
         let with = |option: &str| {
             let mut prompt = Prompt::new("m", "p");
@@ -150,6 +223,11 @@ mod tests {
             assert!(unknown.obstacle(&with(option)).is_some_and(|why| why.contains(option)));
             assert_eq!(known.obstacle(&with(option)), None);
         }
+        let typed = Prompt { sampling: Sampling { seed: Some(1), ..Sampling::default() }, ..Prompt::new("m", "p") };
+        assert!(unknown.obstacle(&typed).is_some_and(|why| why.contains("seed")));
+        let mut calling = unknown.clone();
+        calling.add(&StreamResponse { tool_calls: vec![ToolCallDelta::default()], ..StreamResponse::default() });
+        assert!(calling.obstacle(&Prompt::new("m", "p")).is_some_and(|why| why.contains("tool call")));
         assert_eq!(unknown.obstacle(&with("top_p")), None);
     }
 }

@@ -24,6 +24,9 @@
 //!
 //! The prompt goes to the agent alone; the coordinator gets its digest, unless [`Feature::PrefillAhead`] is switched on.
 //!
+//! A [`Prompt`] can be a conversation with tools ([`Prompt::conversation`]); [`Generation::next_piece`] gives reasoning, tool calls and log
+//! probabilities beside the text.
+//!
 //! # Where things are
 //!
 //! `client`: what a request does, from top to bottom. `coordinator`: the REST call. `route`: answers kept, without a clock.
@@ -52,6 +55,9 @@ pub use client::{ClientStats, TitanClient};
 pub use coordinator::CoordinatorError;
 pub use error::{ClientError, Processed};
 pub use features::Feature;
-pub use generation::{Generation, Usage};
-pub use prompt::Prompt;
+pub use generation::{Generation, Piece, Usage};
+pub use prompt::{Format, Prompt, ToolChoice};
+pub use titan_proto::v1::{
+    ContentPart, Message, Reasoning, Sampling, TokenLogprob, Tool, ToolCall, ToolCallDelta, TopLogprob,
+};
 pub use titan_transport::{ChannelStats, Wire, tls::TlsMaterial};

@@ -128,8 +128,18 @@ impl Broken {
         failed: bool,
     ) -> Result<Recovered, ClientError> {
         let client = &self.client;
-        let route = client.ask_route(&job.prompt, excluded).await?;
+        // What has begun goes on with the same weights, or not at all.
+        let begun_with = if self.so_far.has_come() { self.so_far.model_digest.as_str() } else { "" };
+        let route = client.ask_route(&job.prompt, excluded, begun_with).await?;
         let agent_id = &route.place.agent_id;
+        let other_model = !begun_with.is_empty() && !route.model_digest.is_empty() && route.model_digest != begun_with;
+        if other_model {
+            let here = &route.model_digest;
+            let message =
+                format!("its model has the digest {here}, and the answer began with {begun_with}: another model");
+            let (agent_id, code) = (agent_id.clone(), Code::FailedPrecondition);
+            return Err(ClientError::Refused { agent_id, code, message, retry_after: None });
+        }
         if failed && *agent_id == self.route.place.agent_id {
             let message = "the coordinator knows no other agent than the one that failed".to_owned();
             let (agent_id, code) = (agent_id.clone(), Code::FailedPrecondition);

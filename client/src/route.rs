@@ -23,6 +23,8 @@ pub(crate) struct Route {
     pub(crate) token: String,
     /// Unix seconds.
     pub(crate) expires_at: i64,
+    /// Of the model at this agent; empty where it is not known.
+    pub(crate) model_digest: String,
     pub(crate) place: Place,
 }
 
@@ -63,6 +65,7 @@ impl Route {
             job_id: answer.job_id,
             token: answer.session_token,
             expires_at: answer.expires_at,
+            model_digest: answer.model_digest.unwrap_or_default(),
             place: Place {
                 agent_id: answer.agent_id,
                 grpc: names.resolve(grpc),

@@ -8,11 +8,12 @@ use std::{collections::BTreeSet, sync::Arc};
 use titan_certs::{agent_server_name, validate_name};
 use titan_proto::{
     MAX_TOKENS_PER_SECOND,
+    digest::MAX_CACHED_PREFIXES,
     rest::GrpcTls,
-    v1::{AgentRegistration, HealthUpdate},
+    v1::{AgentRegistration, HealthUpdate, ModelInfo},
 };
 
-use crate::registry::{Load, Profile, QuicProfile};
+use crate::registry::{Condition, Load, Profile, QuicProfile};
 
 /// Models one agent may serve, all names counted. A machine holds tens; names are cheap, but each is an index entry.
 pub(crate) const MAX_MODELS: usize = 256;
@@ -30,6 +31,17 @@ pub(crate) const MAX_RTT_MS: f64 = 60_000.0;
 pub(crate) const MAX_CLAIMS: usize = 4 * MAX_JOBS as usize;
 /// Entries of `capabilities`. They are accepted for old agents and not used.
 pub(crate) const MAX_CAPABILITIES: usize = 64;
+
+/// Bytes of a model's source: a path or URL. Of its other texts a part of that is enough.
+pub(crate) const MAX_SOURCE_BYTES: usize = 1024;
+pub(crate) const MAX_WORD_BYTES: usize = 128;
+/// Digits of a model's digest: a SHA-256.
+pub(crate) const DIGEST_DIGITS: usize = 64;
+/// Parameters of a model, and tokens of its context: a thousand times what there is.
+pub(crate) const MAX_PARAMETERS: i64 = 1_000_000_000_000_000;
+pub(crate) const MAX_CONTEXT_TOKENS: i64 = 1_000_000_000;
+/// Characters of the reason for which an agent is not healthy: a sentence. The rest is cut off.
+pub(crate) const MAX_REASON_CHARS: usize = 200;
 
 /// What an agent said cannot be. Trying again with the same values cannot help.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -52,6 +64,10 @@ pub(crate) enum InputError {
     TooMany { what: &'static str, count: usize, max: usize },
     #[error("a model's name has {len} bytes: give 1 to {MAX_MODEL_NAME_BYTES}, without control characters")]
     ModelName { len: usize },
+    #[error("model_info: {0}")]
+    ModelInfo(String),
+    #[error("health is `{0}`: use healthy, degraded or half_open")]
+    Health(String),
 }
 
 /// A registration, checked.
@@ -81,6 +97,7 @@ pub(crate) fn profile(registration: AgentRegistration) -> Result<Profile, InputE
         total_vram_mb: memory("total_vram_mb", total_vram_mb)?,
         total_ram_mb: memory("total_ram_mb", total_ram_mb)?,
         max_jobs: jobs("max_jobs", max_jobs, 1)?,
+        model_info: model_info(registration.model_info, &supported_models)?,
         models: models(supported_models)?,
     })
 }
@@ -100,7 +117,32 @@ pub(crate) fn load(update: &HealthUpdate) -> Result<Load, InputError> {
         rtt_ms: measured("rtt_ms", update.rtt_ms, MAX_RTT_MS)?,
         tokens_per_second: measured("tokens_per_second", update.tokens_per_second, MAX_TOKENS_PER_SECOND)?,
         draining: update.draining,
+        computing: jobs("computing", update.computing, 0)?,
     })
+}
+
+/// How the agent sees itself, checked.
+pub(crate) fn condition(update: &HealthUpdate) -> Result<Condition, InputError> {
+    // It is shown to people, in JSON and on terminals.
+    let reason = || -> Arc<str> {
+        let text = update.health_reason.chars().filter(|c| !c.is_control()).take(MAX_REASON_CHARS);
+        text.collect::<String>().into()
+    };
+    match update.health.as_str() {
+        "" | "healthy" => Ok(Condition::Healthy),
+        "degraded" => Ok(Condition::Degraded { reason: reason() }),
+        "half_open" => Ok(Condition::HalfOpen { reason: reason() }),
+        other => Err(InputError::Health(short(other))),
+    }
+}
+
+/// What its engines hold, where the update says so, checked.
+pub(crate) fn prefixes(update: &HealthUpdate) -> Result<Option<Vec<u64>>, InputError> {
+    let count = update.cached_prefixes.len();
+    if count > MAX_CACHED_PREFIXES {
+        return Err(InputError::TooMany { what: "cached_prefixes", count, max: MAX_CACHED_PREFIXES });
+    }
+    Ok(update.caches.then(|| update.cached_prefixes.clone()))
 }
 
 /// Some systems count 100 % per CPU.
@@ -178,6 +220,60 @@ fn models(names: Vec<String>) -> Result<Vec<Arc<str>>, InputError> {
     }
     let mut seen = BTreeSet::new();
     Ok(names.into_iter().map(Arc::from).filter(|name: &Arc<str>| seen.insert(Arc::clone(name))).collect())
+}
+
+fn model_info(infos: Vec<ModelInfo>, models: &[String]) -> Result<Vec<ModelInfo>, InputError> {
+    let wrong = |problem: String| Err(InputError::ModelInfo(problem));
+    if infos.len() > MAX_MODELS {
+        return Err(InputError::TooMany { what: "model_info", count: infos.len(), max: MAX_MODELS });
+    }
+    let mut seen = BTreeSet::new();
+    for info in &infos {
+        let name = short(&info.name);
+        if !models.contains(&info.name) {
+            return wrong(format!("`{name}` is none of supported_models"));
+        }
+        if !seen.insert(&info.name) {
+            return wrong(format!("`{name}` is described twice"));
+        }
+        let texts = [
+            ("engine", &info.engine, MAX_WORD_BYTES),
+            ("source", &info.source, MAX_SOURCE_BYTES),
+            ("architecture", &info.architecture, MAX_WORD_BYTES),
+            ("quantization", &info.quantization, MAX_WORD_BYTES),
+        ];
+        for (field, text, max) in texts {
+            if text.len() > max || text.chars().any(char::is_control) {
+                return wrong(format!("{field} of `{name}` must have at most {max} bytes, without control characters"));
+            }
+        }
+        if !info.digest.is_empty() && !is_digest(&info.digest) {
+            let digest = short(&info.digest);
+            return wrong(format!(
+                "digest of `{name}` is `{digest}`: give {DIGEST_DIGITS} hexadecimal digits, a-f in lower case"
+            ));
+        }
+        if !matches!(info.continuation.as_str(), "" | "tokens" | "text" | "none") {
+            let continuation = short(&info.continuation);
+            return wrong(format!("continuation of `{name}` is `{continuation}`: use tokens, text or none"));
+        }
+        let numbers = [
+            ("parameters", info.parameters, MAX_PARAMETERS),
+            ("context_tokens", info.context_tokens, MAX_CONTEXT_TOKENS),
+            ("places", info.places.into(), MAX_JOBS.into()),
+        ];
+        for (field, value, max) in numbers {
+            if !(0..=max).contains(&value) {
+                return Err(InputError::Range { field, value: value.to_string(), min: 0, max });
+            }
+        }
+    }
+    Ok(infos)
+}
+
+/// Whether a text has the form of a model's digest.
+pub(crate) fn is_digest(text: &str) -> bool {
+    text.len() == DIGEST_DIGITS && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// Enough of a wrong value to recognise it.
@@ -267,6 +363,62 @@ mod tests {
     }
 
     #[test]
+    fn what_an_agent_says_of_its_models_is_bounded() {
+        let info = |change: fn(&mut ModelInfo)| {
+            let mut info = ModelInfo {
+                name: "default".into(),
+                engine: "mistral.rs".into(),
+                digest: "0123456789abcdef".repeat(4),
+                continuation: "tokens".into(),
+                ..ModelInfo::default()
+            };
+            change(&mut info);
+            info
+        };
+        let with = |infos| AgentRegistration { model_info: infos, ..registration() };
+        assert_eq!(profile(with(vec![info(|_| ())])).unwrap().digest("default"), Some(&*"0123456789abcdef".repeat(4)));
+        assert_eq!(profile(with(vec![info(|i| i.digest.clear())])).unwrap().digest("default"), None);
+        let wrong: [(&str, fn(&mut ModelInfo)); 9] = [
+            ("`gpt` is none of supported_models", |i| i.name = "gpt".into()),
+            ("engine of `default` must have at most 128", |i| i.engine = "e".repeat(129)),
+            ("source of `default` must have at most 1024", |i| i.source = "a\nb".into()),
+            ("digest of `default` is `abc`: give 64", |i| i.digest = "abc".into()),
+            ("digest of `default`", |i| i.digest = "A".repeat(64)),
+            ("continuation of `default` is `maybe`", |i| i.continuation = "maybe".into()),
+            ("parameters is -1", |i| i.parameters = -1),
+            ("context_tokens is 9223372036854775807", |i| i.context_tokens = i64::MAX),
+            ("places is -1", |i| i.places = -1),
+        ];
+        for (message, change) in wrong {
+            assert!(refused(|r| r.model_info = vec![info(change)]).contains(message), "{message}");
+        }
+        assert!(refused(|r| r.model_info = vec![info(|_| ()); 2]).contains("described twice"));
+        assert!(refused(|r| r.model_info = vec![ModelInfo::default(); 257]).contains("257 model_info"));
+    }
+
+    #[test]
+    fn how_an_agent_is_and_what_it_holds_is_checked() {
+        let update = |health: &str, reason: &str| HealthUpdate {
+            health: health.into(),
+            health_reason: reason.into(),
+            ..Default::default()
+        };
+        for healthy in ["", "healthy"] {
+            assert_eq!(condition(&update(healthy, "ignored")), Ok(Condition::Healthy));
+        }
+        let long = condition(&update("degraded", &format!("a\u{1b}[1m{}", "é".repeat(300)))).unwrap();
+        assert_eq!(long.reason().map(|reason| (reason.chars().count(), reason.contains('\u{1b}'))), Some((200, false)));
+        assert_eq!(condition(&update("half_open", "x")), Ok(Condition::HalfOpen { reason: "x".into() }));
+        assert!(condition(&update("fine", "")).unwrap_err().to_string().contains("`fine`: use healthy"));
+
+        let holding = |caches, count| HealthUpdate { caches, cached_prefixes: vec![7; count], ..Default::default() };
+        assert_eq!(prefixes(&holding(false, 1)), Ok(None));
+        assert_eq!(prefixes(&holding(true, 0)), Ok(Some(Vec::new())));
+        let error = prefixes(&holding(true, MAX_CACHED_PREFIXES + 1)).unwrap_err().to_string();
+        assert!(error.contains("513 cached_prefixes: at most 512"), "{error}");
+    }
+
+    #[test]
     fn numbers_that_are_no_measurements_are_refused() {
         let refused = |update: HealthUpdate| load(&update).unwrap_err().to_string();
         for value in [f64::NAN, -1.0, f64::INFINITY, f64::NEG_INFINITY] {
@@ -279,6 +431,7 @@ mod tests {
         assert!(refused(HealthUpdate { free_ram_mb: i64::MIN, ..Default::default() }).contains("free_ram_mb"));
         assert!(refused(HealthUpdate { running_jobs: -1, ..Default::default() }).contains("running_jobs"));
         assert!(refused(HealthUpdate { queued_jobs: i32::MAX, ..Default::default() }).contains("queued_jobs"));
+        assert!(refused(HealthUpdate { computing: -1, ..Default::default() }).contains("computing"));
         let claims = vec![String::new(); MAX_CLAIMS + 1];
         assert!(refused(HealthUpdate { claimed_job_ids: claims, ..Default::default() }).contains("claimed_job_ids"));
     }

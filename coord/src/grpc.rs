@@ -89,6 +89,10 @@ impl CoordinatorService for Service {
             prompt: &request.prompt,
             prompt_digest: request.parameters.get(PROMPT_DIGEST).map(String::as_str),
             exclude_agents: request.parameters.get(EXCLUDE_AGENTS).map(String::as_str),
+            messages: &request.messages,
+            tools: &request.tools,
+            prefix_digests: &request.prefix_digests,
+            model_digest: &request.model_digest,
             max_tokens,
             temperature: request.temperature,
         })?;
@@ -101,6 +105,7 @@ impl CoordinatorService for Service {
             options: request.parameters,
             messages: request.messages,
             tools: request.tools,
+            client_id: request.client_id,
         });
         Ok(Response::new(answer(route)))
     }
@@ -205,7 +210,7 @@ impl From<RouteError> for Status {
             | RouteError::PromptTooLarge { .. }
             | RouteError::InvalidParameter { .. } => Code::InvalidArgument,
             RouteError::ModelNotFound { .. } => Code::NotFound,
-            RouteError::NoAgents { .. } => Code::Unavailable,
+            RouteError::NoAgents { .. } | RouteError::NoEqualModel { .. } => Code::Unavailable,
             RouteError::NoCapacity { .. } => Code::ResourceExhausted,
             RouteError::Internal => Code::Internal,
         };
@@ -218,7 +223,7 @@ impl From<RouteError> for Status {
 }
 
 fn answer(route: Route) -> InferenceResponse {
-    let Route { agent, session_token, expires_at, job_id, estimated_rtt_ms } = route;
+    let Route { agent, session_token, expires_at, job_id, model_digest, estimated_rtt_ms } = route;
     let quic = agent.quic.as_ref();
     InferenceResponse {
         agent_endpoint: agent.endpoint.clone(),
@@ -236,7 +241,7 @@ fn answer(route: Route) -> InferenceResponse {
                 server_name: quic.server_name.clone(),
             }),
         }),
-        ..InferenceResponse::default()
+        model_digest,
     }
 }
 
@@ -248,7 +253,8 @@ fn agent_status(view: &AgentView, now: Instant, wall_clock: SystemTime) -> Agent
         free_vram_mb: view.load.free_vram_mb,
         running_jobs: view.load.running_jobs.try_into().unwrap_or(i32::MAX),
         last_heartbeat: last_heartbeat.as_secs().try_into().unwrap_or(i64::MAX),
-        ..AgentStatus::default()
+        model_info: view.profile.model_info.clone(),
+        reason: view.condition.reason().unwrap_or_default().to_owned(),
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use titan_proto::{MAX_PROMPT_BYTES, v1::Prefill};
+use titan_proto::{MAX_PROMPT_BYTES, conversation::text_bytes, v1::Prefill};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::registry::StreamId;
@@ -76,7 +76,8 @@ impl Outboxes {
     pub(crate) fn offer(&self, agent_id: &str, prefill: Prefill, now: Instant) -> bool {
         let streams = self.streams.lock();
         let Some(outbox) = streams.get(agent_id) else { return false };
-        let bytes = u32::try_from(prefill.prompt.len()).unwrap_or(u32::MAX);
+        let bytes = prefill.prompt.len() + text_bytes(&prefill.messages, &prefill.tools);
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(bytes) else { return false };
         outbox.queue.try_send(Queued { prefill, since: now, _room: room }).is_ok()
     }
@@ -101,6 +102,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use futures_util::FutureExt as _;
+    use titan_proto::v1::Message;
 
     use super::*;
 
@@ -139,7 +141,9 @@ mod tests {
     #[test]
     fn the_bytes_that_wait_are_bounded_over_all_agents_and_come_free_again() {
         let (outboxes, now) = (Outboxes::default(), Instant::now());
-        let large = || Prefill { prompt: "x".repeat(MAX_PROMPT_BYTES), ..Prefill::default() };
+        let text = "x".repeat(MAX_PROMPT_BYTES / 2);
+        let (prompt, messages) = (text.clone(), vec![Message::user(text)]);
+        let large = || Prefill { prompt: prompt.clone(), messages: messages.clone(), ..Prefill::default() };
         let agents: Vec<String> = (0..4).map(|n| format!("agent-{n}")).collect();
         let inboxes: Vec<Inbox> = agents.iter().map(|agent| outboxes.open(agent, StreamId(0))).collect();
         let offered = agents.iter().flat_map(|agent| std::iter::repeat_n(agent, MAX_QUEUED));

@@ -12,7 +12,7 @@ use std::{
 };
 
 use self::agent::Agent;
-pub(crate) use self::agent::{AgentView, Load, Profile, QuicProfile, Status, StreamId};
+pub(crate) use self::agent::{AgentView, Condition, Load, Profile, QuicProfile, Status, StreamId};
 use crate::scheduler::{self, Weights};
 
 /// The times and bounds a [`Registry`] works with.
@@ -73,6 +73,8 @@ pub(crate) enum BookError {
     ModelNotFound { available: Vec<Arc<str>> },
     /// No healthy agent at all, or none for this model, which unhealthy or recently lost agents serve.
     NoAgents,
+    /// Agents serve a model of this name, with these digests (at most [`MAX_MODELS_NAMED`]), and none with the one that was asked for.
+    OtherDigests { found: Vec<String> },
     /// Healthy agents serve it, and each has all it can run.
     NoCapacity,
 }
@@ -85,6 +87,28 @@ pub(crate) const MAX_MODELS_NAMED: usize = 20;
 pub(crate) struct Booked {
     pub(crate) profile: Arc<Profile>,
     pub(crate) rtt_ms: Option<f64>,
+}
+
+/// What an agent is wanted for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) model: &'a str,
+    /// The model has to have this digest; empty for any.
+    pub(crate) model_digest: &'a str,
+    /// Agents that are chosen only where no other one has room.
+    pub(crate) except: &'a [&'a str],
+    /// The digests of the conversation's beginnings, the shortest first.
+    pub(crate) conversation: &'a [u64],
+}
+
+/// What a heartbeat says beside the load.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Report<'a> {
+    /// Jobs that began: their bookings end, because the load counts them from now on.
+    pub(crate) claimed: &'a [String],
+    pub(crate) condition: Condition,
+    /// What the engines hold of conversations; `None` where that has not changed.
+    pub(crate) prefixes: Option<Vec<u64>>,
 }
 
 /// What [`Registry::expire`] found.
@@ -140,8 +164,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Renews the lease and notes what the agent reports. `claimed` are jobs that began: their bookings end, because
-    /// `load.running_jobs` counts them from now on.
+    /// Renews the lease and notes what the agent reports.
     ///
     /// A lease that ran out is taken up again: what the agent registered is still known and still true.
     pub(crate) fn heartbeat(
@@ -149,7 +172,7 @@ impl Registry {
         id: &str,
         stream: StreamId,
         load: Load,
-        claimed: &[String],
+        report: Report<'_>,
         now: Instant,
     ) -> Result<(), HeartbeatError> {
         let until = now + self.policy.lease;
@@ -161,7 +184,8 @@ impl Registry {
         }
         agent.renew(Some(stream), now, until);
         agent.set_load(load);
-        agent.claim(claimed);
+        agent.claim(report.claimed);
+        agent.set_engine(report.condition, report.prefixes);
         Ok(())
     }
 
@@ -200,46 +224,47 @@ impl Registry {
     /// Chooses an agent for the model and books one of its slots for `job_id`.
     #[cfg(test)]
     pub(crate) fn book(&mut self, model: &str, job_id: &str, now: Instant) -> Result<Booked, BookError> {
-        self.book_except(model, &[], job_id, now)
+        self.book_for(&Wanted { model, ..Wanted::default() }, job_id, now)
     }
 
-    /// Chooses an agent for the model, one of those that `except` does not name if any of them has room, and books one of its slots for
-    /// `job_id`.
-    pub(crate) fn book_except(
-        &mut self,
-        model: &str,
-        except: &[&str],
-        job_id: &str,
-        now: Instant,
-    ) -> Result<Booked, BookError> {
+    /// Chooses an agent and books one of its slots for `job_id`.
+    pub(crate) fn book_for(&mut self, wanted: &Wanted<'_>, job_id: &str, now: Instant) -> Result<Booked, BookError> {
+        let Wanted { model, model_digest, except, conversation } = *wanted;
         let Some(serving) = self.models.get(model) else {
-            let available = self.healthy_models(now);
+            let available = self.models_served(now);
             return Err(if available.is_empty() {
                 BookError::NoAgents
             } else {
                 BookError::ModelNotFound { available }
             });
         };
-        let mut any_healthy = false;
-        let (slots, weights) = (&mut self.slots, &self.policy.weights);
-        let mut choose = |except: &[&str]| {
-            let candidates = serving.iter().filter_map(|&slot| {
-                let agent = slots.get_mut(slot)?.as_mut()?;
-                if agent.status(now) != Status::Healthy {
+        let (mut any_equal, mut others) = (false, BTreeSet::new());
+        let slots = &mut self.slots;
+        let candidates = serving.iter().filter_map(|&slot| {
+            let agent = slots.get_mut(slot)?.as_mut()?;
+            if !agent.reachable(now) {
+                return None;
+            }
+            if !model_digest.is_empty() {
+                let digest = agent.profile.digest(model).unwrap_or_default();
+                if digest != model_digest {
+                    others.insert(digest.to_owned());
                     return None;
                 }
-                any_healthy = true;
-                agent.drop_expired_bookings(now);
-                agent.candidate(slot).filter(|_| !except.contains(&&*agent.profile.id))
-            });
-            scheduler::choose(weights, candidates)
-        };
-        let mut chosen = choose(except);
-        if chosen.is_none() && !except.is_empty() {
-            chosen = choose(&[]);
-        }
+            }
+            any_equal = true;
+            agent.drop_expired_bookings(now);
+            agent.candidate(slot, conversation, except.contains(&&*agent.profile.id))
+        });
+        let chosen = scheduler::choose(&self.policy.weights, candidates);
         let Some(agent) = chosen.and_then(|slot| self.slots.get_mut(slot)?.as_mut()) else {
-            return Err(if any_healthy { BookError::NoCapacity } else { BookError::NoAgents });
+            return Err(match (any_equal, others.is_empty()) {
+                (true, _) => BookError::NoCapacity,
+                (false, true) => BookError::NoAgents,
+                (false, false) => {
+                    BookError::OtherDigests { found: others.into_iter().take(MAX_MODELS_NAMED).collect() }
+                }
+            });
         };
         self.bookings += 1;
         agent.book(job_id, now + self.policy.booking, self.bookings);
@@ -268,20 +293,20 @@ impl Registry {
         self.slots.iter().flatten().map(|agent| agent.view(now)).collect()
     }
 
-    /// Each model with the number of healthy agents that serve it, by name; models without any are left out.
+    /// Each model with the number of agents that serve it and take requests, by name; models without any are left out.
     pub(crate) fn models(&self, now: Instant) -> Vec<(Arc<str>, usize)> {
-        let count = |serving: &BTreeSet<usize>| serving.iter().filter(|&&slot| self.healthy(slot, now)).count();
+        let count = |serving: &BTreeSet<usize>| serving.iter().filter(|&&slot| self.reachable(slot, now)).count();
         let counted = self.models.iter().map(|(model, serving)| (Arc::clone(model), count(serving)));
         counted.filter(|&(_, agents)| agents > 0).collect()
     }
 
-    fn healthy_models(&self, now: Instant) -> Vec<Arc<str>> {
-        let healthy = self.models.iter().filter(|(_, serving)| serving.iter().any(|&slot| self.healthy(slot, now)));
-        healthy.map(|(model, _)| Arc::clone(model)).take(MAX_MODELS_NAMED).collect()
+    fn models_served(&self, now: Instant) -> Vec<Arc<str>> {
+        let served = self.models.iter().filter(|(_, serving)| serving.iter().any(|&slot| self.reachable(slot, now)));
+        served.map(|(model, _)| Arc::clone(model)).take(MAX_MODELS_NAMED).collect()
     }
 
-    fn healthy(&self, slot: usize, now: Instant) -> bool {
-        self.slots.get(slot).and_then(Option::as_ref).is_some_and(|agent| agent.status(now) == Status::Healthy)
+    fn reachable(&self, slot: usize, now: Instant) -> bool {
+        self.slots.get(slot).and_then(Option::as_ref).is_some_and(|agent| agent.reachable(now))
     }
 
     fn agent_mut(&mut self, id: &str) -> Option<&mut Agent> {

@@ -20,7 +20,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use titan_proto::{
     ALPN, COORDINATOR_NAME, DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE,
     rest::{Agent, Endpoints, GrpcEndpoint, Health, InferenceResponse, QuicEndpoint, Status},
-    v1::Prefill,
+    v1::{self, Prefill},
 };
 use titan_transport::token::JwkSet;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
@@ -62,6 +62,9 @@ async fn request_inference(
     body: Body,
 ) -> Result<Json<InferenceResponse>, ApiError> {
     let request = body::parse(&body::read(&headers, body).await?)?;
+    let prefix_digests = body::digests(&request.prefix_digests)?;
+    let messages: Vec<v1::Message> = request.messages.into_iter().map(Into::into).collect();
+    let tools: Vec<v1::Tool> = request.tools.into_iter().map(Into::into).collect();
     let max_tokens = request.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS);
     let temperature = request.temperature.unwrap_or(DEFAULT_TEMPERATURE);
     let route = dispatcher.route(&RouteRequest {
@@ -70,6 +73,10 @@ async fn request_inference(
         prompt: request.prompt.as_deref().unwrap_or_default(),
         prompt_digest: request.parameters.get(PROMPT_DIGEST).map(String::as_str),
         exclude_agents: request.parameters.get(EXCLUDE_AGENTS).map(String::as_str),
+        messages: &messages,
+        tools: &tools,
+        prefix_digests: &prefix_digests,
+        model_digest: request.model_digest.as_deref().unwrap_or_default(),
         max_tokens,
         temperature,
     })?;
@@ -80,7 +87,9 @@ async fn request_inference(
         max_tokens,
         temperature,
         options: request.parameters.into_iter().collect(),
-        ..Prefill::default()
+        messages,
+        tools,
+        client_id: request.client_id.unwrap_or_default(),
     });
     Ok(Json(answer(route)))
 }
@@ -121,7 +130,7 @@ async fn status(
 #[derive(Serialize)]
 struct Model {
     name: Arc<str>,
-    /// Healthy agents that serve it.
+    /// Agents that serve it and take requests.
     agents: usize,
 }
 
@@ -135,7 +144,7 @@ async fn jwks(State(dispatcher): State<Arc<Dispatcher>>) -> Json<JwkSet> {
 }
 
 fn answer(route: Route) -> InferenceResponse {
-    let Route { agent, session_token, expires_at, job_id, estimated_rtt_ms } = route;
+    let Route { agent, session_token, expires_at, job_id, model_digest, estimated_rtt_ms } = route;
     let quic = agent.quic.as_ref();
     InferenceResponse {
         agent_endpoint: agent.endpoint.clone(),
@@ -153,11 +162,12 @@ fn answer(route: Route) -> InferenceResponse {
                 server_name: quic.server_name.clone(),
             }),
         },
+        model_digest: Some(model_digest).filter(|digest| !digest.is_empty()),
     }
 }
 
 fn agent(view: &AgentView, now: Instant, wall_clock: SystemTime) -> Agent {
-    let AgentView { profile, load, status, .. } = view;
+    let AgentView { profile, load, status, condition, .. } = view;
     Agent {
         id: profile.id.to_string(),
         endpoint: profile.endpoint.clone(),
@@ -172,6 +182,9 @@ fn agent(view: &AgentView, now: Instant, wall_clock: SystemTime) -> Agent {
         rtt_ms: load.rtt_ms.unwrap_or(0.0),
         last_heartbeat: rfc3339(view.last_heartbeat_at(now, wall_clock)),
         supported_models: profile.models.iter().map(ToString::to_string).collect(),
+        computing: small(load.computing),
+        health_reason: condition.reason().map(str::to_owned),
+        model_info: profile.model_info.iter().cloned().map(Into::into).collect(),
     }
 }
 

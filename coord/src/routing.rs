@@ -6,16 +6,21 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use titan_proto::{COORDINATOR_NAME, MAX_PROMPT_BYTES, v1::Prefill};
+use titan_proto::{
+    COORDINATOR_NAME, MAX_PROMPT_BYTES,
+    conversation::{MAX_MESSAGES, MAX_TOOLS, text_bytes},
+    digest::MAX_PREFIX_DIGESTS,
+    v1::{Message, Prefill, Tool},
+};
 use titan_transport::token::{Claims, TokenIssuer, new_jti, unix_seconds};
 use tracing::{debug, error, info};
 use uuid::Uuid;
 
 use crate::{
-    agent_input::MAX_MODEL_NAME_BYTES,
+    agent_input::{DIGEST_DIGITS, MAX_MODEL_NAME_BYTES, is_digest},
     config::Config,
     prefill::Outboxes,
-    registry::{BookError, Policy, Profile, Registry},
+    registry::{BookError, Policy, Profile, Registry, Wanted},
     scheduler::WeightsError,
 };
 
@@ -58,6 +63,13 @@ pub(crate) struct RouteRequest<'a> {
     pub(crate) prompt_digest: Option<&'a str>,
     /// The parameter [`EXCLUDE_AGENTS`].
     pub(crate) exclude_agents: Option<&'a str>,
+    /// In place of the prompt.
+    pub(crate) messages: &'a [Message],
+    pub(crate) tools: &'a [Tool],
+    /// The chain of digests of the conversation: PROTOCOL.md §19.
+    pub(crate) prefix_digests: &'a [u64],
+    /// Empty for any.
+    pub(crate) model_digest: &'a str,
     pub(crate) max_tokens: i32,
     pub(crate) temperature: f32,
 }
@@ -70,6 +82,8 @@ pub(crate) struct Route {
     /// Unix seconds.
     pub(crate) expires_at: i64,
     pub(crate) job_id: String,
+    /// Of the model on this agent; empty where it does not tell.
+    pub(crate) model_digest: String,
     /// 0 while not measured.
     pub(crate) estimated_rtt_ms: f64,
 }
@@ -81,9 +95,9 @@ pub(crate) enum RouteError {
     MissingClientId,
     #[error("model is missing: GET /api/v1/models lists those that are served")]
     MissingModel,
-    #[error("prompt is missing")]
+    #[error("prompt is missing: give it, or messages, prefix_digests or the parameter {PROMPT_DIGEST}")]
     MissingPrompt,
-    #[error("the prompt has {bytes} bytes, at most {MAX_PROMPT_BYTES} are accepted")]
+    #[error("the prompt has {bytes} bytes, with all messages and tools; at most {MAX_PROMPT_BYTES} are accepted")]
     PromptTooLarge { bytes: usize },
     #[error("{name} {must}")]
     InvalidParameter { name: &'static str, must: String },
@@ -91,6 +105,11 @@ pub(crate) enum RouteError {
     ModelNotFound { model: String, available: Vec<Arc<str>> },
     #[error("no healthy agent serves the model `{model}` at the moment")]
     NoAgents { model: String },
+    #[error(
+        "no agent serves the model `{model}` with the digest {wanted}, only with {}: an answer goes on with the same weights, tokenizer \
+         and template alone", found.join(", ")
+    )]
+    NoEqualModel { model: String, wanted: String, found: Vec<String> },
     #[error("every agent that serves the model `{model}` is full; try again in {} s", retry_after.as_secs())]
     NoCapacity { model: String, retry_after: Duration },
     /// Details are in the log.
@@ -108,7 +127,7 @@ impl RouteError {
             Self::PromptTooLarge { .. } => "prompt_too_large",
             Self::InvalidParameter { .. } => "invalid_parameter",
             Self::ModelNotFound { .. } => "model_not_found",
-            Self::NoAgents { .. } => "no_agents",
+            Self::NoAgents { .. } | Self::NoEqualModel { .. } => "no_agents",
             Self::NoCapacity { .. } => "no_capacity",
             Self::Internal => "internal",
         }
@@ -148,9 +167,16 @@ impl Dispatcher {
         check(request)?;
         let job_id = format!("job_{}", Uuid::new_v4().simple());
         let except: Vec<&str> = request.exclude_agents.unwrap_or_default().split(',').map(str::trim).collect();
-        let booked = self.registry.lock().book_except(request.model, &except, &job_id, Instant::now());
-        let booked = booked.map_err(|error| self.refusal(request.model, error))?;
+        let wanted = Wanted {
+            model: request.model,
+            model_digest: request.model_digest,
+            except: &except,
+            conversation: request.prefix_digests,
+        };
+        let booked = self.registry.lock().book_for(&wanted, &job_id, Instant::now());
+        let booked = booked.map_err(|error| refusal(&wanted, error))?;
         let agent = booked.profile;
+        let model_digest = agent.digest(request.model).unwrap_or_default().to_owned();
 
         let now = SystemTime::now();
         let expires_at = unix_seconds(now + self.token_ttl);
@@ -171,14 +197,21 @@ impl Dispatcher {
             RouteError::Internal
         })?;
         debug!(%job_id, agent = %agent.id, model = request.model, "routed");
-        Ok(Route { agent, session_token, expires_at, job_id, estimated_rtt_ms: booked.rtt_ms.unwrap_or(0.0) })
+        Ok(Route {
+            agent,
+            session_token,
+            expires_at,
+            job_id,
+            model_digest,
+            estimated_rtt_ms: booked.rtt_ms.unwrap_or(0.0),
+        })
     }
 
     /// Tells the agent of `route` what its client is about to ask, where that is on and the request said it. Waits for nobody.
     pub(crate) fn tell_ahead(&self, route: &Route, prefill: impl FnOnce() -> Prefill) {
         let Some(outboxes) = &self.prefill else { return };
         let mut prefill = prefill();
-        if prefill.prompt.is_empty() {
+        if prefill.prompt.is_empty() && prefill.messages.is_empty() {
             return;
         }
         prefill.options.remove(PROMPT_DIGEST);
@@ -197,15 +230,49 @@ impl Dispatcher {
             debug!(agent = %id, "forgotten");
         }
     }
+}
 
-    fn refusal(&self, model: &str, error: BookError) -> RouteError {
-        let model = model.to_owned();
-        match error {
-            BookError::ModelNotFound { available } => RouteError::ModelNotFound { model, available },
-            BookError::NoAgents => RouteError::NoAgents { model },
-            BookError::NoCapacity => RouteError::NoCapacity { model, retry_after: RETRY_AFTER },
+fn refusal(wanted: &Wanted<'_>, error: BookError) -> RouteError {
+    let model = wanted.model.to_owned();
+    match error {
+        BookError::ModelNotFound { available } => RouteError::ModelNotFound { model, available },
+        BookError::NoAgents => RouteError::NoAgents { model },
+        BookError::OtherDigests { found } => {
+            let named = |digest: String| if digest.is_empty() { "one that is not known".to_owned() } else { digest };
+            let found = found.into_iter().map(named).collect();
+            RouteError::NoEqualModel { model, wanted: wanted.model_digest.to_owned(), found }
         }
+        BookError::NoCapacity => RouteError::NoCapacity { model, retry_after: RETRY_AFTER },
     }
+}
+
+/// What a conversation says is for the agent to judge; here its size counts.
+fn check_conversation(request: &RouteRequest<'_>) -> Result<(), RouteError> {
+    let RouteRequest { prompt, prompt_digest, messages, tools, prefix_digests, model_digest, .. } = *request;
+    let invalid = |name, must: String| Err(RouteError::InvalidParameter { name, must });
+    let nothing = prompt.is_empty() && messages.is_empty() && prefix_digests.is_empty();
+    if nothing && prompt_digest.is_none_or(str::is_empty) {
+        return Err(RouteError::MissingPrompt);
+    }
+    if !prompt.is_empty() && !messages.is_empty() {
+        return invalid("messages", "stand beside a prompt: give one of the two".to_owned());
+    }
+    let bytes = prompt.len() + text_bytes(messages, tools);
+    if bytes > MAX_PROMPT_BYTES {
+        return Err(RouteError::PromptTooLarge { bytes });
+    }
+    let counts = [
+        ("messages", messages.len(), MAX_MESSAGES),
+        ("tools", tools.len(), MAX_TOOLS),
+        ("prefix_digests", prefix_digests.len(), MAX_PREFIX_DIGESTS),
+    ];
+    if let Some((name, count, max)) = counts.into_iter().find(|&(_, count, max)| count > max) {
+        return invalid(name, format!("are {count}: at most {max} are accepted"));
+    }
+    if !model_digest.is_empty() && !is_digest(model_digest) {
+        return invalid("model_digest", format!("must be {DIGEST_DIGITS} hexadecimal digits, a-f in lower case"));
+    }
+    Ok(())
 }
 
 fn check(request: &RouteRequest<'_>) -> Result<(), RouteError> {
@@ -225,12 +292,7 @@ fn check(request: &RouteRequest<'_>) -> Result<(), RouteError> {
     if request.model.len() > MAX_MODEL_NAME_BYTES {
         return invalid("model", format!("must have at most {MAX_MODEL_NAME_BYTES} bytes"));
     }
-    if request.prompt.is_empty() && request.prompt_digest.is_none_or(str::is_empty) {
-        return Err(RouteError::MissingPrompt);
-    }
-    if request.prompt.len() > MAX_PROMPT_BYTES {
-        return Err(RouteError::PromptTooLarge { bytes: request.prompt.len() });
-    }
+    check_conversation(request)?;
     if request.max_tokens < 0 {
         return invalid("max_tokens", format!("is {}: it must be 0 (the default) or more", request.max_tokens));
     }

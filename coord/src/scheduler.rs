@@ -1,7 +1,8 @@
 //! Chooses one agent among those that could serve a request: a pure function over plain numbers.
 //!
-//! Each candidate gets a score between 0 and 1, the weighted mean of four parts, each between 0 and 1 as well. Every part
-//! looks at one candidate alone, so an agent that joins or leaves never changes how two others compare.
+//! Each candidate gets a score between 0 and 1, the weighted mean of four parts, each between 0 and 1 as well. What its engine holds of the
+//! conversation comes on top ([`prefix_score`]). Every part looks at one candidate alone, so an agent that joins or leaves never changes how
+//! two others compare.
 
 use std::cmp::Reverse;
 
@@ -83,6 +84,10 @@ pub struct Candidate {
     pub rtt_ms: Option<f64>,
     /// Measured generation speed per job; `None` counts as 0, and a single job ends that.
     pub tokens_per_second: Option<f64>,
+    /// Messages of the conversation that its engine holds, from the beginning on.
+    pub prefix_messages: usize,
+    /// 0 for an agent that may be chosen freely. One with a higher number is chosen where none with a lower one has room.
+    pub reserve: u8,
     /// When it was last chosen: any number that grows from one choice to the next. The smallest wins a tie.
     pub last_chosen: u64,
 }
@@ -100,7 +105,10 @@ const SCORE_STEPS: f64 = 100.0;
 /// `weights` must be [normalized](Weights::normalized). One pass, no allocation.
 pub fn choose(weights: &Weights, candidates: impl Iterator<Item = Candidate>) -> Option<usize> {
     candidates
-        .min_by_key(|candidate| (Reverse(steps(score(weights, candidate))), candidate.last_chosen, candidate.key))
+        .min_by_key(|candidate| {
+            let score = score(weights, candidate) + prefix_score(candidate.prefix_messages);
+            (candidate.reserve, Reverse(steps(score)), candidate.last_chosen, candidate.key)
+        })
         .map(|candidate| candidate.key)
 }
 
@@ -112,6 +120,22 @@ fn score(weights: &Weights, candidate: &Candidate) -> f64 {
         + weights.rtt * rtt
         + weights.tokens_per_second * speed
 }
+
+/// What so many messages are worth that an engine need not read again.
+///
+/// Two or more are a conversation that goes on, one message of the user and its answer at least: that is worth more than all that an agent
+/// without them can have, so it comes back to its agent while that has room, and of two agents to the one with the longer part. One alone is most
+/// often the system's message, which many conversations share: if it counted as much, all of them would crowd at one agent.
+fn prefix_score(messages: usize) -> f64 {
+    match messages {
+        0 => 0.0,
+        1 => ONE_MESSAGE_SCORE,
+        more => 2.0 - 1.0 / more as f64,
+    }
+}
+
+/// As much as a quarter of an agent's slots being free, with the default weights.
+const ONE_MESSAGE_SCORE: f64 = 0.075;
 
 fn steps(score: f64) -> u32 {
     // Rounds; the cast saturates, and NaN becomes 0, the worst score.
@@ -131,6 +155,8 @@ mod tests {
         load: 0.5,
         rtt_ms: Some(10.0),
         tokens_per_second: Some(30.0),
+        prefix_messages: 0,
+        reserve: 0,
         last_chosen: 0,
     };
 
@@ -175,6 +201,38 @@ mod tests {
     }
 
     #[test]
+    fn a_conversation_comes_back_to_its_agent_whatever_else_speaks_against_it() {
+        let worst = Candidate { free_memory: 0.0, load: 0.99, rtt_ms: None, tokens_per_second: None, ..SAME };
+        let best = Candidate { free_memory: 1.0, load: 0.0, rtt_ms: Some(0.0), tokens_per_second: Some(1e6), ..SAME };
+        for messages in [2, 3, 100] {
+            let held = Candidate { key: 1, prefix_messages: messages, ..worst };
+            assert_eq!(chosen(&[best, held]), Some(1), "{messages}");
+        }
+        let shared = Candidate { key: 1, prefix_messages: 1, ..worst };
+        assert_eq!(chosen(&[best, shared]), Some(0), "a message that many conversations share");
+        assert_eq!(
+            chosen(&[SAME, Candidate { key: 1, prefix_messages: 1, ..SAME }]),
+            Some(1),
+            "among equals it counts"
+        );
+        let longer = Candidate { key: 2, prefix_messages: 4, ..SAME };
+        assert_eq!(
+            chosen(&[Candidate { key: 1, prefix_messages: 2, ..SAME }, longer]),
+            Some(2),
+            "the longest match counts"
+        );
+    }
+
+    #[test]
+    fn the_reserve_is_chosen_where_nobody_else_is_there() {
+        let reserve = Candidate { key: 1, reserve: 1, prefix_messages: 9, load: 0.0, ..SAME };
+        let last = Candidate { key: 2, reserve: 2, ..reserve };
+        assert_eq!(chosen(&[reserve, SAME, last]), Some(0));
+        assert_eq!(chosen(&[last, reserve]), Some(1));
+        assert_eq!(chosen(&[last]), Some(2));
+    }
+
+    #[test]
     fn equals_take_turns() {
         let noisy = Candidate { key: 1, last_chosen: 7, free_memory: 0.501, ..SAME };
         let waiting = Candidate { key: 2, last_chosen: 3, ..SAME };
@@ -199,9 +257,12 @@ mod tests {
             load in 0.0..=1.0f64,
             rtt_ms in proptest::option::of(0.0..1e6f64),
             tokens_per_second in proptest::option::of(0.0..1e6f64),
+            prefix_messages in 0..5usize,
+            reserve in 0..3u8,
             last_chosen in 0..10u64,
         ) -> Candidate {
-            Candidate { key: 0, free_memory, load, rtt_ms, tokens_per_second, last_chosen }
+            let key = 0;
+            Candidate { key, free_memory, load, rtt_ms, tokens_per_second, prefix_messages, reserve, last_chosen }
         }
     }
 

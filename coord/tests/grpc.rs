@@ -8,8 +8,12 @@ use std::collections::BTreeMap;
 
 use support::{Agent, Client, Harness, material, registration, until};
 use titan_certs::{CertDir, Role};
-use titan_proto::v1::{
-    DeregistrationRequest, HealthUpdate, InferenceRequest, PublicKeyRequest, StatusRequest, SystemStatus,
+use titan_proto::{
+    digest,
+    v1::{
+        AgentRegistration, DeregistrationRequest, HealthUpdate, InferenceRequest, Message, ModelInfo, PublicKeyRequest,
+        StatusRequest, SystemStatus,
+    },
 };
 use titan_transport::token::TokenVerifier;
 use tonic::{Code, Status};
@@ -107,6 +111,100 @@ async fn a_certificate_of_another_authority_does_not_even_connect() {
         assert!(!matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied), "answered: {status}");
     }
     assert_eq!(status(&mut harness.plain().await).await.total_agents, 0);
+}
+
+/// Two agents with a model of the same name, whose digests are 64 times `digits`.
+async fn two_agents(harness: &Harness, digits: [&str; 2]) -> [Agent; 2] {
+    let mut agents = [harness.agent("agent-1").await, harness.agent("agent-2").await];
+    for (agent, digit) in agents.iter_mut().zip(digits) {
+        let info = ModelInfo { name: "smollm2:135m".into(), digest: digit.repeat(64), ..Default::default() };
+        let registration = AgentRegistration { model_info: vec![info], ..registration(&agent.id) };
+        agent
+            .report(HealthUpdate { registration: Some(registration), free_ram_mb: 8_000, ..Default::default() })
+            .await
+            .unwrap();
+    }
+    agents
+}
+
+#[tokio::test]
+async fn the_second_turn_of_a_conversation_comes_back_to_the_agent_of_the_first() {
+    let harness = Harness::start().await;
+    let mut agents = two_agents(&harness, ["a", "a"]).await;
+    let mut client = harness.plain().await;
+    let mut messages = vec![Message::system("Be brief.")];
+    let mut places = Vec::new();
+    for turn in 0..4 {
+        messages.push(Message::user(format!("question {turn}")));
+        let prefix_digests = digest::prefixes("c", "smollm2:135m", &[], &messages);
+        let request = InferenceRequest { prompt: String::new(), prefix_digests, ..prompt() };
+        let answer = client.request_inference(request).await.unwrap().into_inner();
+        let agent = agents.iter_mut().find(|agent| agent.id == answer.agent_id).unwrap();
+        messages.push(Message::assistant(format!("answer {turn}")));
+        // It is busier than the other one, and holds the conversation with its answer.
+        let update = HealthUpdate {
+            free_ram_mb: 1_000,
+            running_jobs: 3,
+            claimed_job_ids: vec![answer.job_id],
+            cached_prefixes: digest::prefixes("c", "smollm2:135m", &[], &messages),
+            caches: true,
+            ..Default::default()
+        };
+        agent.report(update).await.unwrap();
+        places.push(answer.agent_id);
+    }
+    assert!(places.iter().all(|place| *place == places[0]), "{places:?}");
+    // Another client's digests are others.
+    let prefix_digests = digest::prefixes("d", "smollm2:135m", &[], &messages);
+    let request = InferenceRequest { client_id: "d".into(), prompt: String::new(), prefix_digests, ..prompt() };
+    assert_ne!(client.request_inference(request).await.unwrap().into_inner().agent_id, places[0]);
+}
+
+#[tokio::test]
+async fn two_models_of_one_name_are_told_apart() {
+    let harness = Harness::start().await;
+    let _agents = two_agents(&harness, ["a", "b"]).await;
+    let mut client = harness.plain().await;
+    for (digit, place) in [("a", "agent-1"), ("b", "agent-2"), ("b", "agent-2")] {
+        let request = InferenceRequest { model_digest: digit.repeat(64), ..prompt() };
+        let answer = client.request_inference(request).await.unwrap().into_inner();
+        assert_eq!((answer.agent_id.as_str(), answer.model_digest), (place, digit.repeat(64)));
+    }
+    let refused =
+        client.request_inference(InferenceRequest { model_digest: "c".repeat(64), ..prompt() }).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable);
+    assert!(refused.message().starts_with("no_agents: ") && refused.message().contains(&"a".repeat(64)), "{refused}");
+    let digests: Vec<String> =
+        status(&mut client).await.agents.into_iter().map(|agent| agent.model_info[0].digest.clone()).collect();
+    assert_eq!(digests, ["a".repeat(64), "b".repeat(64)]);
+}
+
+#[tokio::test]
+async fn an_agent_that_says_it_is_degraded_is_left_in_reserve() {
+    let harness = Harness::start().await;
+    let [mut failing, mut healthy] = two_agents(&harness, ["a", "a"]).await;
+    let mut client = harness.plain().await;
+    let update = HealthUpdate {
+        health: "degraded".into(),
+        health_reason: "it failed 3 times".into(),
+        free_ram_mb: 16_000,
+        ..Default::default()
+    };
+    failing.report(update).await.unwrap();
+    for _ in 0..3 {
+        let answer = client.request_inference(prompt()).await.unwrap().into_inner();
+        assert_eq!(answer.agent_id, "agent-2");
+    }
+    let agents = status(&mut client).await.agents;
+    assert_eq!((agents[0].status.as_str(), agents[0].reason.as_str()), ("degraded", "it failed 3 times"));
+    healthy.report(HealthUpdate { running_jobs: 4, ..Default::default() }).await.unwrap();
+    assert_eq!(
+        client.request_inference(prompt()).await.unwrap().into_inner().agent_id,
+        "agent-1",
+        "nobody else has room"
+    );
+    let wrong = failing.report(HealthUpdate { health: "well".into(), ..Default::default() }).await.unwrap_err();
+    assert!(wrong.code() == Code::InvalidArgument && wrong.message().contains("`well`"), "{wrong}");
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use titan_certs::Role;
 use titan_coord::PROMPT_DIGEST;
 use titan_proto::{
     rest,
-    v1::{HealthAck, HealthUpdate, InferenceRequest, Prefill},
+    v1::{HealthAck, HealthUpdate, InferenceRequest, Message, Prefill, Tool, ToolCall},
 };
 
 const PATH: &str = "/api/v1/inference/request";
@@ -66,6 +66,7 @@ async fn the_chosen_agent_hears_what_its_client_will_ask() {
         max_tokens: 7,
         temperature: 0.7,
         options: HashMap::from([("seed".into(), "5".into())]),
+        client_id: "c".into(),
         ..Prefill::default()
     };
     assert_eq!(ack.prefill, Some(expected));
@@ -87,6 +88,43 @@ async fn a_request_over_grpc_is_told_ahead_too() {
     let prefill = next(&mut agent).await.prefill.unwrap();
     assert_eq!((prefill.job_id, prefill.prompt.as_str(), prefill.max_tokens), (answer.job_id, "Hello", 100));
     assert_eq!((prefill.temperature, prefill.options["top_p"].as_str()), (0.0, "0.5"));
+}
+
+#[tokio::test]
+async fn a_conversation_is_told_ahead_over_rest_and_grpc() {
+    let harness = harness().await;
+    let mut agent = harness.agent("agent-1").await;
+    agent.register().await;
+    let call = ToolCall { id: "c1".into(), name: "f".into(), arguments: "{}".into() };
+    let messages = vec![
+        Message::system("Be brief."),
+        Message::user("Hello"),
+        Message { tool_calls: vec![call], ..Message::assistant("") },
+        Message::tool("c1", "14"),
+    ];
+    let tools = vec![Tool { name: "f".into(), description: "d".into(), parameters: "{}".into() }];
+    let question = rest::InferenceRequest {
+        client_id: Some("c".into()),
+        model: Some("smollm2:135m".into()),
+        messages: messages.iter().cloned().map(Into::into).collect(),
+        tools: tools.iter().cloned().map(Into::into).collect(),
+        ..Default::default()
+    };
+    route(&harness, serde_json::to_value(&question).unwrap()).await;
+    let over_rest = next(&mut agent).await.prefill.unwrap();
+    let request = InferenceRequest {
+        client_id: "c".into(),
+        model: "smollm2:135m".into(),
+        messages: messages.clone(),
+        tools: tools.clone(),
+        ..Default::default()
+    };
+    harness.plain().await.request_inference(request).await.unwrap();
+    let over_grpc = next(&mut agent).await.prefill.unwrap();
+    for prefill in [over_rest, over_grpc] {
+        assert_eq!((&prefill.messages, &prefill.tools), (&messages, &tools));
+        assert_eq!((prefill.client_id.as_str(), prefill.prompt.as_str()), ("c", ""));
+    }
 }
 
 #[tokio::test]

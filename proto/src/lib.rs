@@ -4,12 +4,15 @@
 //! - [`rest`]: the JSON bodies of the coordinator's REST interface.
 //! - [`wire`]: the protobuf payloads of the QUIC wire's frames. The wire itself is specified in `PROTOCOL.md`, beside this
 //!   crate's sources, and implemented by `titan-transport`.
+//! - [`conversation`]: messages and tools, their limits. [`digest`]: the chain of digests by which a conversation is found again.
 //! - The constants below: names, ports and limits that more than one part must agree on.
 //!
 //! Nothing here does I/O.
 
 #![allow(missing_docs, reason = "the generated code's documentation stands in the .proto files")]
 
+pub mod conversation;
+pub mod digest;
 mod private;
 pub mod rest;
 

@@ -11,6 +11,7 @@ impl fmt::Debug for v1::InferenceRequest {
             .field("client_id", &self.client_id)
             .field("model", &self.model)
             .field("prompt_bytes", &self.prompt.len())
+            .field("messages", &self.messages.len())
             .field("max_tokens", &self.max_tokens)
             .field("temperature", &self.temperature)
             .finish_non_exhaustive()
@@ -23,6 +24,7 @@ impl fmt::Debug for rest::InferenceRequest {
             .field("client_id", &self.client_id)
             .field("model", &self.model)
             .field("prompt_bytes", &self.prompt.as_ref().map(String::len))
+            .field("messages", &self.messages.len())
             .field("max_tokens", &self.max_tokens)
             .field("temperature", &self.temperature)
             .finish_non_exhaustive()
@@ -35,6 +37,7 @@ impl fmt::Debug for v1::Prefill {
             .field("job_id", &self.job_id)
             .field("model", &self.model)
             .field("prompt_bytes", &self.prompt.len())
+            .field("messages", &self.messages.len())
             .field("max_tokens", &self.max_tokens)
             .field("temperature", &self.temperature)
             .finish_non_exhaustive()
@@ -46,6 +49,7 @@ impl fmt::Debug for v1::StreamRequest {
         f.debug_struct("StreamRequest")
             .field("model", &self.model)
             .field("prompt_bytes", &self.prompt.len())
+            .field("messages", &self.messages.len())
             .field("max_tokens", &self.max_tokens)
             .field("temperature", &self.temperature)
             .field("nonce", &self.nonce)
@@ -94,16 +98,34 @@ mod tests {
 
     #[test]
     fn no_debug_output_shows_what_a_user_wrote() {
+        let call = || v1::ToolCall { id: SECRET.into(), name: SECRET.into(), arguments: SECRET.into() };
+        let message =
+            || v1::Message { tool_calls: vec![call()], reasoning: SECRET.into(), ..v1::Message::user(SECRET) };
         let texts = || std::collections::HashMap::from([("stop".to_owned(), SECRET.to_owned())]);
-        let continuation = v1::Continuation { text: SECRET.into(), ..Default::default() };
+        let continuation = v1::Continuation {
+            text: SECRET.into(),
+            reasoning: SECRET.into(),
+            tool_calls: vec![call()],
+            ..Default::default()
+        };
         let shown = [
             format!("{:?}", v1::InferenceRequest { prompt: SECRET.into(), parameters: texts(), ..Default::default() }),
             format!("{:?}", v1::Prefill { prompt: SECRET.into(), options: texts(), ..Default::default() }),
             format!("{:?}", rest::InferenceRequest { prompt: Some(SECRET.into()), ..Default::default() }),
             format!(
                 "{:?}",
+                rest::InferenceRequest {
+                    messages: vec![message().into(); 8],
+                    tools: vec![rest::Tool { description: SECRET.into(), ..Default::default() }],
+                    ..Default::default()
+                }
+            ),
+            format!("{:?} {:?}", message(), v1::Tool { description: SECRET.into(), ..Default::default() }),
+            format!(
+                "{:?}",
                 v1::StreamRequest {
                     prompt: SECRET.into(),
+                    messages: vec![message()],
                     options: texts(),
                     session_token: SECRET.into(),
                     continuation: Some(continuation),

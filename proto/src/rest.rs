@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::v1;
+
 /// Body of `POST /api/v1/inference/request`.
 ///
 /// Everything is optional here so that the coordinator can say which field is missing, each with its own error code.
@@ -26,6 +28,98 @@ pub struct InferenceRequest {
     pub temperature: Option<f32>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub parameters: BTreeMap<String, String>,
+    /// A conversation, in place of `prompt`: of use with `--prefill-ahead` only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub messages: Vec<Message>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tools: Vec<Tool>,
+    /// The chain of digests of the conversation, each 16 hexadecimal digits: `PROTOCOL.md` §19.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prefix_digests: Vec<String>,
+    /// Only agents whose model has this digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_digest: Option<String>,
+}
+
+/// One message of a conversation, as `titancompute.v1.Message`.
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Message {
+    pub role: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub content: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<ContentPart>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub tool_call_id: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub reasoning: String,
+}
+
+/// A part of a message's content.
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ContentPart {
+    pub r#type: String,
+    pub text: String,
+}
+
+/// A function that a model called.
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ToolCall {
+    pub id: String,
+    pub name: String,
+    /// A JSON object, as a string.
+    pub arguments: String,
+}
+
+/// A function that a model may call.
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Tool {
+    pub name: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub description: String,
+    /// A JSON schema, as a string.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub parameters: String,
+}
+
+impl From<Message> for v1::Message {
+    fn from(message: Message) -> Self {
+        let Message { role, content, parts, tool_calls, tool_call_id, name, reasoning } = message;
+        let parts = parts.into_iter().map(|part| v1::ContentPart { r#type: part.r#type, text: part.text }).collect();
+        let call = |call: ToolCall| v1::ToolCall { id: call.id, name: call.name, arguments: call.arguments };
+        let tool_calls = tool_calls.into_iter().map(call).collect();
+        Self { role, content, parts, tool_calls, tool_call_id, name, reasoning }
+    }
+}
+
+impl From<v1::Message> for Message {
+    fn from(message: v1::Message) -> Self {
+        let v1::Message { role, content, parts, tool_calls, tool_call_id, name, reasoning } = message;
+        let parts = parts.into_iter().map(|part| ContentPart { r#type: part.r#type, text: part.text }).collect();
+        let call = |call: v1::ToolCall| ToolCall { id: call.id, name: call.name, arguments: call.arguments };
+        let tool_calls = tool_calls.into_iter().map(call).collect();
+        Self { role, content, parts, tool_calls, tool_call_id, name, reasoning }
+    }
+}
+
+impl From<Tool> for v1::Tool {
+    fn from(Tool { name, description, parameters }: Tool) -> Self {
+        Self { name, description, parameters }
+    }
+}
+
+impl From<v1::Tool> for Tool {
+    fn from(v1::Tool { name, description, parameters }: v1::Tool) -> Self {
+        Self { name, description, parameters }
+    }
 }
 
 /// Answer to an [`InferenceRequest`]: where to go, and the token to show there.
@@ -45,6 +139,9 @@ pub struct InferenceResponse {
     pub quic_endpoint: Option<String>,
     #[serde(default)]
     pub endpoints: Endpoints,
+    /// Of the model on this agent; absent where the agent does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_digest: Option<String>,
 }
 
 /// Both ways to reach the chosen agent.
@@ -149,6 +246,52 @@ pub struct Agent {
     /// RFC 3339.
     pub last_heartbeat: String,
     pub supported_models: Vec<String>,
+    /// Sequences that its engines compute now.
+    #[serde(default)]
+    pub computing: i32,
+    /// Why it is `degraded` or `half_open`, if it says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_reason: Option<String>,
+    /// What its models are, where it tells.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub model_info: Vec<ModelInfo>,
+}
+
+/// What a model is, as `titancompute.v1.ModelInfo`. What is not known is empty or 0.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ModelInfo {
+    pub name: String,
+    pub engine: String,
+    pub source: String,
+    pub architecture: String,
+    pub parameters: i64,
+    pub quantization: String,
+    pub context_tokens: i64,
+    pub digest: String,
+    pub tools: bool,
+    pub reasoning: bool,
+    pub continuation: String,
+    pub places: i32,
+}
+
+impl From<v1::ModelInfo> for ModelInfo {
+    fn from(info: v1::ModelInfo) -> Self {
+        Self {
+            name: info.name,
+            engine: info.engine,
+            source: info.source,
+            architecture: info.architecture,
+            parameters: info.parameters,
+            quantization: info.quantization,
+            context_tokens: info.context_tokens,
+            digest: info.digest,
+            tools: info.tools,
+            reasoning: info.reasoning,
+            continuation: info.continuation,
+            places: info.places,
+        }
+    }
 }
 
 /// Body of every answer that is not 2xx.

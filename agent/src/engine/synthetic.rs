@@ -3,49 +3,52 @@
 //! A token's text begins with its index in eight digits, so that a lost, doubled or reordered one is seen: [`token_index`]. With
 //! [`SyntheticEngine::timestamps`] it is a [`Stamp`] instead: index and moment of sending in twelve characters. With
 //! [`SyntheticEngine::words`] it is a [`word`] of a book, for people to read.
+//!
+//! A conversation changes nothing of what is said, but where it is said: [`REASONING_TOKENS`] tokens are reasoning where the request switches
+//! that on, and the others are the arguments of a call where it demands one, `{"said":"…"}`. Each token is certain, so its log probability is 0.
 
+mod answer;
+mod stamp;
 mod words;
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use aws_lc_rs::digest::{SHA256, digest};
+use titan_proto::v1::ModelInfo;
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep, sleep_until},
 };
 
-pub use self::words::word;
-use super::{Engine, EngineError, Event, FinishReason, Generate, GenerateFuture, Piece, TokenStream, Usage};
+use self::answer::{Answer, Says};
+pub use self::{
+    answer::REASONING_TOKENS,
+    stamp::{Stamp, now_ns},
+    words::word,
+};
+use super::{
+    Engine, EngineError, Event, FinishReason, Generate, GenerateFuture, Piece, TokenStream, Usage, stop::StopFilter,
+};
 
 /// The name that [`SyntheticEngine::new`] serves.
 pub const SYNTHETIC_MODEL: &str = "synthetic";
 
-/// Generates `max_tokens` tokens at a fixed rate, whatever the prompt. A token's id is its index, and a continuation goes on at the
-/// index after its last one.
+/// Generates `max_tokens` tokens at a fixed rate, whatever the prompt, or fewer where a stop text is among them. A token's id is its index,
+/// and a continuation goes on at the index after its last one.
 #[derive(Clone, Debug)]
 pub struct SyntheticEngine {
     models: Vec<String>,
     interval: Duration,
     prefill: Duration,
     says: Says,
-}
-
-/// What a token's text is.
-#[derive(Clone, Copy, Debug)]
-enum Says {
-    Index,
-    Stamp,
-    Word,
-}
-
-impl Says {
-    fn text(self, index: u32) -> String {
-        match self {
-            Self::Index => format!("{index:08} tok "),
-            Self::Stamp => Stamp { index, sent_ns: now_ns() }.text(),
-            Self::Word => word(index).to_owned(),
-        }
-    }
+    /// Generations that run.
+    computing: Arc<AtomicUsize>,
 }
 
 /// Events that wait for a slow reader. A reader further behind than this delays its own stream, which then catches up with the schedule.
@@ -55,7 +58,13 @@ impl SyntheticEngine {
     /// Serves the model `synthetic`. A rate that is not a positive number means as fast as the reader takes them.
     pub fn new(tokens_per_second: f64) -> Self {
         let interval = Duration::try_from_secs_f64(1.0 / tokens_per_second).unwrap_or(Duration::ZERO);
-        Self { models: vec![SYNTHETIC_MODEL.to_owned()], interval, prefill: Duration::ZERO, says: Says::Index }
+        Self {
+            models: vec![SYNTHETIC_MODEL.to_owned()],
+            interval,
+            prefill: Duration::ZERO,
+            says: Says::Index,
+            computing: Arc::default(),
+        }
     }
 
     /// Serves these names. Defaults to `synthetic` alone.
@@ -86,17 +95,21 @@ impl SyntheticEngine {
         if !self.models.contains(&request.model) {
             return Err(EngineError::UnknownModel { model: request.model.clone(), available: self.models.clone() });
         }
+        let (answer, begun) = Answer::new(self.says, request)?;
+        let words = request.messages.iter().map(|message| message.content.split_whitespace().count()).sum::<usize>();
         let (events, stream) = mpsc::channel(BUFFERED_EVENTS);
-        let first = request.continuation.as_ref().map_or(0, |continuation| continuation.completion_tokens);
-        let prompt_tokens =
-            request.messages.iter().map(|message| message.content.split_whitespace().count()).sum::<usize>();
-        let usage = Usage {
-            prompt_tokens: u32::try_from(prompt_tokens).unwrap_or(u32::MAX),
-            cached_tokens: 0,
-            completion_tokens: first.saturating_add(request.sampling.max_tokens),
-            finish_reason: FinishReason::Length,
+        let generation = Generation {
+            interval: self.interval,
+            answer,
+            missing: begun.missing,
+            stops: begun.stops,
+            stopped: begun.stopped,
+            prompt_tokens: u32::try_from(words).unwrap_or(u32::MAX),
+            events,
+            held: Piece::default(),
+            _computing: Computing::new(&self.computing),
         };
-        tokio::spawn(run(self.clone(), first, usage, events));
+        tokio::spawn(generation.run(self.prefill));
         Ok(stream)
     }
 }
@@ -109,6 +122,27 @@ impl Engine for SyntheticEngine {
     fn generate(&self, request: Generate) -> GenerateFuture<'_> {
         Box::pin(async move { self.start(&request) })
     }
+
+    fn model_info(&self) -> Vec<ModelInfo> {
+        // Whatever the rate: what is said alone decides who can go on with an answer.
+        let digest = digest(&SHA256, format!("titan synthetic engine: {:?}", self.says).as_bytes());
+        let digest: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        let info = |name: &String| ModelInfo {
+            name: name.clone(),
+            engine: "synthetic".to_owned(),
+            source: format!("{:?}", self.says).to_lowercase(),
+            digest: digest.clone(),
+            tools: true,
+            reasoning: true,
+            continuation: "tokens".to_owned(),
+            ..ModelInfo::default()
+        };
+        self.models.iter().map(info).collect()
+    }
+
+    fn computing(&self) -> usize {
+        self.computing.load(Relaxed)
+    }
 }
 
 /// The index in a token's text.
@@ -116,201 +150,121 @@ pub fn token_index(text: &str) -> Option<u32> {
     text.get(..8)?.parse().ok()
 }
 
-/// What a token of an engine with [`SyntheticEngine::timestamps`] says, in as many characters as a longer word has: 24 bits of index
-/// and 48 bits of nanoseconds since 1970, in base64.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stamp {
-    /// The token's index in its stream. The text holds its low 24 bits.
-    pub index: u32,
-    /// When it was sent, in nanoseconds since 1970. The text holds the low 48 bits: enough for three days.
-    pub sent_ns: u64,
-}
+/// Counts a generation while it runs.
+struct Computing(Arc<AtomicUsize>);
 
-const STAMP_INDEX_BYTES: usize = 3;
-const STAMP_TIME_BYTES: usize = 6;
-const STAMP_TIME_MASK: u64 = (1 << (8 * STAMP_TIME_BYTES)) - 1;
-
-impl Stamp {
-    /// As a token's text.
-    pub fn text(self) -> String {
-        let mut bytes = [0; STAMP_INDEX_BYTES + STAMP_TIME_BYTES];
-        bytes[..STAMP_INDEX_BYTES].copy_from_slice(&self.index.to_be_bytes()[4 - STAMP_INDEX_BYTES..]);
-        bytes[STAMP_INDEX_BYTES..].copy_from_slice(&self.sent_ns.to_be_bytes()[8 - STAMP_TIME_BYTES..]);
-        URL_SAFE_NO_PAD.encode(bytes)
-    }
-
-    /// Reads a token's text at `now_ns`, by the clock of the machine that sent it. `None` for a text that is no stamp.
-    pub fn read(text: &str, now_ns: u64) -> Option<Self> {
-        let bytes =
-            URL_SAFE_NO_PAD.decode(text).ok().filter(|bytes| bytes.len() == STAMP_INDEX_BYTES + STAMP_TIME_BYTES)?;
-        let number = |bytes: &[u8]| bytes.iter().fold(0, |number, &byte| number << 8 | u64::from(byte));
-        let (index, sent) = bytes.split_at(STAMP_INDEX_BYTES);
-        let age = now_ns.wrapping_sub(number(sent)) & STAMP_TIME_MASK;
-        Some(Self { index: u32::try_from(number(index)).ok()?, sent_ns: now_ns.saturating_sub(age) })
+impl Computing {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Relaxed);
+        Self(Arc::clone(count))
     }
 }
 
-async fn run(engine: SyntheticEngine, first: u32, usage: Usage, events: mpsc::Sender<Result<Event, EngineError>>) {
-    if !engine.prefill.is_zero() {
-        tokio::select! {
-            biased;
-            () = events.closed() => return,
-            () = sleep(engine.prefill) => {}
-        }
+impl Drop for Computing {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
     }
-    tick(engine.interval, engine.says, first, usage, events).await;
 }
 
-async fn tick(
+struct Generation {
     interval: Duration,
-    says: Says,
-    first: u32,
-    usage: Usage,
+    answer: Answer,
+    /// What the continuation's tokens say beyond its text.
+    missing: String,
+    /// `None` without stop texts.
+    stops: Option<StopFilter>,
+    /// A stop text ended with the continuation's last token.
+    stopped: bool,
+    prompt_tokens: u32,
     events: mpsc::Sender<Result<Event, EngineError>>,
-) {
-    let start = Instant::now();
-    for index in first..usage.completion_tokens {
-        // Each moment is reckoned from the start: a late one does not shift those after it.
-        if !interval.is_zero() {
-            let due = start + interval.saturating_mul(index - first);
+    /// Tokens whose text may be the beginning of a stop text.
+    held: Piece,
+    _computing: Computing,
+}
+
+/// Nobody reads any more.
+struct Left;
+
+impl Generation {
+    async fn run(mut self, prefill: Duration) {
+        if !prefill.is_zero() {
             tokio::select! {
                 biased;
-                () = events.closed() => return,
-                () = sleep_until(due) => {}
+                () = self.events.closed() => return,
+                () = sleep(prefill) => {}
             }
         }
-        let piece = Piece { text: says.text(index), tokens: [index].into_iter().collect(), ..Piece::default() };
-        if events.send(Ok(Event::Piece(piece))).await.is_err() {
-            return;
+        // A reader who went away needs no end.
+        if let Ok(usage) = self.tokens().await {
+            let _ = self.events.send(Ok(Event::Done(usage))).await;
         }
     }
-    // A reader who went away needs no end.
-    let _ = events.send(Ok(Event::Done(usage))).await;
-}
 
-/// Nanoseconds since 1970, by the clock that stamps are made with.
-pub fn now_ns() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+    async fn tokens(&mut self) -> Result<Usage, Left> {
+        let start = Instant::now();
+        let first = self.answer.begun;
+        let missing = std::mem::take(&mut self.missing);
+        self.give(Piece::from(missing)).await?;
+        if self.stopped {
+            return Ok(self.usage(first, FinishReason::Stop));
+        }
+        for index in first..self.answer.total {
+            // Each moment is reckoned from the start: a late one does not shift those after it.
+            if !self.interval.is_zero() {
+                let due = start + self.interval.saturating_mul(index - first);
+                tokio::select! {
+                    biased;
+                    () = self.events.closed() => return Err(Left),
+                    () = sleep_until(due) => {}
+                }
+            }
+            let mut piece = self.answer.token(index);
+            let mut stopped = false;
+            if let Some(stops) = self.stops.as_mut().filter(|_| !piece.text.is_empty()) {
+                let filtered = stops.push(&piece.text);
+                (piece.text, stopped) = (filtered.text, filtered.stopped);
+            }
+            self.give(piece).await?;
+            if stopped {
+                self.flush().await?;
+                return Ok(self.usage(index + 1, FinishReason::Stop));
+            }
+        }
+        let rest = self.stops.take().map(StopFilter::finish).unwrap_or_default();
+        self.give(Piece::from(rest)).await?;
+        self.flush().await?;
+        Ok(self.usage(self.answer.total, self.answer.finish_reason()))
+    }
+
+    /// Sends a piece with the tokens held back before it, or holds it back where it shows nothing.
+    async fn give(&mut self, mut piece: Piece) -> Result<(), Left> {
+        if !piece.is_seen() || self.held != Piece::default() {
+            let held = std::mem::take(&mut self.held);
+            let ids: Vec<u32> = held.tokens.into();
+            piece.tokens = ids.into_iter().chain(Vec::from(piece.tokens)).collect();
+            piece.logprobs = held.logprobs.into_iter().chain(piece.logprobs).collect();
+        }
+        if piece.is_seen() {
+            return self.send(piece).await;
+        }
+        self.held = piece;
+        Ok(())
+    }
+
+    /// Sends tokens that are still held back.
+    async fn flush(&mut self) -> Result<(), Left> {
+        let held = std::mem::take(&mut self.held);
+        if held == Piece::default() { Ok(()) } else { self.send(held).await }
+    }
+
+    async fn send(&self, piece: Piece) -> Result<(), Left> {
+        self.events.send(Ok(Event::Piece(piece))).await.map_err(|_| Left)
+    }
+
+    fn usage(&self, completion_tokens: u32, finish_reason: FinishReason) -> Usage {
+        Usage { prompt_tokens: self.prompt_tokens, completion_tokens, finish_reason }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use super::*;
-    use crate::engine::{Continuation, Sampling};
-
-    fn request(max_tokens: u32) -> Generate {
-        let sampling = Sampling { max_tokens, ..Sampling::greedy(1) };
-        Generate::new(SYNTHETIC_MODEL, "one two three", sampling)
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn tokens_come_in_order_on_an_absolute_schedule() {
-        let engine = SyntheticEngine::new(50.0);
-        let start = Instant::now();
-        let mut stream = engine.generate(request(100)).await.unwrap();
-        for index in 0..100u32 {
-            let Some(Ok(Event::Piece(Piece { text, tokens, .. }))) = stream.recv().await else { panic!("no text") };
-            assert_eq!((token_index(&text), Vec::from(tokens)), (Some(index), vec![index]));
-            assert_eq!(text.len(), 13);
-            assert!(start.elapsed() >= Duration::from_millis(20) * index);
-            // A reader that is late now and then does not shift what follows.
-            if index % 10 == 0 {
-                tokio::time::sleep(Duration::from_millis(35)).await;
-            }
-        }
-        let Some(Ok(Event::Done(usage))) = stream.recv().await else { panic!("no end") };
-        assert_eq!(
-            usage,
-            Usage { prompt_tokens: 3, cached_tokens: 0, completion_tokens: 100, finish_reason: FinishReason::Length }
-        );
-        assert_eq!(start.elapsed().as_millis(), 99 * 20);
-        assert!(stream.recv().await.is_none());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_continuation_goes_on_at_the_next_index() {
-        for (left, events) in [(2, 3), (0, 1)] {
-            let continuation = Continuation {
-                text: "…".to_owned(),
-                tokens: (0..98).collect(),
-                completion_tokens: 98,
-                reasoning: String::new(),
-                tool_calls: vec![],
-            };
-            let asked = Generate { continuation: Some(continuation), ..request(left) };
-            let start = Instant::now();
-            let mut stream = SyntheticEngine::new(1.0).generate(asked).await.unwrap();
-            for index in 98..98 + left {
-                let Some(Ok(Event::Piece(piece))) = stream.recv().await else { panic!("no text") };
-                assert_eq!(token_index(&piece.text), Some(index));
-            }
-            let Some(Ok(Event::Done(usage))) = stream.recv().await else { panic!("not {events} events") };
-            assert_eq!((usage.completion_tokens, usage.finish_reason), (98 + left, FinishReason::Length));
-            assert_eq!(start.elapsed().as_secs(), u64::from(left.saturating_sub(1)), "the first one comes at once");
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn dropping_the_stream_ends_the_generation() {
-        let engine = SyntheticEngine::new(1.0);
-        let stream = engine.generate(request(1_000_000)).await.unwrap();
-        drop(stream);
-        while tokio::runtime::Handle::current().metrics().num_alive_tasks() > 0 {
-            tokio::task::yield_now().await;
-        }
-    }
-
-    #[tokio::test]
-    async fn without_a_rate_it_is_as_fast_as_its_reader_and_loses_nothing() {
-        let mut stream = SyntheticEngine::new(0.0).timestamps(true).generate(request(10_000)).await.unwrap();
-        let before = now_ns();
-        for index in 0..10_000 {
-            let Some(Ok(Event::Piece(Piece { text, .. }))) = stream.recv().await else { panic!("no text") };
-            let stamp = Stamp::read(&text, now_ns()).unwrap();
-            assert_eq!((stamp.index, text.len()), (index, 12));
-            assert!(stamp.sent_ns + 1_000_000_000 > before);
-        }
-    }
-
-    #[tokio::test]
-    async fn with_words_its_answer_is_the_book() {
-        let mut stream = SyntheticEngine::new(0.0).words(true).generate(request(40)).await.unwrap();
-        let mut text = String::new();
-        while let Some(Ok(Event::Piece(word))) = stream.recv().await {
-            text.push_str(&word.text);
-        }
-        assert_eq!(text, (0..40).map(word).collect::<String>());
-    }
-
-    #[test]
-    fn a_stamp_is_read_as_it_was_written() {
-        for (index, sent_ns) in [(0, 0), (1, 1 << 48), ((1 << 24) - 1, u64::MAX >> 1), (7, now_ns())] {
-            let stamp = Stamp { index, sent_ns };
-            assert_eq!(Stamp::read(&stamp.text(), sent_ns + 5_000_000_000), Some(stamp));
-        }
-        for wrong in ["", "00000001 tok ", "AAAA", "AAAAAAAAAAAAAAAA", "AAAAAAAAAA=="] {
-            assert_eq!(Stamp::read(wrong, now_ns()), None, "{wrong:?}");
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_first_token_comes_after_the_prompt() {
-        let engine = SyntheticEngine::new(50.0).prefill(Duration::from_millis(300));
-        let start = Instant::now();
-        let mut stream = engine.generate(request(2)).await.unwrap();
-        for due in [300, 320] {
-            assert!(matches!(stream.recv().await, Some(Ok(Event::Piece(_)))));
-            assert_eq!(start.elapsed().as_millis(), due);
-        }
-    }
-
-    #[tokio::test]
-    async fn it_serves_its_own_names_only() {
-        let engine = SyntheticEngine::new(1.0);
-        let error = engine.generate(Generate { model: "smollm2".into(), ..request(1) }).await.unwrap_err();
-        assert!(error.to_string().contains("synthetic"), "{error}");
-    }
-}
+mod tests;

@@ -181,7 +181,7 @@ impl Coordinator {
         soon("a word from the agent", self.heard.recv()).await.unwrap()
     }
 
-    async fn stream(&mut self) -> Identity {
+    pub(crate) async fn stream(&mut self) -> Identity {
         loop {
             if let Heard::Stream(identity) = self.next().await {
                 return identity;

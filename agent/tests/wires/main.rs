@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod auth;
+mod conversations;
 mod coordinator;
 mod fixture;
 mod prefill;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use titan_agent::engine::{Engine, Generate, GenerateFuture, synthetic::SyntheticEngine};
-use titan_proto::v1::{Continuation, Prefill, StreamRequest, StreamResponse};
+use titan_proto::v1::{Continuation, Message, Prefill, StreamRequest, StreamResponse, Tool};
 use titan_transport::token::Claims;
 use tokio::sync::mpsc;
 use tonic::Code;
@@ -119,8 +119,16 @@ impl World {
 
 fn hint(job_id: &str, max_tokens: i32) -> Prefill {
     let StreamRequest { prompt, options, temperature, .. } = request(max_tokens);
-    let (job_id, model) = (job_id.into(), "synthetic".into());
-    Prefill { job_id, model, prompt, max_tokens, temperature, options, ..Prefill::default() }
+    Prefill {
+        job_id: job_id.into(),
+        model: "synthetic".into(),
+        prompt,
+        max_tokens,
+        temperature,
+        options,
+        client_id: claims().client_id,
+        ..Prefill::default()
+    }
 }
 
 /// The request that [`hint`] tells of.
@@ -131,6 +139,28 @@ fn of_job(job_id: &str, max_tokens: i32) -> StreamRequest {
 
 fn prefilled(messages: &[StreamResponse]) -> bool {
     messages.last().unwrap().metadata.contains_key("prefilled")
+}
+
+#[tokio::test]
+async fn a_conversation_that_was_told_of_is_taken_over_on_both_wires() {
+    let world = World::new(Counted::new(), 4, LONG).await;
+    for (number, wire) in WIRES.into_iter().enumerate() {
+        let job = format!("job_{number}");
+        let messages = vec![Message::system("Be brief."), Message::user("Hello")];
+        let tools = vec![Tool { name: "f".into(), ..Tool::default() }];
+        let (prompt, told) = (String::new(), hint(&job, 5));
+        world.coordinator.hint(Prefill {
+            prompt: prompt.clone(),
+            messages: messages.clone(),
+            tools: tools.clone(),
+            ..told
+        });
+        eventually("the beginning of the prompt", || async { world.engine.begun() == number + 1 }).await;
+        let request = StreamRequest { prompt, messages, tools, ..of_job(&job, 5) };
+        let messages = world.agent.client(wire).await.all(request).await.unwrap();
+        assert!(prefilled(&messages));
+        assert_eq!(world.engine.begun(), number + 1);
+    }
 }
 
 #[tokio::test]

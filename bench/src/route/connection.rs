@@ -99,5 +99,6 @@ fn question() -> serde_json::Result<Vec<u8>> {
         max_tokens: Some(DEFAULT_MAX_TOKENS),
         temperature: Some(0.0),
         parameters: [(PROMPT_DIGEST.to_owned(), digest.to_owned())].into(),
+        ..InferenceRequest::default()
     })
 }

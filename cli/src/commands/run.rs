@@ -10,12 +10,12 @@ mod target;
 
 use std::{
     io::{self, Read as _},
+    path::Path,
     time::Duration,
 };
 
 use anyhow::{Context as _, bail};
-use futures_util::StreamExt as _;
-use titan_client::{ClientStats, Feature, Prompt, TitanClient, WirePreference};
+use titan_client::{ClientStats, Feature, Format, Message, Prompt, TitanClient, WirePreference};
 use titan_proto::MAX_PROMPT_BYTES;
 
 use self::{
@@ -61,6 +61,7 @@ struct Opened {
 
 async fn open(args: &RunArgs) -> anyhow::Result<Opened> {
     let text = prompt(&args.prompt).await?;
+    let format = args.schema.as_deref().map(schema).transpose()?.unwrap_or_default();
     let Target { url, model, tls, cluster } = target::find(args).await?;
     let mut builder = TitanClient::builder(&url).wire(match args.wire {
         WireArg::Auto => WirePreference::Auto,
@@ -79,7 +80,11 @@ async fn open(args: &RunArgs) -> anyhow::Result<Opened> {
     }
     builder = builder.post_quantum(args.post_quantum);
     builder = args.without.iter().fold(builder, |builder, &feature| builder.without(feature));
-    let mut prompt = Prompt::new(model, text);
+    let mut prompt = match &args.system {
+        None => Prompt::new(model, text),
+        Some(system) => Prompt::conversation(model, [Message::system(system.as_str()), Message::user(text)]),
+    };
+    prompt.format = format;
     prompt.max_tokens = args.max_tokens;
     prompt.temperature = args.temperature;
     prompt.options = options(args)?;
@@ -109,8 +114,14 @@ impl Opened {
     async fn generate_once(&self, output: &mut Output) -> anyhow::Result<()> {
         let before = self.client.stats();
         let mut generation = self.client.generate(self.prompt.clone()).await?;
-        while let Some(text) = generation.next().await {
-            output.text(&text?)?;
+        while let Some(piece) = generation.next_piece().await {
+            let piece = piece?;
+            if !piece.reasoning.is_empty() {
+                output.reasoning(&piece.reasoning)?;
+            }
+            if !piece.text.is_empty() {
+                output.text(&piece.text)?;
+            }
         }
         let after = self.client.stats();
         let stored_session = after.quic.stored_sessions > before.quic.stored_sessions;
@@ -153,6 +164,19 @@ async fn prompt(given: &str) -> anyhow::Result<String> {
         bail!("the prompt is longer than {MAX_PROMPT_BYTES} bytes, the most that an agent takes: shorten it");
     }
     Ok(text)
+}
+
+/// The schema in a file. Whether it is one is for the agent to say; that it is JSON is seen here, before anything is sent.
+fn schema(path: &Path) -> anyhow::Result<Format> {
+    let shown = path.display();
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the schema {shown} (--schema)"))?;
+    match serde_json::from_str(&text) {
+        Ok(serde_json::Value::Object(_)) => Ok(Format::JsonSchema(text)),
+        Ok(_) => {
+            bail!("the schema {shown} is no JSON object: give a JSON schema such as {{\"type\":\"object\"}} (--schema)")
+        }
+        Err(error) => bail!("the schema {shown} is not JSON: {error} (--schema)"),
+    }
 }
 
 fn options(args: &RunArgs) -> anyhow::Result<std::collections::BTreeMap<String, String>> {

@@ -4,6 +4,7 @@
 
 mod certs;
 mod cluster;
+mod conversations;
 mod demo;
 mod kills;
 mod mistakes;

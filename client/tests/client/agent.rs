@@ -1,4 +1,5 @@
-//! An agent that repeats the prompt, or does what the prompt says. It has a runtime of its own, so that it can be killed.
+//! An agent that repeats the prompt, or the last message, or does what that says. Where a call is demanded, its words are the arguments, and
+//! where reasoning is, the first word is that. It has a runtime of its own, so that it can be killed.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -17,7 +18,7 @@ use titan_proto::{
     ALPN,
     rest::{Endpoints, GrpcEndpoint, GrpcTls, QuicEndpoint},
     v1::{
-        AgentStatusRequest, AgentStatusResponse, StreamRequest, StreamResponse,
+        AgentStatusRequest, AgentStatusResponse, StreamRequest, StreamResponse, ToolCallDelta,
         agent_service_server::{AgentService, AgentServiceServer},
     },
 };
@@ -47,6 +48,8 @@ pub(crate) struct Probe {
     pub(crate) ended: AtomicUsize,
     /// What the next requests are refused with.
     pub(crate) refusals: Mutex<VecDeque<Status>>,
+    /// Words after which an answer hangs that is not continued; 0 for none.
+    pub(crate) pause_after: AtomicUsize,
     /// Tokens and nonces, and the words of answers that are kept.
     seen: Mutex<HashMap<RequestId, Option<Vec<String>>>>,
 }
@@ -100,7 +103,7 @@ impl TestAgent {
             server_name: agent_server_name(&self.id),
         });
         let grpc = Some(GrpcEndpoint { address: self.grpc.to_string(), tls });
-        Place { agent_id: self.id.clone(), endpoints: Endpoints { grpc, quic } }
+        Place { agent_id: self.id.clone(), endpoints: Endpoints { grpc, quic }, model_digest: None }
     }
 
     /// Takes no new requests.
@@ -127,6 +130,11 @@ impl TestAgent {
     /// Answers that ended or were dropped.
     pub(crate) fn ended(&self) -> usize {
         self.probe.ended.load(SeqCst)
+    }
+
+    /// Has answers hang after so many words, until they are continued.
+    pub(crate) fn pause_after(&self, words: usize) {
+        self.probe.pause_after.store(words, SeqCst);
     }
 
     /// Forgets what it keeps.
@@ -174,6 +182,21 @@ fn text((place, word): (usize, String)) -> Result<StreamResponse, Status> {
     Ok(StreamResponse { content: word, token_ids: vec![place as u32], ..Default::default() })
 }
 
+/// The same as reasoning or as a part of a call, where `request` wants that.
+fn shaped(request: &StreamRequest, place: usize, message: StreamResponse) -> StreamResponse {
+    let word = message.content.clone();
+    let empty = StreamResponse { content: String::new(), ..message.clone() };
+    if request.reasoning.is_some() && place == 0 {
+        return StreamResponse { reasoning: word, ..empty };
+    }
+    if request.tool_choice.is_none() {
+        return message;
+    }
+    let first = place == usize::from(request.reasoning.is_some());
+    let (id, name) = if first { ("c1".to_owned(), "f".to_owned()) } else { Default::default() };
+    StreamResponse { tool_calls: vec![ToolCallDelta { index: 0, id, name, arguments: word }], ..empty }
+}
+
 /// Tokens that another agent has said.
 fn said_before(run: &Run) -> usize {
     run.request.continuation.as_ref().map_or(0, |continuation| continuation.completion_tokens as usize)
@@ -219,11 +242,12 @@ impl AgentService for Parrot {
         if probe.seen.lock().unwrap().contains_key(&pair) {
             return Err(Status::already_exists("a request with this nonce has run already"));
         }
-        let words: Vec<String> = request.prompt.split_inclusive(' ').map(str::to_owned).collect();
+        let prompt = request.messages.last().map_or(&request.prompt, |message| &message.content).clone();
+        let words: Vec<String> = prompt.split_inclusive(' ').map(str::to_owned).collect();
         probe.seen.lock().unwrap().insert(pair, request.resumable.then(|| words.clone()));
         let alive = Alive(probe.clone());
         let run = Run { wire: peer.wire, early: peer.early_data.is_some(), request };
-        let prompt = run.request.prompt.clone();
+        let asked = run.request.clone();
         let before = said_before(&run);
         probe.runs.lock().unwrap().push(run);
         let done = done(words.len());
@@ -239,7 +263,13 @@ impl AgentService for Parrot {
             let failed = Status::unavailable("the model broke down; nothing was produced, try again");
             return Ok(Response::new(Box::pin(stream::iter([Err(failed)]))));
         }
-        let answer = stream::iter(words.into_iter().enumerate().skip(before).map(text)).chain(end).inspect(move |_| {
+        let pause = probe.pause_after.load(SeqCst);
+        let pauses = before == 0 && (1..words.len()).contains(&pause);
+        let said = if pauses { pause } else { words.len() };
+        let end = if pauses { Box::pin(stream::pending()) } else { end };
+        let texts = words.into_iter().enumerate().take(said).skip(before);
+        let texts = texts.map(move |(place, word)| text((place, word)).map(|message| shaped(&asked, place, message)));
+        let answer = stream::iter(texts).chain(end).inspect(move |_| {
             let _ = &alive;
         });
         Ok(Response::new(Box::pin(answer)))

@@ -26,6 +26,8 @@ use crate::certs;
 pub(crate) struct Place {
     pub(crate) agent_id: String,
     pub(crate) endpoints: Endpoints,
+    /// Of the model there.
+    pub(crate) model_digest: Option<String>,
 }
 
 pub(crate) struct TestCoordinator {
@@ -126,6 +128,7 @@ async fn answer(State(state): State<Arc<Mutex<Script>>>, Json(question): Json<Va
         agent_id: place.agent_id,
         quic_endpoint: place.endpoints.quic.as_ref().map(|quic| quic.address.clone()),
         endpoints: place.endpoints,
+        model_digest: place.model_digest,
     })
     .into_response()
 }

@@ -1,10 +1,13 @@
 //! Answers that go on at another agent.
 
 use futures_util::StreamExt as _;
-use titan_client::{Builder, ClientError, Feature, Generation, Processed, Prompt, WirePreference};
+use titan_client::{
+    Builder, ClientError, Feature, Generation, Message, Processed, Prompt, Reasoning, TitanClient, Tool, ToolCall,
+    ToolChoice, WirePreference,
+};
 use tonic::Code;
 
-use crate::{MODEL, TestAgent, World, builder, soon};
+use crate::{MODEL, TestAgent, World, builder, certs, coordinator::Place, soon};
 
 /// Its answer does not end unless it is continued.
 const HANGS: &str = "then hang";
@@ -62,6 +65,74 @@ async fn an_answer_goes_on_at_another_agent_when_its_own_is_killed() {
         let (_, next) = world.say("one").await;
         assert_eq!((next.agent_id(), next.routed()), ("agent-2", false));
     }
+}
+
+/// A demanded call, thought about before, whose arguments are `words`.
+fn calling(words: &str) -> Prompt {
+    Prompt {
+        tools: vec![Tool { name: "f".into(), ..Tool::default() }],
+        tool_choice: ToolChoice::Required,
+        reasoning: Reasoning { enabled: Some(true), ..Reasoning::default() },
+        ..Prompt::conversation(MODEL, [Message::user(words)])
+    }
+}
+
+#[tokio::test]
+async fn reasoning_and_half_a_tool_call_go_on_at_another_agent() {
+    const WORDS: &str = "hm {\"a\": 1 }";
+    for preference in [WirePreference::Quic, WirePreference::Grpc] {
+        // While it thinks, and in the middle of the call.
+        for come in [1, 2, 3] {
+            let (mut world, other) = world(|builder| builder.wire(preference)).await;
+            world.agent.pause_after(come);
+            let mut generation = soon(world.client.generate(calling(WORDS))).await.unwrap();
+            for _ in 0..come {
+                soon(generation.next_piece()).await.unwrap().unwrap();
+            }
+            world.coordinator.name([other.place()]);
+            world.agent.kill();
+            while let Some(piece) = soon(generation.next_piece()).await {
+                assert_eq!(piece.unwrap().text, "");
+            }
+            assert_eq!((generation.reasoning(), generation.text(), generation.moved()), ("hm ", "", 1));
+            let call = ToolCall { id: "c1".into(), name: "f".into(), arguments: "{\"a\": 1 }".into() };
+            assert_eq!(generation.tool_calls(), [call]);
+            assert_eq!(generation.message().tool_calls, generation.tool_calls());
+            let continuation = other.last_run(|run| run.request.continuation.clone().unwrap());
+            assert_eq!((continuation.reasoning.as_str(), continuation.text.as_str()), ("hm ", ""));
+            assert_eq!(continuation.token_ids, (0..come as u32).collect::<Vec<_>>());
+            assert_eq!(continuation.tool_calls.len(), usize::from(come > 1));
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_goes_on_with_the_same_model_only() {
+    let (mut world, other) = world(|builder| builder).await;
+    let with_digest = |agent: &TestAgent, digest: &str| Place { model_digest: Some(digest.into()), ..agent.place() };
+    world.coordinator.name([with_digest(&world.agent, "d1")]);
+    let (mut text, mut generation) = begun(&world, Prompt::new(MODEL, HANGS), 1).await;
+    assert_eq!(world.coordinator.question()["model_digest"], serde_json::Value::Null, "any model may begin");
+    world.coordinator.name([with_digest(&other, "d1")]);
+    world.agent.kill();
+    text.push_str(&rest(&mut generation).await.unwrap());
+    assert_eq!((text.as_str(), generation.moved()), (HANGS, 1));
+    assert_eq!(world.coordinator.question()["model_digest"], "d1");
+    assert_eq!(other.last_run(|run| run.request.model_digest.clone()), "d1");
+}
+
+#[tokio::test]
+async fn an_answer_is_not_continued_by_another_model() {
+    let (mut world, other) = world(|builder| builder).await;
+    let with_digest = |agent: &TestAgent, digest: &str| Place { model_digest: Some(digest.into()), ..agent.place() };
+    world.coordinator.name([with_digest(&world.agent, "d1")]);
+    let (_, mut generation) = begun(&world, Prompt::new(MODEL, HANGS), 1).await;
+    world.coordinator.name([with_digest(&other, "d2")]);
+    world.agent.kill();
+    let error = rest(&mut generation).await.unwrap_err();
+    let said = error.to_string();
+    assert!(said.contains("the digest d2, and the answer began with d1: another model"), "{said}");
+    assert_eq!((other.runs(), error.processed()), (0, Processed::Yes));
 }
 
 #[tokio::test]

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use titan_client::{ClientError, Feature, Processed, Prompt, TitanClient, Wire, WirePreference};
-use titan_proto::rest::GrpcTls;
+use titan_client::{
+    ClientError, Feature, Message, Processed, Prompt, Reasoning, TitanClient, Tool, ToolChoice, Wire, WirePreference,
+};
+use titan_proto::{digest, rest::GrpcTls};
 use tokio::net::UdpSocket;
 
 use crate::{MODEL, TestAgent, TestCoordinator, World, builder, certs, eventually, refused, relay::Relay, say, soon};
@@ -205,4 +207,47 @@ async fn a_client_of_another_ca_is_not_trusted_by_the_agent() {
     let error = soon(client.generate(Prompt::new(MODEL, "one"))).await.unwrap_err();
     assert!(matches!(error, ClientError::Certificate { .. }), "{error:?}");
     assert_eq!(world.agent.runs(), 0);
+}
+
+#[tokio::test]
+async fn a_conversation_with_a_tool_goes_over_both_wires_and_the_coordinator_gets_digests() {
+    for preference in [WirePreference::Quic, WirePreference::Grpc] {
+        let mut world = World::new().await;
+        let builder = TitanClient::builder(world.coordinator.url()).tls(certs::client());
+        world.client = builder.wire(preference).client_id("me").build().unwrap();
+        let mut messages = vec![Message::system("Be brief."), Message::user("hm {\"a\": 1}")];
+        let tools = vec![Tool { name: "f".into(), ..Tool::default() }];
+        let prompt = Prompt {
+            tools: tools.clone(),
+            tool_choice: ToolChoice::Named("f".into()),
+            reasoning: Reasoning { enabled: Some(true), ..Reasoning::default() },
+            logprobs: Some(2),
+            ..Prompt::conversation(MODEL, messages.clone())
+        };
+        let mut generation = soon(world.client.generate(prompt)).await.unwrap();
+        let mut pieces = Vec::new();
+        while let Some(piece) = soon(generation.next_piece()).await {
+            pieces.push(piece.unwrap());
+        }
+        assert_eq!((pieces.len(), pieces[0].reasoning.as_str(), pieces[1].tool_calls.len()), (3, "hm ", 1));
+        assert!(generation.ttft().is_some(), "reasoning is the first that is seen");
+        let sent = world.agent.last_run(|run| run.request.clone());
+        assert_eq!((&sent.messages, &sent.tools, sent.prompt.as_str()), (&messages, &tools, ""));
+        assert_eq!((sent.logprobs, sent.top_logprobs, sent.tool_choice.unwrap().name.as_str()), (true, 2, "f"));
+        let question = world.coordinator.question();
+        let digests = digest::prefixes("me", MODEL, &tools, &messages);
+        let hex: Vec<_> = digests.iter().copied().map(digest::to_hex).collect();
+        assert_eq!(question["prefix_digests"], serde_json::json!(hex));
+        assert!(!question.to_string().contains("brief"), "nothing of the conversation goes to the coordinator");
+
+        // The next turn begins with all of this one.
+        messages.push(generation.message());
+        messages.push(Message::tool("c1", "14"));
+        world.client.forget();
+        let next = Prompt { tools, ..Prompt::conversation(MODEL, messages) };
+        soon(world.client.generate(next)).await.unwrap();
+        let question = world.coordinator.question();
+        assert_eq!(question["prefix_digests"].as_array().unwrap()[..2], serde_json::json!(hex).as_array().unwrap()[..]);
+        assert_eq!(question["prefix_digests"].as_array().unwrap().len(), 4);
+    }
 }

@@ -16,7 +16,7 @@ use tracing::{debug, info, warn};
 use crate::{
     agent_input,
     prefill::Inbox,
-    registry::{HeartbeatError, StreamId},
+    registry::{HeartbeatError, Report, StreamId},
     routing::Dispatcher,
 };
 
@@ -94,16 +94,19 @@ impl HealthStream {
 
     fn accept(&mut self, update: HealthUpdate) -> Result<HealthAck, Status> {
         super::peer::speaks_for(&self.name, &update.agent_id)?;
-        let load = agent_input::load(&update).map_err(|error| {
+        let refused = |error: agent_input::InputError| {
             warn!(agent = self.name, %error, "update refused");
             Status::invalid_argument(error.to_string())
-        })?;
+        };
+        let load = agent_input::load(&update).map_err(refused)?;
+        let condition = agent_input::condition(&update).map_err(refused)?;
+        let prefixes = agent_input::prefixes(&update).map_err(refused)?;
         if let Some(registration) = update.registration {
             self.dispatcher.register(&self.name, registration, Some(self.id))?;
         }
         let now = Instant::now();
-        let accepted =
-            self.dispatcher.registry.lock().heartbeat(&self.name, self.id, load, &update.claimed_job_ids, now);
+        let report = Report { claimed: &update.claimed_job_ids, condition, prefixes };
+        let accepted = self.dispatcher.registry.lock().heartbeat(&self.name, self.id, load, report, now);
         let (status, message) = match accepted {
             Ok(()) => ("ok", String::new()),
             Err(error @ HeartbeatError::Unregistered { .. }) => ("unregistered", error.to_string()),

@@ -6,7 +6,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use titan_proto::rest::GrpcTls;
+use titan_proto::{rest::GrpcTls, v1::ModelInfo};
 
 use crate::scheduler::Candidate;
 
@@ -15,6 +15,9 @@ use crate::scheduler::Candidate;
 pub(super) struct Agent {
     pub(super) profile: Arc<Profile>,
     pub(super) load: Load,
+    condition: Condition,
+    /// What its engines hold of conversations.
+    prefixes: Prefixes,
     last_heartbeat: Instant,
     lease: Lease,
     /// The stream that reports for it, and whether that broke.
@@ -56,6 +59,16 @@ pub(crate) struct Profile {
     pub(crate) max_jobs: u32,
     /// No name twice.
     pub(crate) models: Vec<Arc<str>>,
+    /// What some of them are, or all.
+    pub(crate) model_info: Vec<ModelInfo>,
+}
+
+impl Profile {
+    /// The digest of a model, if the agent tells.
+    pub(crate) fn digest(&self, model: &str) -> Option<&str> {
+        let info = self.model_info.iter().find(|info| info.name == model)?;
+        Some(info.digest.as_str()).filter(|digest| !digest.is_empty())
+    }
 }
 
 /// Where an agent's QUIC endpoint is, and the name in its certificate.
@@ -75,17 +88,63 @@ pub(crate) struct Load {
     pub(crate) rtt_ms: Option<f64>,
     pub(crate) tokens_per_second: Option<f64>,
     pub(crate) draining: bool,
+    /// Sequences that its engines compute: more than `running_jobs` while a cancelled prompt is still computed.
+    pub(crate) computing: u32,
+}
+
+/// How an agent sees itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Condition {
+    #[default]
+    Healthy,
+    /// Its engine has failed several times in a row.
+    Degraded { reason: Arc<str> },
+    /// Its engine was built anew and is tried.
+    HalfOpen { reason: Arc<str> },
+}
+
+impl Condition {
+    /// Why it is not healthy.
+    pub(crate) fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Healthy => None,
+            Self::Degraded { reason } | Self::HalfOpen { reason } => Some(reason),
+        }
+    }
+}
+
+/// The digests of what an agent's engines hold (PROTOCOL.md §19), as its last report listed them: at most
+/// [`MAX_CACHED_PREFIXES`](titan_proto::digest::MAX_CACHED_PREFIXES). Sorted, since each request looks for some of them.
+#[derive(Debug, Default)]
+pub(super) struct Prefixes(Box<[u64]>);
+
+impl Prefixes {
+    fn of(mut digests: Vec<u64>) -> Self {
+        digests.sort_unstable();
+        digests.dedup();
+        Self(digests.into_boxed_slice())
+    }
+
+    /// How many messages of a conversation are held, whose beginnings have these digests, the shortest first.
+    fn messages_of(&self, conversation: &[u64]) -> usize {
+        if self.0.is_empty() {
+            return 0;
+        }
+        let held = |digest: &u64| self.0.binary_search(digest).is_ok();
+        conversation.iter().rposition(held).map_or(0, |longest| longest + 1)
+    }
 }
 
 /// How an agent is.
-///
-/// The contract's fourth word, `half_open`, belongs to a circuit breaker that does not exist yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Status {
     /// Gets requests.
     Healthy,
-    /// Its lease runs, but it gets no requests: its health stream broke, or it is draining.
+    /// Its lease runs, but it gets no requests: its health stream broke, or it is draining. Or its engine fails: then it gets those for
+    /// which no healthy agent has room.
     Degraded,
+    /// Its engine was built anew and is tried: it gets requests as a degraded one does.
+    HalfOpen,
     /// Its lease ended.
     Offline,
 }
@@ -96,6 +155,7 @@ impl Status {
         match self {
             Self::Healthy => "healthy",
             Self::Degraded => "degraded",
+            Self::HalfOpen => "half_open",
             Self::Offline => "offline",
         }
     }
@@ -111,6 +171,7 @@ pub(crate) struct AgentView {
     pub(crate) profile: Arc<Profile>,
     pub(crate) load: Load,
     pub(crate) status: Status,
+    pub(crate) condition: Condition,
     pub(super) last_heartbeat: Instant,
 }
 
@@ -128,6 +189,8 @@ impl Agent {
             free_memory: 0.0,
             profile,
             load: Load::default(),
+            condition: Condition::default(),
+            prefixes: Prefixes::default(),
             last_heartbeat: now,
             lease: Lease::Until(until),
             stream,
@@ -147,6 +210,8 @@ impl Agent {
         let load = if self.alive(now) { self.load } else { Load::default() };
         if !self.alive(now) {
             self.bookings.clear();
+            self.condition = Condition::default();
+            self.prefixes = Prefixes::default();
         }
         self.max_jobs = profile.max_jobs;
         self.profile = profile;
@@ -164,6 +229,14 @@ impl Agent {
         // An agent may register one total and report more free than that; it gains nothing by it.
         self.free_memory = (free as f64 / total as f64).min(1.0);
         self.load = load;
+    }
+
+    /// `prefixes`: what its engines hold now; `None` where that has not changed.
+    pub(super) fn set_engine(&mut self, condition: Condition, prefixes: Option<Vec<u64>>) {
+        self.condition = condition;
+        if let Some(digests) = prefixes {
+            self.prefixes = Prefixes::of(digests);
+        }
     }
 
     /// `stream`: what renews it; `None` for a call of its own, which leaves the stream as it is.
@@ -219,8 +292,17 @@ impl Agent {
         } else if self.stream_broke || self.load.draining {
             Status::Degraded
         } else {
-            Status::Healthy
+            match self.condition {
+                Condition::Healthy => Status::Healthy,
+                Condition::Degraded { .. } => Status::Degraded,
+                Condition::HalfOpen { .. } => Status::HalfOpen,
+            }
         }
+    }
+
+    /// Whether it takes requests, be it only because nobody else does.
+    pub(super) fn reachable(&self, now: Instant) -> bool {
+        self.alive(now) && !self.stream_broke && !self.load.draining
     }
 
     /// When its lease ended.
@@ -237,12 +319,15 @@ impl Agent {
         self.bookings.clear();
         self.load.running_jobs = 0;
         self.load.queued_jobs = 0;
+        self.load.computing = 0;
+        self.prefixes = Prefixes::default();
     }
 
-    /// `None` without room.
-    pub(super) fn candidate(&self, key: usize) -> Option<Candidate> {
-        let Load { running_jobs, queued_jobs, rtt_ms, tokens_per_second, .. } = self.load;
-        let taken = u64::from(running_jobs) + u64::from(queued_jobs) + self.bookings.len() as u64;
+    /// `None` without room. `conversation`: the digests of its beginnings. `excluded`: it has failed this client.
+    pub(super) fn candidate(&self, key: usize, conversation: &[u64], excluded: bool) -> Option<Candidate> {
+        let Load { running_jobs, queued_jobs, computing, rtt_ms, tokens_per_second, .. } = self.load;
+        // What is still computed for a request that has gone takes its place all the same.
+        let taken = u64::from(running_jobs.max(computing)) + u64::from(queued_jobs) + self.bookings.len() as u64;
         if taken >= u64::from(self.max_jobs) {
             return None;
         }
@@ -252,6 +337,8 @@ impl Agent {
             load: taken as f64 / f64::from(self.max_jobs),
             rtt_ms,
             tokens_per_second,
+            prefix_messages: self.prefixes.messages_of(conversation),
+            reserve: 2 * u8::from(excluded) + u8::from(self.condition != Condition::Healthy),
             last_chosen: self.last_chosen,
         })
     }
@@ -276,6 +363,7 @@ impl Agent {
             profile: Arc::clone(&self.profile),
             load: self.load,
             status: self.status(now),
+            condition: self.condition.clone(),
             last_heartbeat: self.last_heartbeat,
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
-use titan_proto::rest::GrpcTls;
+use titan_proto::{rest::GrpcTls, v1::ModelInfo};
 
 use super::*;
 
@@ -20,6 +20,7 @@ const IDLE: Load = Load {
     rtt_ms: Some(10.0),
     tokens_per_second: Some(30.0),
     draining: false,
+    computing: 0,
 };
 
 fn registry() -> Registry {
@@ -42,6 +43,7 @@ fn profile(id: &str, max_jobs: u32, models: &[&str]) -> Profile {
         total_ram_mb: 1000,
         max_jobs,
         models: models.iter().map(|&model| model.into()).collect(),
+        model_info: Vec::new(),
     }
 }
 
@@ -51,9 +53,13 @@ fn cluster(max_jobs: &[u32], now: Instant) -> Registry {
     for (i, &max_jobs) in max_jobs.iter().enumerate() {
         let id = format!("a{i}");
         registry.register(profile(&id, max_jobs, &["m"]), Some(STREAM), now).unwrap();
-        registry.heartbeat(&id, STREAM, IDLE, &[], now).unwrap();
+        registry.heartbeat(&id, STREAM, IDLE, Report::default(), now).unwrap();
     }
     registry
+}
+
+fn claimed(claimed: &[String]) -> Report<'_> {
+    Report { claimed, ..Report::default() }
 }
 
 fn status(registry: &Registry, id: &str, now: Instant) -> Option<Status> {
@@ -71,7 +77,7 @@ fn a_lease_ends_the_moment_heartbeats_are_overdue_and_a_late_one_revives_it() {
     assert_eq!(registry.expire(overdue).offline, ["a0".into()]);
     assert_eq!(registry.expire(overdue), Expired::default(), "reported once");
 
-    registry.heartbeat("a0", STREAM, IDLE, &[], overdue).unwrap();
+    registry.heartbeat("a0", STREAM, IDLE, Report::default(), overdue).unwrap();
     assert_eq!(status(&registry, "a0", overdue), Some(Status::Healthy));
     assert!(registry.book("m", "j", overdue).is_ok());
 }
@@ -87,7 +93,7 @@ fn an_agent_that_is_gone_stays_visible_for_a_while_and_is_then_forgotten() {
     assert_eq!(registry.expire(end + REMEMBER).forgotten, ["a0".into()]);
     assert_eq!(registry.totals(end + REMEMBER), Totals::default());
     assert!(registry.models.is_empty() && registry.ids.is_empty());
-    let unknown = registry.heartbeat("a0", STREAM, IDLE, &[], end + REMEMBER);
+    let unknown = registry.heartbeat("a0", STREAM, IDLE, Report::default(), end + REMEMBER);
     assert!(matches!(unknown, Err(HeartbeatError::Unregistered { .. })));
 }
 
@@ -99,7 +105,7 @@ fn deregistering_ends_the_lease_at_once_and_heartbeats_do_not_revive_it() {
     assert!(!registry.deregister("a0", now), "it had left already");
     assert!(!registry.deregister("nobody", now));
     assert_eq!(registry.book("m", "j", now).unwrap_err(), BookError::NoAgents);
-    let late = registry.heartbeat("a0", STREAM, IDLE, &[], now);
+    let late = registry.heartbeat("a0", STREAM, IDLE, Report::default(), now);
     assert!(matches!(late, Err(HeartbeatError::Unregistered { .. })));
     registry.register(profile("a0", 4, &["m"]), None, now).unwrap();
     assert!(registry.book("m", "j", now).is_ok());
@@ -112,7 +118,7 @@ fn a_broken_health_stream_stops_requests_but_not_the_lease() {
     assert!(registry.stream_closed("a0", STREAM));
     assert_eq!(status(&registry, "a0", now), Some(Status::Degraded));
     assert_eq!(registry.book("m", "j", now).unwrap_err(), BookError::NoAgents);
-    registry.heartbeat("a0", StreamId(2), IDLE, &[], now).unwrap();
+    registry.heartbeat("a0", StreamId(2), IDLE, Report::default(), now).unwrap();
     assert_eq!(status(&registry, "a0", now), Some(Status::Healthy));
 }
 
@@ -122,7 +128,7 @@ fn the_newest_stream_of_an_id_wins() {
     let mut registry = cluster(&[4], now);
     let (old, new) = (STREAM, StreamId(2));
     registry.register(profile("a0", 8, &["m", "n"]), Some(new), now).unwrap();
-    let late = registry.heartbeat("a0", old, IDLE, &[], now);
+    let late = registry.heartbeat("a0", old, IDLE, Report::default(), now);
     assert!(matches!(late, Err(HeartbeatError::Replaced { .. })));
     let late = registry.register(profile("a0", 1, &["old"]), Some(old), now);
     assert!(matches!(late, Err(RegisterError::Replaced { .. })));
@@ -135,7 +141,7 @@ fn the_newest_stream_of_an_id_wins() {
 fn a_draining_agent_gets_no_requests() {
     let now = Instant::now();
     let mut registry = cluster(&[4], now);
-    registry.heartbeat("a0", STREAM, Load { draining: true, ..IDLE }, &[], now).unwrap();
+    registry.heartbeat("a0", STREAM, Load { draining: true, ..IDLE }, Report::default(), now).unwrap();
     assert_eq!(status(&registry, "a0", now), Some(Status::Degraded));
     assert_eq!(registry.book("m", "j", now).unwrap_err(), BookError::NoAgents);
 }
@@ -177,7 +183,7 @@ fn an_answer_to_an_unknown_model_names_a_bounded_number() {
 fn running_and_queued_jobs_and_bookings_all_take_room() {
     let now = Instant::now();
     let mut registry = cluster(&[4], now);
-    registry.heartbeat("a0", STREAM, Load { running_jobs: 2, queued_jobs: 1, ..IDLE }, &[], now).unwrap();
+    registry.heartbeat("a0", STREAM, Load { running_jobs: 2, queued_jobs: 1, ..IDLE }, Report::default(), now).unwrap();
     assert!(registry.book("m", "j1", now).is_ok());
     assert_eq!(registry.book("m", "j2", now).unwrap_err(), BookError::NoCapacity);
 }
@@ -198,11 +204,11 @@ fn a_claim_moves_a_booking_to_the_running_jobs() {
     let mut registry = cluster(&[2], now);
     registry.book("m", "j1", now).unwrap();
     let running = Load { running_jobs: 1, ..IDLE };
-    registry.heartbeat("a0", STREAM, running, &["j1".into(), "unknown".into()], now).unwrap();
+    registry.heartbeat("a0", STREAM, running, claimed(&["j1".into(), "unknown".into()]), now).unwrap();
     registry.book("m", "j2", now).unwrap();
     assert_eq!(registry.book("m", "j3", now).unwrap_err(), BookError::NoCapacity);
     // j2 is claimed, and j1 and j2 are done.
-    registry.heartbeat("a0", STREAM, IDLE, &["j2".into()], now).unwrap();
+    registry.heartbeat("a0", STREAM, IDLE, claimed(&["j2".into()]), now).unwrap();
     registry.book("m", "j3", now).unwrap();
     registry.book("m", "j4", now).unwrap();
 }
@@ -222,10 +228,10 @@ fn an_agent_that_failed_a_client_is_chosen_only_where_no_other_has_room() {
     let mut registry = registry();
     for id in ["a", "b"] {
         registry.register(profile(id, 1, &["m"]), Some(STREAM), now).unwrap();
-        registry.heartbeat(id, STREAM, IDLE, &[], now).unwrap();
+        registry.heartbeat(id, STREAM, IDLE, Report::default(), now).unwrap();
     }
-    let mut booked =
-        |job: &str| Some(registry.book_except("m", &["a", "unknown"], job, now).ok()?.profile.id.to_string());
+    let wanted = Wanted { model: "m", except: &["a", "unknown"], ..Wanted::default() };
+    let mut booked = |job: &str| Some(registry.book_for(&wanted, job, now).ok()?.profile.id.to_string());
     assert_eq!(booked("1").as_deref(), Some("b"));
     assert_eq!(booked("2").as_deref(), Some("a"), "better than nothing");
     assert_eq!(booked("3"), None);
@@ -237,7 +243,7 @@ fn memory_of_the_gpu_counts_where_there_is_one() {
     let mut registry = registry();
     for (id, free_vram_mb, free_ram_mb) in [("full-gpu", 100, 1000), ("free-gpu", 900, 10)] {
         registry.register(Profile { total_vram_mb: 1000, ..profile(id, 8, &["m"]) }, Some(STREAM), now).unwrap();
-        registry.heartbeat(id, STREAM, Load { free_vram_mb, free_ram_mb, ..IDLE }, &[], now).unwrap();
+        registry.heartbeat(id, STREAM, Load { free_vram_mb, free_ram_mb, ..IDLE }, Report::default(), now).unwrap();
     }
     assert_eq!(&*registry.book("m", "j", now).unwrap().profile.id, "free-gpu");
 }
@@ -256,6 +262,104 @@ fn a_full_registry_forgets_who_left_first_and_never_who_is_there() {
     registry.register(profile("c", 1, &["m"]), None, now).unwrap();
     assert_eq!(status(&registry, "b", now), None);
     assert_eq!(registry.totals(now).healthy, 2);
+}
+
+/// An agent in this condition, with an otherwise unchanged report.
+fn in_condition(condition: Condition) -> Report<'static> {
+    Report { condition, ..Report::default() }
+}
+
+#[test]
+fn an_agent_that_is_not_healthy_is_chosen_where_no_healthy_one_has_room() {
+    let now = Instant::now();
+    let reason: Arc<str> = "it failed".into();
+    let conditions = [
+        (Condition::Degraded { reason: reason.clone() }, Status::Degraded),
+        (Condition::HalfOpen { reason: reason.clone() }, Status::HalfOpen),
+    ];
+    for (condition, word) in conditions {
+        let mut registry = cluster(&[2, 1], now);
+        registry.heartbeat("a0", STREAM, IDLE, in_condition(condition), now).unwrap();
+        assert_eq!(status(&registry, "a0", now), Some(word));
+        assert_eq!(registry.totals(now).healthy, 1);
+        assert_eq!(
+            registry.agents(now).iter().find_map(|view| view.condition.reason().map(str::to_owned)),
+            Some("it failed".into())
+        );
+        assert_eq!(registry.models(now), [("m".into(), 2)], "it still takes requests");
+        for (job, id) in [("j1", "a1"), ("j2", "a0"), ("j3", "a0")] {
+            assert_eq!(&*registry.book("m", job, now).unwrap().profile.id, id);
+        }
+        registry.heartbeat("a0", STREAM, IDLE, Report::default(), now).unwrap();
+        assert_eq!(status(&registry, "a0", now), Some(Status::Healthy), "as soon as it says so");
+    }
+}
+
+#[test]
+fn an_agent_that_has_failed_a_client_comes_behind_one_that_is_not_healthy() {
+    let now = Instant::now();
+    let mut registry = cluster(&[4, 1], now);
+    let failing = Condition::Degraded { reason: "it failed".into() };
+    registry.heartbeat("a1", STREAM, IDLE, in_condition(failing), now).unwrap();
+    let wanted = Wanted { model: "m", except: &["a0"], ..Wanted::default() };
+    assert_eq!(&*registry.book_for(&wanted, "j1", now).unwrap().profile.id, "a1");
+    assert_eq!(&*registry.book_for(&wanted, "j2", now).unwrap().profile.id, "a0");
+}
+
+#[test]
+fn what_is_still_computed_takes_room() {
+    let now = Instant::now();
+    let mut registry = cluster(&[2], now);
+    registry.heartbeat("a0", STREAM, Load { running_jobs: 1, computing: 2, ..IDLE }, Report::default(), now).unwrap();
+    assert_eq!(registry.book("m", "j", now).unwrap_err(), BookError::NoCapacity);
+    registry.heartbeat("a0", STREAM, Load { running_jobs: 1, computing: 0, ..IDLE }, Report::default(), now).unwrap();
+    assert!(registry.book("m", "j", now).is_ok());
+}
+
+#[test]
+fn a_conversation_comes_back_to_its_agent_unless_that_is_full() {
+    let now = Instant::now();
+    let mut registry = cluster(&[9, 3, 9], now);
+    let holding = |prefixes: &[u64]| Report { prefixes: Some(prefixes.to_vec()), ..Report::default() };
+    // The first two messages of a conversation, and another one.
+    registry.heartbeat("a1", STREAM, Load { running_jobs: 1, ..IDLE }, holding(&[30, 20, 10]), now).unwrap();
+    registry.heartbeat("a2", STREAM, IDLE, holding(&[10]), now).unwrap();
+    fn wanted(conversation: &[u64]) -> Wanted<'_> {
+        Wanted { model: "m", conversation, ..Wanted::default() }
+    }
+    let mut book = |conversation: &[u64], job: &str| {
+        registry.book_for(&wanted(conversation), job, now).unwrap().profile.id.to_string()
+    };
+    assert_eq!(book(&[10, 20, 21], "j1"), "a1");
+    assert_eq!(book(&[10, 20, 21, 22], "j2"), "a1");
+    assert_eq!(book(&[10, 20, 21], "j3"), "a2", "a1 is full");
+    // What is not said again is still held, and what is held no more is forgotten.
+    registry.heartbeat("a1", STREAM, IDLE, claimed(&["j1".into(), "j2".into()]), now).unwrap();
+    assert_eq!(&*registry.book_for(&wanted(&[10, 20, 21]), "j4", now).unwrap().profile.id, "a1");
+    registry.heartbeat("a1", STREAM, IDLE, Report { prefixes: Some(vec![]), ..claimed(&["j4".into()]) }, now).unwrap();
+    assert_ne!(&*registry.book_for(&wanted(&[10, 20, 21]), "j5", now).unwrap().profile.id, "a1");
+}
+
+#[test]
+fn a_request_for_a_digest_goes_to_an_equal_model_only() {
+    let now = Instant::now();
+    let mut registry = registry();
+    for (id, digest) in [("a", "1"), ("b", "2"), ("c", "")] {
+        let info = ModelInfo { name: "m".into(), digest: digest.into(), ..ModelInfo::default() };
+        registry.register(Profile { model_info: vec![info], ..profile(id, 1, &["m"]) }, Some(STREAM), now).unwrap();
+        registry.heartbeat(id, STREAM, IDLE, Report::default(), now).unwrap();
+    }
+    fn wanted(model_digest: &str) -> Wanted<'_> {
+        Wanted { model: "m", model_digest, except: &["b"], ..Wanted::default() }
+    }
+    assert_eq!(&*registry.book_for(&wanted("2"), "j1", now).unwrap().profile.id, "b", "the only equal one");
+    assert_eq!(registry.book_for(&wanted("2"), "j2", now).unwrap_err(), BookError::NoCapacity);
+    let found = vec![String::new(), "1".to_owned(), "2".to_owned()];
+    assert_eq!(registry.book_for(&wanted("3"), "j2", now).unwrap_err(), BookError::OtherDigests { found });
+    for id in ["a", "b", "c"] {
+        registry.deregister(id, now);
+    }
+    assert_eq!(registry.book_for(&wanted("1"), "j2", now).unwrap_err(), BookError::NoAgents);
 }
 
 proptest! {
@@ -294,7 +398,7 @@ proptest! {
         let mut room = 0;
         for (i, &(max_jobs, running_jobs, queued_jobs)) in agents.iter().enumerate() {
             let load = Load { running_jobs, queued_jobs, ..IDLE };
-            registry.heartbeat(&format!("a{i}"), STREAM, load, &[], now).unwrap();
+            registry.heartbeat(&format!("a{i}"), STREAM, load, Report::default(), now).unwrap();
             room += max_jobs.saturating_sub(running_jobs + queued_jobs);
         }
         for job in 0..room {
@@ -321,7 +425,7 @@ proptest! {
                     // Refusals are part of the sequence.
                     let _ = registry.register(profile(&id, 2, &models), Some(StreamId(number)), now);
                 }
-                1 => drop(registry.heartbeat(&id, StreamId(number), IDLE, &["job".into()], now)),
+                1 => drop(registry.heartbeat(&id, StreamId(number), IDLE, claimed(&["job".into()]), now)),
                 2 => drop(registry.deregister(&id, now)),
                 3 => drop(registry.book(&format!("m{number}"), "job", now)),
                 4 => drop(registry.stream_closed(&id, StreamId(number))),

@@ -6,7 +6,10 @@ use axum::body::{Body, HttpBody as _};
 use http::{HeaderMap, header::EXPECT};
 use http_body_util::BodyExt as _;
 use serde_json::{Map, Value};
-use titan_proto::{MAX_REST_BODY_BYTES, rest::InferenceRequest};
+use titan_proto::{
+    MAX_REST_BODY_BYTES, digest,
+    rest::{ContentPart, InferenceRequest, Message, Tool, ToolCall},
+};
 use tokio::time::timeout;
 
 use super::error::ApiError;
@@ -61,7 +64,98 @@ pub(super) fn parse(body: &[u8]) -> Result<InferenceRequest, ApiError> {
         max_tokens: whole_number(&mut fields, "max_tokens")?,
         temperature: number(&mut fields, "temperature")?,
         parameters: texts(&mut fields, "parameters")?,
+        messages: list(&mut fields, "", "messages", message)?,
+        tools: list(&mut fields, "", "tools", tool)?,
+        prefix_digests: strings(&mut fields, "prefix_digests")?,
+        model_digest: text(&mut fields, "model_digest")?,
     })
+}
+
+/// The digests of a conversation's beginnings.
+pub(super) fn digests(texts: &[String]) -> Result<Vec<u64>, ApiError> {
+    let read = |(at, text): (usize, &String)| {
+        let wrong = || ApiError::invalid_parameter(format!("prefix_digests[{at}] must be 16 hexadecimal digits"));
+        digest::from_hex(text).ok_or_else(wrong)
+    };
+    texts.iter().enumerate().map(read).collect()
+}
+
+fn message(at: &str, mut fields: Map<String, Value>) -> Result<Message, ApiError> {
+    let fields = &mut fields;
+    Ok(Message {
+        role: text_at(fields, at, "role")?,
+        content: text_at(fields, at, "content")?,
+        parts: list(fields, at, "parts", part)?,
+        tool_calls: list(fields, at, "tool_calls", tool_call)?,
+        tool_call_id: text_at(fields, at, "tool_call_id")?,
+        name: text_at(fields, at, "name")?,
+        reasoning: text_at(fields, at, "reasoning")?,
+    })
+}
+
+fn part(at: &str, mut fields: Map<String, Value>) -> Result<ContentPart, ApiError> {
+    Ok(ContentPart { r#type: text_at(&mut fields, at, "type")?, text: text_at(&mut fields, at, "text")? })
+}
+
+fn tool_call(at: &str, mut fields: Map<String, Value>) -> Result<ToolCall, ApiError> {
+    let fields = &mut fields;
+    let (id, name) = (text_at(fields, at, "id")?, text_at(fields, at, "name")?);
+    Ok(ToolCall { id, name, arguments: text_at(fields, at, "arguments")? })
+}
+
+fn tool(at: &str, mut fields: Map<String, Value>) -> Result<Tool, ApiError> {
+    let fields = &mut fields;
+    let (name, description) = (text_at(fields, at, "name")?, text_at(fields, at, "description")?);
+    Ok(Tool { name, description, parameters: text_at(fields, at, "parameters")? })
+}
+
+/// A list of objects, each read by `read`, which gets its place for its errors, such as `messages[2]`.
+fn list<T>(
+    fields: &mut Map<String, Value>,
+    at: &str,
+    name: &str,
+    read: fn(&str, Map<String, Value>) -> Result<T, ApiError>,
+) -> Result<Vec<T>, ApiError> {
+    let place = path(at, name);
+    let entries = match take(fields, name) {
+        None => return Ok(Vec::new()),
+        Some(Value::Array(entries)) => entries,
+        Some(other) => return Err(wrong_type(&place, "a list of objects", &other)),
+    };
+    let read = |(number, entry)| {
+        let place = format!("{place}[{number}]");
+        match entry {
+            Value::Object(fields) => read(&place, fields),
+            other => Err(wrong_type(&place, "an object", &other)),
+        }
+    };
+    entries.into_iter().enumerate().map(read).collect()
+}
+
+fn strings(fields: &mut Map<String, Value>, name: &str) -> Result<Vec<String>, ApiError> {
+    let entries = match take(fields, name) {
+        None => return Ok(Vec::new()),
+        Some(Value::Array(entries)) => entries,
+        Some(other) => return Err(wrong_type(name, "a list of strings", &other)),
+    };
+    let read = |(number, entry)| match entry {
+        Value::String(text) => Ok(text),
+        other => Err(wrong_type(&format!("{name}[{number}]"), "a string", &other)),
+    };
+    entries.into_iter().enumerate().map(read).collect()
+}
+
+fn path(at: &str, name: &str) -> String {
+    if at.is_empty() { name.to_owned() } else { format!("{at}.{name}") }
+}
+
+/// A string, empty where it is absent.
+fn text_at(fields: &mut Map<String, Value>, at: &str, name: &str) -> Result<String, ApiError> {
+    match take(fields, name) {
+        None => Ok(String::new()),
+        Some(Value::String(text)) => Ok(text),
+        Some(other) => Err(wrong_type(&path(at, name), "a string", &other)),
+    }
 }
 
 fn take(fields: &mut Map<String, Value>, name: &str) -> Option<Value> {

@@ -25,6 +25,11 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, "invalid_json", message)
     }
 
+    /// A value of the right type that says nothing that is known.
+    pub(super) fn invalid_parameter(message: String) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_parameter", message)
+    }
+
     pub(super) fn payload_too_large() -> Self {
         let message = format!("the body is larger than {MAX_REST_BODY_BYTES} bytes");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", message)
@@ -64,7 +69,9 @@ impl From<RouteError> for ApiError {
             | RouteError::InvalidParameter { .. } => StatusCode::BAD_REQUEST,
             RouteError::PromptTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             RouteError::ModelNotFound { .. } => StatusCode::NOT_FOUND,
-            RouteError::NoAgents { .. } | RouteError::NoCapacity { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            RouteError::NoAgents { .. } | RouteError::NoEqualModel { .. } | RouteError::NoCapacity { .. } => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             RouteError::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self { status, code_word: error.code_word(), message: error.to_string(), retry_after: error.retry_after() }

@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
+mod conversations;
+
 use std::collections::BTreeSet;
 
 use axum::response::Response;
@@ -8,17 +10,23 @@ use http_body_util::BodyExt as _;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use titan_proto::{MAX_PROMPT_BYTES, MAX_REST_BODY_BYTES, rest::GrpcTls};
+use titan_proto::{
+    MAX_PROMPT_BYTES, MAX_REST_BODY_BYTES,
+    rest::{self, GrpcTls},
+    v1::ModelInfo,
+};
 use titan_transport::token::{Algorithm, TokenIssuer, TokenVerifier};
 use tower::ServiceExt as _;
 
 use super::*;
 use crate::{
     config::Config,
-    registry::{Load, Profile, QuicProfile, StreamId},
+    registry::{Load, Profile, QuicProfile, Report, StreamId},
 };
 
 const PATH: &str = "/api/v1/inference/request";
+/// Of the model `default`.
+const DIGEST: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
 struct Fixture {
     dispatcher: Arc<Dispatcher>,
@@ -42,11 +50,17 @@ fn fixture(with_agent: bool) -> Fixture {
             total_ram_mb: 16_000,
             max_jobs: 2,
             models: vec!["smollm2:135m".into(), "default".into()],
+            model_info: vec![ModelInfo {
+                name: "default".into(),
+                engine: "mistral.rs".into(),
+                digest: DIGEST.into(),
+                ..ModelInfo::default()
+            }],
         };
         let load = Load { free_ram_mb: 8_000, running_jobs: 0, rtt_ms: Some(12.5), ..Load::default() };
         let mut registry = dispatcher.registry.lock();
         registry.register(profile, None, Instant::now()).unwrap();
-        registry.heartbeat("agent-1", StreamId(0), load, &[], Instant::now()).unwrap();
+        registry.heartbeat("agent-1", StreamId(0), load, Report::default(), Instant::now()).unwrap();
     }
     Fixture { router: router(Arc::clone(&dispatcher), Vec::new()), dispatcher, _keys: keys }
 }
@@ -288,6 +302,10 @@ async fn health_and_status_have_every_field_of_the_contract() {
                 "id": "agent-1", "endpoint": "localhost:50052", "status": "healthy", "total_vram_mb": 0, "free_vram_mb": 0,
                 "total_ram_mb": 16000, "free_ram_mb": 8000, "running_jobs": 0, "queued_jobs": 0, "max_jobs": 2,
                 "rtt_ms": 12.5, "last_heartbeat": null, "supported_models": ["smollm2:135m", "default"],
+                "computing": 0, "model_info": [{
+                    "name": "default", "engine": "mistral.rs", "source": "", "architecture": "", "parameters": 0, "quantization": "",
+                    "context_tokens": 0, "digest": DIGEST, "tools": false, "reasoning": false, "continuation": "", "places": 0,
+                }],
             })
         );
     }
@@ -350,8 +368,29 @@ proptest! {
     fn what_our_own_type_writes_is_read_back(
         client_id: Option<String>, model: Option<String>, prompt: Option<String>, max_tokens: Option<i32>,
         temperature in proptest::option::of(-10.0..10.0f32), parameters: std::collections::BTreeMap<String, String>,
+        with_messages in 0..3usize,
     ) {
-        let request = titan_proto::rest::InferenceRequest { client_id, model, prompt, max_tokens, temperature, parameters };
+        let message = rest::Message {
+            role: "assistant".into(),
+            content: prompt.clone().unwrap_or_default(),
+            parts: vec![rest::ContentPart { r#type: "text".into(), text: "a".into() }],
+            tool_calls: vec![rest::ToolCall { id: "c".into(), name: "f".into(), arguments: "{}".into() }],
+            tool_call_id: "c".into(),
+            name: "n".into(),
+            reasoning: "hm".into(),
+        };
+        let request = rest::InferenceRequest {
+            client_id,
+            model,
+            prompt,
+            max_tokens,
+            temperature,
+            parameters,
+            messages: vec![message; with_messages],
+            tools: vec![rest::Tool { name: "f".into(), description: "d".into(), parameters: "{}".into() }; with_messages],
+            prefix_digests: vec!["0123456789abcdef".into(); with_messages],
+            model_digest: (with_messages > 0).then(|| DIGEST.into()),
+        };
         let read = body::parse(&serde_json::to_vec(&request).unwrap()).unwrap();
         prop_assert_eq!(serde_json::to_value(&read).unwrap(), serde_json::to_value(&request).unwrap());
     }

@@ -1,4 +1,4 @@
-//! What `titan run` prints: the text to stdout as it arrives, one closing line to stderr; or JSON lines.
+//! What `titan run` prints: the text to stdout as it arrives, what the model thinks before it and one closing line to stderr; or JSON lines.
 
 use std::io::{self, IsTerminal as _, Write};
 
@@ -11,8 +11,12 @@ pub(super) struct Output {
     verbose: bool,
     /// Escape sequences are for the terminal's owner to send, not for a model.
     terminal: bool,
+    /// The same of stderr, where reasoning goes.
+    stderr_terminal: bool,
     /// Whether the last text ended a line.
     at_line_start: bool,
+    /// Reasoning has been written, and no text after it.
+    thinking: bool,
 }
 
 /// What is known at the end. With `--json` these are the fields of the last object.
@@ -153,7 +157,8 @@ fn breaks(what: &str, at: &[u64]) -> String {
 impl Output {
     /// On this process's stdout and stderr.
     pub(super) fn new(json: bool, verbose: bool) -> Self {
-        Self { json, verbose, terminal: io::stdout().is_terminal(), at_line_start: true }
+        let (terminal, stderr_terminal) = (io::stdout().is_terminal(), io::stderr().is_terminal());
+        Self { json, verbose, terminal, stderr_terminal, at_line_start: true, thinking: false }
     }
 
     /// Text to append; it is visible when this returns.
@@ -161,15 +166,40 @@ impl Output {
         if self.json {
             return line(&serde_json::json!({"text": text}));
         }
+        self.end_reasoning()?;
         let mut stdout = io::stdout().lock();
         if self.terminal {
-            let harmless: String = text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect();
-            stdout.write_all(harmless.as_bytes())?;
+            stdout.write_all(harmless(text).as_bytes())?;
         } else {
             stdout.write_all(text.as_bytes())?;
         }
         stdout.flush()?;
         self.at_line_start = text.ends_with('\n');
+        Ok(())
+    }
+
+    /// What the model thinks: to stderr, so that stdout is the answer alone, and dim where a person reads.
+    pub(super) fn reasoning(&mut self, text: &str) -> io::Result<()> {
+        if self.json {
+            return line(&serde_json::json!({"reasoning": text}));
+        }
+        if !self.thinking {
+            self.end_line()?;
+        }
+        self.thinking = true;
+        let mut stderr = io::stderr().lock();
+        if self.stderr_terminal {
+            write!(stderr, "{DIM}{}{PLAIN}", harmless(text))?;
+        } else {
+            stderr.write_all(text.as_bytes())?;
+        }
+        stderr.flush()
+    }
+
+    fn end_reasoning(&mut self) -> io::Result<()> {
+        if std::mem::take(&mut self.thinking) {
+            writeln!(io::stderr())?;
+        }
         Ok(())
     }
 
@@ -179,6 +209,7 @@ impl Output {
             return line(figures);
         }
         self.end_line()?;
+        self.end_reasoning()?;
         let mut stderr = io::stderr().lock();
         writeln!(stderr, "{}", figures.closing_line())?;
         if self.verbose {
@@ -217,6 +248,15 @@ impl Output {
         }
         Ok(())
     }
+}
+
+/// SGR 2 and 0 (ECMA-48 §8.3.117).
+const DIM: &str = "\x1b[2m";
+const PLAIN: &str = "\x1b[0m";
+
+/// Text without escape sequences.
+fn harmless(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
 }
 
 fn line(value: &impl Serialize) -> io::Result<()> {
