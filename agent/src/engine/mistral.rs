@@ -6,14 +6,25 @@
 //!
 //! The way of a request: [`pool`] gives it a place, [`prompt_escape`] makes its text harmless, [`request`] asks the engine, [`sampler`] chooses its
 //! tokens, [`run`] turns chunks into events. [`continuation`] goes on with an answer that was begun elsewhere.
+//!
+//! The way of a model: [`source`] says where it is, [`files`] what its files say ([`gguf`], [`safetensors`]) and [`identity`] which one it is,
+//! [`pipeline`] has mistral.rs load it, [`quiet`] makes one line of whatever goes wrong there, and [`load`] puts it all together.
 
+mod chat_template;
 mod continuation;
+mod files;
 mod gguf;
+mod hub;
+mod identity;
 mod load;
+mod memory;
+mod pipeline;
 mod pool;
 mod prompt_escape;
+mod quiet;
 mod request;
 mod run;
+mod safetensors;
 mod sampler;
 mod source;
 #[cfg(test)]
@@ -21,11 +32,14 @@ mod tests;
 
 use std::{fmt, sync::Arc};
 
+use titan_proto::v1::ModelInfo;
 use tokio::sync::oneshot;
 
 pub use self::{
+    chat_template::ChatTemplateError,
     gguf::GgufError,
     load::{LoadError, LoadProgress, MistralConfig},
+    safetensors::SafetensorsError,
     source::{ModelSource, ModelSpec, SourceError},
 };
 use self::{load::Loaded, pool::Pool};
@@ -95,6 +109,13 @@ impl Engine for MistralEngine {
 
     fn generate(&self, request: Generate) -> GenerateFuture<'_> {
         Box::pin(self.start(request))
+    }
+
+    fn model_info(&self) -> Vec<ModelInfo> {
+        let of = |model: &Arc<Loaded>| -> Vec<ModelInfo> {
+            model.names.iter().map(|name| ModelInfo { name: name.clone(), ..model.info.clone() }).collect()
+        };
+        self.models.iter().flat_map(of).collect()
     }
 
     fn queued(&self) -> usize {
