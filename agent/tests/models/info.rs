@@ -2,13 +2,12 @@
 
 use std::fs;
 
-use candle_core::quantized::GgmlDType;
 use titan_agent::engine::Engine;
 use titan_proto::v1::ModelInfo;
 
 use super::{
     load,
-    maker::{GgufFile, SmallModel, TEMPLATE, Tokens},
+    maker::{GgufFile, Kind, SmallModel, TEMPLATE, Tokens},
 };
 
 async fn info_of(file: &GgufFile) -> ModelInfo {
@@ -25,7 +24,7 @@ async fn info_at(path: &std::path::Path) -> ModelInfo {
 async fn a_model_says_what_it_is() {
     let model = SmallModel::new(Tokens::SentencePiece);
     let folder = tempfile::tempdir().unwrap();
-    let path = model.gguf_of("llama", GgmlDType::Q8_0).write(&folder.path().join("small.gguf"));
+    let path = model.gguf_of("llama", Kind::Q8_0).write(&folder.path().join("small.gguf"));
     let info = info_at(&path).await;
     let (width, vocabulary) = (model.width() as i64, model.tokens.len() as i64);
     assert_eq!(info.name, "small");

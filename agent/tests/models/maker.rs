@@ -9,7 +9,7 @@
 mod gguf;
 mod safetensors;
 
-pub(crate) use gguf::{GgufFile, Value};
+pub(crate) use gguf::{GgufFile, Kind, Value};
 
 /// Kinds of tokens, in the numbers of `tokenizer.ggml.token_type`.
 pub(crate) const NORMAL: i32 = 1;

@@ -65,8 +65,8 @@ const ROWS: &[(&str, Make, Says)] = &[
     ("keys and values of different length", Gguf(|file| {
         file.set("llama.attention.key_length", Value::U32(32));
         file.set("llama.attention.value_length", Value::U32(16));
-    }), &["value_length", "key_length", "another"]),
-    ("heads that do not fit the weights", Gguf(|file| file.set("llama.attention.head_count", Value::U32(7))), &["small", "another conversion"]),
+    }), &["llama.attention.key_length is 32, and the values' is 16"]),
+    ("heads that do not fit the weights", Gguf(|file| file.set("llama.attention.head_count", Value::U32(7))), &["do not fit together", "another conversion"]),
     ("a missing tensor", Gguf(|file| file.tensors.retain(|tensor| tensor.name != "blk.0.attn_q.weight")), &["blk.0.attn_q.weight", "another conversion"]),
     ("no embedding", Gguf(|file| file.tensors.retain(|tensor| tensor.name != "token_embd.weight")), &["no tensor token_embd.weight", CONVERT]),
     ("weights of another vocabulary", Gguf(|file| {
@@ -74,7 +74,7 @@ const ROWS: &[(&str, Make, Says)] = &[
         tensor.shape[1] = 10;
         tensor.data.truncate(10 * 32 * 4);
     }), &["token_embd.weight has the shape [10, 32]", CONVERT]),
-    ("weights that are no numbers", Gguf(|file| file.tensor("output.weight").data.fill(0xff)), &["no numbers", AGAIN]),
+    ("weights that are no numbers", Gguf(|file| file.tensor("output.weight").data.fill(0xff)), &["give no numbers", AGAIN]),
     ("an odd quantisation", Gguf(|file| file.tensor("output.weight").kind = 23), &["output.weight", "IQ4_XS", "Q4_K", "take another quantisation"]),
     ("a quantisation of nobody", Gguf(|file| file.tensor("output.weight").kind = 7_777), &["type 7777", "take another quantisation"]),
     ("an unknown tokenizer", Gguf(|file| file.set("tokenizer.ggml.model", Value::text("t5"))), &["\"t5\"", "llama, replit, gpt2", "another conversion"]),

@@ -2,12 +2,11 @@
 
 use std::{fs, path::PathBuf};
 
-use candle_core::quantized::GgmlDType;
 use tempfile::TempDir;
 
 use super::{
     load,
-    maker::{GgufFile, SAID, SmallModel, TEMPLATE, Tokens, Value},
+    maker::{GgufFile, Kind, SAID, SmallModel, TEMPLATE, Tokens, Value},
     said,
 };
 
@@ -115,11 +114,11 @@ const ROWS: [(&str, Make); 20] = [
     ("a context as a 64-bit number", |folder| {
         changed(folder, |file| file.set("llama.context_length", Value::U64(2048)))
     }),
-    ("8-bit weights", |folder| alone(folder, &sentence_piece().gguf_of("llama", GgmlDType::Q8_0))),
-    ("16-bit weights", |folder| alone(folder, &sentence_piece().gguf_of("llama", GgmlDType::BF16))),
-    ("qwen2", |folder| alone(folder, &byte_level().gguf_of("qwen2", GgmlDType::F32))),
-    ("qwen3", |folder| alone(folder, &byte_level().gguf_of("qwen3", GgmlDType::F16))),
-    ("mistral3", |folder| alone(folder, &sentence_piece().gguf_of("mistral3", GgmlDType::F32))),
+    ("8-bit weights", |folder| alone(folder, &sentence_piece().gguf_of("llama", Kind::Q8_0))),
+    ("16-bit weights", |folder| alone(folder, &sentence_piece().gguf_of("llama", Kind::Bf16))),
+    ("qwen2", |folder| alone(folder, &byte_level().gguf_of("qwen2", Kind::F32))),
+    ("qwen3", |folder| alone(folder, &byte_level().gguf_of("qwen3", Kind::F16))),
+    ("mistral3", |folder| alone(folder, &sentence_piece().gguf_of("mistral3", Kind::F32))),
 ];
 
 #[tokio::test(flavor = "multi_thread")]

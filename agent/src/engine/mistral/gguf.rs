@@ -66,7 +66,8 @@ impl Gguf {
                 && (count == 1 || says(PART_NUMBER).is_none_or(|at| at + 1 == number));
             if !belongs {
                 let (number, count) = (says(PART_NUMBER).unwrap_or(0).saturating_add(1), says(PART_COUNT).unwrap_or(1));
-                return Err(GgufError::WrongPart { path, number, count });
+                let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                return Err(GgufError::WrongPart { file, number, count });
             }
             let Content { metadata: more, tensor_infos: tensors, tensor_data_offset: data_offset, .. } = content;
             metadata.extend(more);

@@ -91,7 +91,7 @@ pub enum LoadError {
         reason: String,
     },
     /// mistral.rs refused it, or broke down over it.
-    #[error("model {model} from {origin} could not be loaded: {reason}{}", if *hub { " (the Hugging Face hub must be reachable, or the model in its cache; without a network give a file or a directory)" } else { ": give another conversion of the model, or serve it with another engine" })]
+    #[error("model {model} from {origin} could not be loaded: {reason}{}", if *hub { " (the Hugging Face hub must be reachable, or the model in its cache; without a network give a file or a directory)" } else { ": download it again, give another conversion of the model, or serve it with another engine" })]
     Refused {
         /// The model.
         model: String,

@@ -189,8 +189,9 @@ pub(super) async fn computes(model: &Model, token: u32) -> Result<(), String> {
     let seen = *seen.lock();
     match (seen, failed) {
         (Some(true), _) => Ok(()),
-        (Some(false), _) => Err("its weights compute no numbers: the file is damaged, download it again".to_owned()),
-        (None, failed) => Err(failed.unwrap_or_else(|| "its engine ended at the first token".to_owned())),
+        (Some(false), _) => Err("its weights are damaged, they give no numbers".to_owned()),
+        (None, Some(failed)) => Err(format!("its weights do not fit together ({failed})")),
+        (None, None) => Err("its engine broke down at the first token".to_owned()),
     }
 }
 

@@ -2,11 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::{
-    Device, Tensor,
-    quantized::{GgmlDType, QTensor},
-};
-
 use super::{BOS, EOS, SmallModel, Tokens};
 
 /// A value in a header.
@@ -82,6 +77,40 @@ fn bytes(out: &mut Vec<u8>, text: &[u8]) {
     out.extend(text);
 }
 
+/// Types of weights. All weights here are 0 or 1.
+#[derive(Clone, Copy)]
+pub(crate) enum Kind {
+    F32,
+    F16,
+    Bf16,
+    Q8_0,
+}
+
+impl Kind {
+    fn number(self) -> u32 {
+        match self {
+            Self::F32 => 0,
+            Self::F16 => 1,
+            Self::Q8_0 => 8,
+            Self::Bf16 => 30,
+        }
+    }
+
+    fn encode(self, values: &[f32]) -> Vec<u8> {
+        let each = |one: &[u8]| values.iter().flat_map(|value| one.iter().map(|byte| if *value == 1.0 { *byte } else { 0 })).collect();
+        match self {
+            Self::F32 => each(&1f32.to_le_bytes()),
+            Self::F16 => each(&0x3c00u16.to_le_bytes()),
+            Self::Bf16 => each(&0x3f80u16.to_le_bytes()),
+            // A scale of 1/127 as 16-bit number, and 32 numbers of which 127 is the largest.
+            Self::Q8_0 => {
+                let block = |block: &[f32]| [vec![0x08, 0x20], block.iter().map(|value| (*value as u8) * 127).collect()].concat();
+                values.chunks(32).flat_map(block).collect()
+            }
+        }
+    }
+}
+
 /// A file before it is written.
 #[derive(Clone)]
 pub(crate) struct GgufFile {
@@ -103,11 +132,11 @@ pub(crate) struct Weights {
 impl SmallModel {
     /// A llama with 32-bit weights.
     pub(crate) fn gguf(&self) -> GgufFile {
-        self.gguf_of("llama", GgmlDType::F32)
+        self.gguf_of("llama", Kind::F32)
     }
 
     /// Of an architecture that is made like a llama, with embedding and output in this type.
-    pub(crate) fn gguf_of(&self, architecture: &str, kind: GgmlDType) -> GgufFile {
+    pub(crate) fn gguf_of(&self, architecture: &str, kind: Kind) -> GgufFile {
         let mut file = GgufFile { entries: Vec::new(), tensors: Vec::new() };
         let width = self.width();
         file.set("general.architecture", Value::text(architecture));
@@ -143,7 +172,7 @@ impl SmallModel {
             file.vector(&format!("{norm}.weight"), &vec![1.0; width]);
         }
         for part in ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"] {
-            file.matrix(&format!("blk.0.{part}.weight"), &vec![0.0; width * width], width, width, GgmlDType::F32);
+            file.matrix(&format!("blk.0.{part}.weight"), &vec![0.0; width * width], width, width, Kind::F32);
         }
         let more: &[(&str, f32)] = match architecture {
             "qwen2" => &[("attn_q.bias", 0.0), ("attn_k.bias", 0.0), ("attn_v.bias", 0.0)],
@@ -173,18 +202,9 @@ impl GgufFile {
         self.tensors.iter_mut().find(|tensor| tensor.name == name).unwrap()
     }
 
-    fn matrix(&mut self, name: &str, values: &[f32], rows: usize, columns: usize, kind: GgmlDType) {
-        let tensor = Tensor::from_vec(values.to_vec(), (rows, columns), &Device::Cpu).unwrap();
-        let data = QTensor::quantize(&tensor, kind).unwrap().data().unwrap().into_owned();
-        let number = match kind {
-            GgmlDType::F32 => 0,
-            GgmlDType::F16 => 1,
-            GgmlDType::Q8_0 => 8,
-            GgmlDType::BF16 => 30,
-            other => panic!("{other:?} has no number here"),
-        };
+    fn matrix(&mut self, name: &str, values: &[f32], rows: usize, columns: usize, kind: Kind) {
         let shape = vec![columns as u64, rows as u64];
-        self.tensors.push(Weights { name: name.to_owned(), shape, kind: number, data });
+        self.tensors.push(Weights { name: name.to_owned(), shape, kind: kind.number(), data: kind.encode(values) });
     }
 
     fn vector(&mut self, name: &str, values: &[f32]) {

@@ -1,6 +1,6 @@
 //! Why a GGUF file cannot be loaded: each message names the fault and what to do about it.
 
-use std::{io, path::PathBuf};
+use std::io;
 
 /// Why a file is not a GGUF file that can be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -36,10 +36,10 @@ pub enum GgufError {
         count: u64,
     },
     /// Parts that do not belong together, or whose names do not say where the others are.
-    #[error("{path:?} says that it is part {number} of {count}: give the parts of one model, named NAME-00001-of-{count:05}.gguf and so on")]
+    #[error("{file} says that it is part {number} of {count}: give the parts of one model, named NAME-00001-of-{count:05}.gguf and so on")]
     WrongPart {
-        /// The file.
-        path: PathBuf,
+        /// Its name.
+        file: String,
         /// Which part it says it is, from 1 on.
         number: u64,
         /// How many there are.

@@ -105,6 +105,11 @@ fn shape(gguf: &Gguf, architecture: &str) -> Result<(), GgufError> {
     if heads % kv_heads.max(1) != 0 {
         return Err(wrong(&key("attention.head_count"), &format!("is {heads}, no multiple of {kv_heads} key heads")));
     }
+    let own = of("embedding_length") / heads.max(1);
+    let (keys, values) = OPTIONAL.map(|name| gguf.number(name).unwrap_or(own)).into();
+    if keys != values {
+        return Err(wrong(&key(OPTIONAL[0]), &format!("is {keys}, and the values' is {values}: mistral.rs needs them equal")));
+    }
     let context = of("context_length");
     if context > MAX_CONTEXT {
         return Err(wrong(&key("context_length"), &format!("is {context}, more than {MAX_CONTEXT}")));
