@@ -237,6 +237,8 @@ impl From<TokenIds> for Vec<u32> {
 pub struct Usage {
     /// Tokens of the prompt, chat template included.
     pub prompt_tokens: u32,
+    /// Of these, the engine had computed before: they cost no time.
+    pub cached_tokens: u32,
     /// Tokens of the answer, those of a [`Continuation`] included.
     pub completion_tokens: u32,
     /// Why it ended.

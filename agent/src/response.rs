@@ -114,6 +114,7 @@ impl Generation {
         }
         let mut metadata = HashMap::from([
             ("prompt_tokens".to_owned(), usage.prompt_tokens.to_string()),
+            ("cached_tokens".to_owned(), usage.cached_tokens.to_string()),
             ("completion_tokens".to_owned(), usage.completion_tokens.to_string()),
             ("queue_ms".to_owned(), milliseconds(timing.queue)),
             ("ttft_ms".to_owned(), milliseconds(timing.ttft)),
@@ -267,7 +268,8 @@ mod tests {
         }
     }
 
-    const USAGE: Usage = Usage { prompt_tokens: 7, completion_tokens: 2, finish_reason: FinishReason::Length };
+    const USAGE: Usage =
+        Usage { prompt_tokens: 7, cached_tokens: 0, completion_tokens: 2, finish_reason: FinishReason::Length };
 
     #[tokio::test]
     async fn texts_come_one_by_one_and_the_usage_comes_last() {

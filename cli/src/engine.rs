@@ -148,7 +148,11 @@ fn set_chat_template(models: &mut [Planned], text: &str) -> anyhow::Result<()> {
         (Some((name, file)), _) => {
             let names = models.iter().flat_map(Planned::names).collect::<Vec<_>>().join(", ");
             let model = models.iter_mut().find(|model| model.names().contains(&name));
-            (model.with_context(|| format!("--chat-template {text}: there is no model {name:?}; there is {names}"))?, file)
+            (
+                model
+                    .with_context(|| format!("--chat-template {text}: there is no model {name:?}; there is {names}"))?,
+                file,
+            )
         }
         (None, 1) => (&mut models[0], text),
         (None, _) => bail!("--chat-template {text}: there are several models: say which one, as NAME=FILE"),

@@ -128,7 +128,12 @@ mod tests {
                 tokio::spawn(async move {
                     tokio::task::yield_now().await;
                     let beside = if leaks { running.load(Ordering::SeqCst) } else { 1 };
-                    let usage = Usage { prompt_tokens: 1, completion_tokens: 1, finish_reason: FinishReason::Stop };
+                    let usage = Usage {
+                        prompt_tokens: 1,
+                        cached_tokens: 0,
+                        completion_tokens: 1,
+                        finish_reason: FinishReason::Stop,
+                    };
                     events
                         .send(Ok(Event::Piece(format!("{} {beside}", request.messages[0].content).into())))
                         .await

@@ -4,16 +4,17 @@
 //! dimension. So on a CPU each model has several engines, each with **one** sequence; on a GPU it has one engine with continuous
 //! batching and paged attention. [`super::isolation`] tests that on the machine at hand.
 //!
-//! The way of a request: [`pool`] gives it a place, [`prompt_escape`] makes its text harmless, [`request`] asks the engine, [`sampler`] chooses its
-//! tokens, [`run`] turns chunks into events. [`continuation`] goes on with an answer that was begun elsewhere.
+//! The way of a request: [`template`] renders the conversation, whose texts [`prompt_escape`] makes harmless, [`vocabulary`] makes tokens of it, [`pool`]
+//! gives it a place, [`reading`] has the engine read it by [`request`]s, and [`generation`] makes the answer: [`guide`] says which tokens may come,
+//! [`sampler`] chooses one, [`tool_calls`] tells text and calls apart. [`run`] puts these together.
 //!
 //! The way of a model: [`source`] says where it is, [`files`] what its files say ([`gguf`], [`safetensors`]) and [`identity`] which one it is,
 //! [`pipeline`] has mistral.rs load it, [`quiet`] makes one line of whatever goes wrong there, and [`load`] puts it all together.
 
-mod chat_template;
-mod continuation;
 mod files;
+mod generation;
 mod gguf;
+mod guide;
 mod hub;
 mod identity;
 mod load;
@@ -22,13 +23,18 @@ mod pipeline;
 mod pool;
 mod prompt_escape;
 mod quiet;
+mod reading;
 mod request;
 mod run;
 mod safetensors;
 mod sampler;
 mod source;
+mod template;
+mod template_source;
 #[cfg(test)]
 mod tests;
+mod tool_calls;
+mod vocabulary;
 
 use std::{fmt, sync::Arc};
 
@@ -36,11 +42,11 @@ use titan_proto::v1::ModelInfo;
 use tokio::sync::oneshot;
 
 pub use self::{
-    chat_template::ChatTemplateError,
     gguf::GgufError,
     load::{LoadError, LoadProgress, MistralConfig},
     safetensors::SafetensorsError,
     source::{ModelSource, ModelSpec, SourceError},
+    template_source::ChatTemplateError,
 };
 use self::{load::Loaded, pool::Pool};
 use super::{Engine, EngineError, Generate, GenerateFuture, Sampling, TokenStream};
@@ -95,9 +101,16 @@ impl MistralEngine {
         let model = self.find(&request.model)?;
         check(&request.sampling, request.continuation.is_some())?;
         let gone = || EngineError::Failed("the engine is shutting down".to_owned());
-        let place = model.pool.acquire().await.ok_or_else(gone)?;
+        let asking = model.clone();
+        let prepared = tokio::task::spawn_blocking(move || run::prepare(&asking, &request));
+        let prepared = match prepared.await.map_err(|_| gone())??.into_finished() {
+            Ok(stream) => return Ok(stream),
+            Err(prepared) => *prepared,
+        };
+        let known = |engine: usize| model.engines[engine].held.lock().known(&prepared.owner, &prepared.tokens);
+        let place = model.pool.acquire(known).await.ok_or_else(gone)?;
         let (started, stream) = oneshot::channel();
-        tokio::spawn(run::run(model.clone(), place, request, started));
+        tokio::spawn(run::run(model.clone(), place, prepared, started));
         stream.await.map_err(|_| gone())?
     }
 }
@@ -120,6 +133,10 @@ impl Engine for MistralEngine {
 
     fn queued(&self) -> usize {
         self.pools().map(|pool| pool.waiting()).sum()
+    }
+
+    fn computing(&self) -> usize {
+        self.pools().map(|pool| pool.places() - pool.free()).sum()
     }
 
     fn idle(&self, model: &str) -> bool {

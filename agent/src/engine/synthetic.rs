@@ -92,6 +92,7 @@ impl SyntheticEngine {
             request.messages.iter().map(|message| message.content.split_whitespace().count()).sum::<usize>();
         let usage = Usage {
             prompt_tokens: u32::try_from(prompt_tokens).unwrap_or(u32::MAX),
+            cached_tokens: 0,
             completion_tokens: first.saturating_add(request.sampling.max_tokens),
             finish_reason: FinishReason::Length,
         };
@@ -221,7 +222,10 @@ mod tests {
             }
         }
         let Some(Ok(Event::Done(usage))) = stream.recv().await else { panic!("no end") };
-        assert_eq!(usage, Usage { prompt_tokens: 3, completion_tokens: 100, finish_reason: FinishReason::Length });
+        assert_eq!(
+            usage,
+            Usage { prompt_tokens: 3, cached_tokens: 0, completion_tokens: 100, finish_reason: FinishReason::Length }
+        );
         assert_eq!(start.elapsed().as_millis(), 99 * 20);
         assert!(stream.recv().await.is_none());
     }

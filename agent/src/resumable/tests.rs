@@ -17,7 +17,8 @@ type Sender = mpsc::Sender<Result<Event, EngineError>>;
 
 /// Events of a source that a test has not taken yet.
 const ROOM: usize = 8;
-const DONE: Event = Event::Done(Usage { prompt_tokens: 1, completion_tokens: 2, finish_reason: FinishReason::Stop });
+const DONE: Event =
+    Event::Done(Usage { prompt_tokens: 1, cached_tokens: 0, completion_tokens: 2, finish_reason: FinishReason::Stop });
 
 struct Fixture {
     kept: Kept,

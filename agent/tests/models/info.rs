@@ -44,7 +44,8 @@ async fn a_model_says_what_it_is() {
     let plain = info_of(&plain.gguf()).await;
     assert!(!plain.tools);
     assert_ne!(plain.digest, info.digest);
-    let thinking = format!("{TEMPLATE}{{% if enable_thinking is defined and not enable_thinking %}}<think></think>{{% endif %}}");
+    let thinking =
+        format!("{TEMPLATE}{{% if enable_thinking is defined and not enable_thinking %}}<think></think>{{% endif %}}");
     assert!(info_of(&model.template(&thinking).gguf()).await.reasoning);
 }
 

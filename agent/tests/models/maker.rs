@@ -88,8 +88,9 @@ impl SmallModel {
 
     /// Says these pieces, each of them once.
     pub(crate) fn saying(tokenizer: Tokens, script: &[Piece]) -> Self {
-        let mut tokens: Vec<(String, i32)> =
-            [("<unk>", UNKNOWN), ("<s>", CONTROL), ("</s>", CONTROL)].map(|(text, kind)| (text.to_owned(), kind)).into();
+        let mut tokens: Vec<(String, i32)> = [("<unk>", UNKNOWN), ("<s>", CONTROL), ("</s>", CONTROL)]
+            .map(|(text, kind)| (text.to_owned(), kind))
+            .into();
         for role in ["system", "developer", "user", "assistant", "tool"] {
             tokens.push((format!("<|{role}|>"), CONTROL));
         }
@@ -144,7 +145,10 @@ impl SmallModel {
     fn rows(&self, is_set: impl Fn(u32, usize) -> bool) -> Vec<f32> {
         let width = self.width();
         let cell = |id: u32, column: usize| f32::from(u8::from(is_set(id, column)));
-        (0..self.tokens.len() as u32).flat_map(|id| (0..width).map(move |column| (id, column))).map(|(id, column)| cell(id, column)).collect()
+        (0..self.tokens.len() as u32)
+            .flat_map(|id| (0..width).map(move |column| (id, column)))
+            .map(|(id, column)| cell(id, column))
+            .collect()
     }
 
     fn token(&mut self, text: &str, kind: i32) -> u32 {

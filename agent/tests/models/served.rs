@@ -55,8 +55,12 @@ const ROWS: [(&str, Make); 20] = [
         fs::write(folder.path().join("chat_template.json"), json.to_string()).unwrap();
         directory(folder, &byte_level().without_template())
     }),
-    ("parts, named by the first one", |folder| (sentence_piece().gguf().write_parts(folder.path(), "m", 3).remove(0), None)),
-    ("parts, named by the last one", |folder| (sentence_piece().gguf().write_parts(folder.path(), "m", 3).remove(2), None)),
+    ("parts, named by the first one", |folder| {
+        (sentence_piece().gguf().write_parts(folder.path(), "m", 3).remove(0), None)
+    }),
+    ("parts, named by the last one", |folder| {
+        (sentence_piece().gguf().write_parts(folder.path(), "m", 3).remove(2), None)
+    }),
     ("another model's files in the same folder", |folder| {
         for (name, content) in [
             ("generation_config.json", r#"{"eos_token_id": 151643}"#),
@@ -90,7 +94,8 @@ const ROWS: [(&str, Make); 20] = [
     }),
     ("a token that is no UTF-8, which it does not say", |folder| {
         changed(folder, |file| {
-            let Some((_, Value::Texts(tokens))) = file.entries.iter_mut().find(|(key, _)| key == "tokenizer.ggml.tokens")
+            let Some((_, Value::Texts(tokens))) =
+                file.entries.iter_mut().find(|(key, _)| key == "tokenizer.ggml.tokens")
             else {
                 panic!("no tokens")
             };

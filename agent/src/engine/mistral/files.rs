@@ -2,13 +2,17 @@
 
 use std::{io, path::Path};
 
+use tokenizers::Tokenizer;
+
 use super::{
     LoadError, ModelSource,
-    chat_template::ChatTemplate,
     gguf::Gguf,
     identity::Identity,
     memory::{F32, KEY_AND_VALUE, Needs},
     safetensors::Safetensors,
+    template::SpecialTokens,
+    template_source::TemplateSource,
+    vocabulary::{Vocabulary, VocabularyError},
 };
 
 /// The files of one model, looked at and found whole.
@@ -27,9 +31,9 @@ impl ModelFiles {
     /// Names what is wrong with them. Blocks.
     pub(super) fn open(name: &str, source: &ModelSource) -> Result<Self, LoadError> {
         match source {
-            ModelSource::GgufFile(path) => Gguf::open(path)
-                .map(Self::Gguf)
-                .map_err(|error| LoadError::Gguf { path: path.clone(), error }),
+            ModelSource::GgufFile(path) => {
+                Gguf::open(path).map(Self::Gguf).map_err(|error| LoadError::Gguf { path: path.clone(), error })
+            }
             ModelSource::SafetensorsDir(path) => Safetensors::open(path)
                 .map(Self::Safetensors)
                 .map_err(|error| LoadError::Safetensors { path: path.clone(), error }),
@@ -43,27 +47,29 @@ impl ModelFiles {
     }
 
     /// The model's own template.
-    pub(super) fn chat_template(&self) -> Result<Option<ChatTemplate>, LoadError> {
+    pub(super) fn chat_template(&self) -> Result<Option<TemplateSource>, LoadError> {
         match self {
-            Self::Gguf(gguf) => Ok(gguf.chat_template().and_then(ChatTemplate::own)),
-            Self::Safetensors(model) => Ok(ChatTemplate::of_directory(&model.folder)?),
+            Self::Gguf(gguf) => Ok(gguf.chat_template().and_then(TemplateSource::own)),
+            Self::Safetensors(model) => Ok(TemplateSource::of_directory(&model.folder)?),
         }
     }
 
-    /// Texts that the tokenizer takes for control tokens, and their numbers.
-    pub(super) fn control_tokens(&self) -> Vec<(u32, String)> {
+    /// What the tokens say. `tokenizer` is what mistral.rs made of the files; `ends` are all tokens that end an answer, those that mistral.rs knows
+    /// first.
+    pub(super) fn vocabulary(&self, tokenizer: &Tokenizer, ends: Vec<u32>) -> Result<Vocabulary, VocabularyError> {
         match self {
-            Self::Gguf(gguf) => gguf.control_tokens(),
-            Self::Safetensors(model) => model.control_tokens(),
+            Self::Gguf(gguf) => {
+                let (names, kinds, spelling) = gguf.tokens();
+                Vocabulary::of_gguf(tokenizer, &names, &kinds, spelling, gguf.special_token("bos"), ends)
+            }
+            Self::Safetensors(_) => Vocabulary::of_tokenizer(tokenizer, ends),
         }
     }
 
-    /// The kind of each token in the numbers of llama.cpp; empty for safetensors, whose tokenizer knows which are special.
-    pub(super) fn token_types(&self) -> Vec<i32> {
-        match self {
-            Self::Gguf(gguf) => gguf.token_types(),
-            Self::Safetensors(_) => Vec::new(),
-        }
+    /// The texts of the tokens that templates write.
+    pub(super) fn special_tokens(&self) -> SpecialTokens {
+        let [bos, eos, unk] = ["bos", "eos", "unk"].map(|name| self.special_token(name));
+        SpecialTokens { bos, eos, unk }
     }
 
     /// The text of a special token: `bos`, `eos` or `unk`.
@@ -82,14 +88,6 @@ impl ModelFiles {
         match self {
             Self::Gguf(gguf) => ["eos", "eot", "eom"].iter().filter_map(|name| gguf.special_token(name)).collect(),
             Self::Safetensors(model) => model.end_tokens(),
-        }
-    }
-
-    /// Whether a prompt begins with the BOS token even where the template does not write it; `None` where the files do not say.
-    pub(super) fn adds_bos(&self) -> Option<bool> {
-        match self {
-            Self::Gguf(gguf) => gguf.adds_bos(),
-            Self::Safetensors(model) => model.adds_bos(),
         }
     }
 
@@ -117,9 +115,7 @@ impl ModelFiles {
     pub(super) fn identity(&self, template: &str, on_cpu: bool) -> io::Result<Identity> {
         match self {
             Self::Gguf(gguf) => Identity::of_gguf(gguf, template),
-            Self::Safetensors(model) => {
-                Identity::of_safetensors(model, template, on_cpu.then_some(CPU_QUANTIZATION))
-            }
+            Self::Safetensors(model) => Identity::of_safetensors(model, template, on_cpu.then_some(CPU_QUANTIZATION)),
         }
     }
 

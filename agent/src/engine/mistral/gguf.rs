@@ -22,7 +22,10 @@ use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
 
 pub use self::error::GgufError;
 pub(super) use self::parts::PartName;
-use super::identity::Tensor;
+use super::{
+    identity::Tensor,
+    vocabulary::{Spelling, TokenKind},
+};
 
 /// The header of a model: of one file, or of all its parts.
 #[derive(Debug)]
@@ -40,11 +43,6 @@ pub(super) struct Part {
     /// Where the weights begin.
     data_offset: u64,
 }
-
-/// Kinds of tokens in `tokenizer.ggml.token_type`.
-const UNKNOWN: i32 = 2;
-const CONTROL: i32 = 3;
-const UNUSED: i32 = 5;
 
 /// In a model of several files: how many, and which one this is, from 0 on.
 const PART_COUNT: &str = "split.count";
@@ -103,9 +101,16 @@ impl Gguf {
         self.values("tokenizer.ggml.tokens").len()
     }
 
-    /// The kind of each token, in the numbers of llama.cpp; empty where the file does not say.
-    pub(super) fn token_types(&self) -> Vec<i32> {
-        self.values("tokenizer.ggml.token_type").iter().filter_map(|kind| kind.to_i32().ok()).collect()
+    /// The tokens, their kinds (none where the file does not say), and how they are spelled.
+    pub(super) fn tokens(&self) -> (Vec<String>, Vec<TokenKind>, Spelling) {
+        let text = |value: &Value| value.to_string().cloned().unwrap_or_default();
+        let kind = |value: &Value| TokenKind::from_gguf(value.to_i32().unwrap_or_default().into());
+        let spelling = match self.text("tokenizer.ggml.model") {
+            Some("gpt2") => Spelling::ByteLevel,
+            _ => Spelling::SentencePiece,
+        };
+        let names = self.values("tokenizer.ggml.tokens").iter().map(text).collect();
+        (names, self.values("tokenizer.ggml.token_type").iter().map(kind).collect(), spelling)
     }
 
     /// The chat template, where there is one.
@@ -121,24 +126,6 @@ impl Gguf {
     /// The text of a token, as the vocabulary has it.
     pub(super) fn token(&self, id: u32) -> Option<&str> {
         self.values("tokenizer.ggml.tokens").get(id as usize)?.to_string().ok().map(String::as_str)
-    }
-
-    /// Whether a prompt begins with the BOS token even where the template does not write it.
-    pub(super) fn adds_bos(&self) -> Option<bool> {
-        self.value("tokenizer.ggml.add_bos_token")?.to_bool().ok()
-    }
-
-    /// Texts that the tokenizer takes for control tokens, and their numbers. Byte tokens (`<0x0A>`) and user-defined ones (HTML tags in
-    /// some models) steer nothing and are left out.
-    pub(super) fn control_tokens(&self) -> Vec<(u32, String)> {
-        let kinds = self.token_types();
-        let named = ["bos", "eos", "unknown", "eot", "eom"].map(|name| self.special_token(name));
-        let is_control = |id: u32| {
-            kinds.get(id as usize).is_some_and(|kind| matches!(*kind, CONTROL | UNKNOWN | UNUSED))
-                || named.contains(&Some(id))
-        };
-        let ids = (0u32..).take(self.vocabulary_len()).filter(|id| is_control(*id));
-        ids.filter_map(|id| Some((id, self.token(id)?.to_owned()))).collect()
     }
 
     /// What the file says about architecture and tokenizer, by key; the template, names and licences are left out.

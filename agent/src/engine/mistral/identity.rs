@@ -60,7 +60,12 @@ impl Identity {
         Self::of(model.architecture(), model.tensors(), quantized, digest)
     }
 
-    fn of(architecture: &str, mut tensors: Vec<Tensor<'_>>, quantized: Option<&str>, mut digest: Digest) -> io::Result<Self> {
+    fn of(
+        architecture: &str,
+        mut tensors: Vec<Tensor<'_>>,
+        quantized: Option<&str>,
+        mut digest: Digest,
+    ) -> io::Result<Self> {
         // In one order, however they are spread over files.
         tensors.sort_unstable_by_key(|tensor| tensor.name);
         let (mut parameters, mut bytes_of) = (0u64, HashMap::<&str, u64>::new());

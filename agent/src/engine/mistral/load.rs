@@ -3,17 +3,22 @@
 use std::{path::PathBuf, sync::Arc};
 
 use mistralrs::{Model, ModelCategory};
-use titan_proto::v1::ModelInfo;
-use tokenizers::Tokenizer;
+use parking_lot::Mutex;
+use titan_proto::v1::{Message, ModelInfo};
 
 use super::{
+    super::Reasoning,
     ChatTemplateError, GgufError, ModelSource, ModelSpec, SafetensorsError, SourceError,
-    chat_template::ChatTemplate,
     files::ModelFiles,
     hub, memory,
     pipeline::{self, Settings},
     pool::Pool,
     prompt_escape::{BREAKERS, PromptEscape},
+    quiet::one_line,
+    reading::{Held, ReadingSpeed},
+    template::{ChatTemplate, TemplateError},
+    template_source::TemplateSource,
+    vocabulary::Vocabulary,
 };
 
 /// What to load, and how much room it may take.
@@ -68,14 +73,26 @@ pub enum LoadError {
         error: SafetensorsError,
     },
     /// It holds no chat template, so nobody could tell how to ask it.
-    #[error("model {model}: it has no chat template: give one with --chat-template {model}=FILE, or use an instruction-tuned model")]
+    #[error(
+        "model {model}: it has no chat template: give one with --chat-template {model}=FILE, or use an instruction-tuned model"
+    )]
     NoChatTemplate {
         /// The model.
         model: String,
     },
     /// A template file that cannot be read.
     #[error(transparent)]
-    ChatTemplate(#[from] ChatTemplateError),
+    ChatTemplateFile(#[from] ChatTemplateError),
+    /// Its template cannot render a conversation: each request would fail.
+    #[error("model {model}: {reason} ({origin}): give another one with --chat-template {model}=FILE")]
+    ChatTemplate {
+        /// The model.
+        model: String,
+        /// Where the template comes from.
+        origin: String,
+        /// Why it cannot be used.
+        reason: String,
+    },
     /// It is no text model.
     #[error("model {model} does not generate text from text: give a language model")]
     NotText {
@@ -107,28 +124,29 @@ pub enum LoadError {
 /// A model ready to generate.
 pub(super) struct Loaded {
     pub(super) names: Vec<String>,
-    pub(super) engines: Vec<Arc<Model>>,
+    pub(super) engines: Vec<LoadedEngine>,
     pub(super) pool: Arc<Pool>,
     pub(super) context_tokens: usize,
+    pub(super) vocabulary: Arc<Vocabulary>,
+    pub(super) template: ChatTemplate,
     pub(super) escape: PromptEscape,
-    pub(super) tokenization: Tokenization,
+    /// Tokens of conversations that each engine may keep; `None` where it keeps none, or looks after them itself.
+    pub(super) cache_tokens: Option<usize>,
+    pub(super) reading_speed: ReadingSpeed,
     /// Without a name: it has several.
     pub(super) info: ModelInfo,
 }
 
-/// What turns a conversation into tokens, and tokens into text.
-pub(super) struct Tokenization {
-    pub(super) tokenizer: Arc<Tokenizer>,
-    /// The kind of each token in the numbers of llama.cpp; empty where the tokenizer itself knows which are special.
-    pub(super) token_types: Vec<i32>,
-    /// Tokens that end an answer; mistral.rs itself may know fewer.
-    pub(super) end_tokens: Vec<u32>,
-    /// The texts of the special tokens, for the template; empty where there are none.
-    pub(super) bos_text: String,
-    pub(super) eos_text: String,
-    /// Whether a prompt begins with the BOS token even where the template does not write it; `None` where the files do not say.
-    pub(super) adds_bos: Option<bool>,
-    pub(super) chat_template: ChatTemplate,
+/// One engine of a model.
+pub(super) struct LoadedEngine {
+    pub(super) model: Arc<Model>,
+    pub(super) held: Mutex<Held>,
+}
+
+impl LoadedEngine {
+    fn new(model: Model) -> Self {
+        Self { model: Arc::new(model), held: Mutex::default() }
+    }
 }
 
 /// Loads one model; `shares` models divide the free memory.
@@ -141,68 +159,87 @@ pub(super) async fn load(
     let name = spec.names.first().cloned().ok_or(LoadError::NoModel)?;
     let progress = |loaded, engines| on_progress(&LoadProgress { model: name.clone(), loaded, engines });
     progress(0, config.engines.unwrap_or(1));
-    let given = spec.chat_template.as_deref().map(ChatTemplate::read).transpose()?;
+    let given = spec.chat_template.as_deref().map(TemplateSource::read).transpose()?;
     let files = Arc::new(files(&name, &spec.source, config.force_cpu).await?);
-    let template = match given {
+    let source = match given {
         Some(given) => given,
         None => files.chat_template()?.ok_or_else(|| LoadError::NoChatTemplate { model: name.clone() })?,
     };
+    let unusable = |error: TemplateError| LoadError::ChatTemplate {
+        model: name.clone(),
+        origin: source.origin.clone(),
+        reason: error.to_string(),
+    };
+    let template = ChatTemplate::new(source.text.clone(), files.special_tokens()).map_err(unusable)?;
 
     let on_cpu = config.force_cpu || mistralrs::best_device(false).is_ok_and(|device| device.is_cpu());
-    let settings = Settings {
-        force_cpu: config.force_cpu,
-        on_cpu,
-        sequences: if on_cpu { 1 } else { config.max_jobs.max(1) },
-    };
+    let settings =
+        Settings { force_cpu: config.force_cpu, on_cpu, sequences: if on_cpu { 1 } else { config.max_jobs.max(1) } };
     // Memory is looked at before the first engine takes its part of it.
     let memory = memory::available_bytes() / shares.max(1) as u64;
-    let refused = |reason: String| LoadError::Refused {
-        model: name.clone(),
-        origin: spec.source.clone(),
-        reason,
-        hub: false,
-    };
-    let first = pipeline::build(&name, &files, &template, settings).await.map_err(refused)?;
+    let refused =
+        |reason: String| LoadError::Refused { model: name.clone(), origin: spec.source.clone(), reason, hub: false };
+    let first = pipeline::build(&name, &files, &source, settings).await.map_err(refused)?;
     let category = first.model.inner().get_model_category(None);
     if !matches!(category, Ok(ModelCategory::Text | ModelCategory::Multimodal { .. })) {
         return Err(LoadError::NotText { model: name });
     }
     let context_tokens = config.context_tokens.unwrap_or(first.context_tokens).min(first.context_tokens);
-    let escape = escape(&name, &files, &first.tokenizer)?;
-    let mut end_tokens = first.end_tokens;
-    end_tokens.extend(files.end_tokens());
-    end_tokens.sort_unstable();
-    end_tokens.dedup();
-    pipeline::computes(&first.model, end_tokens.first().copied().unwrap_or(0)).await.map_err(refused)?;
-    let info = info(&files, &template, spec, settings).await.map_err(refused)?;
+    // mistral.rs' own first: it ends a sequence at these only.
+    let mut ends = first.end_tokens;
+    for end in files.end_tokens() {
+        if !ends.contains(&end) {
+            ends.push(end);
+        }
+    }
+    let some_token = ends.first().copied().unwrap_or_default();
+    let no_vocabulary = |reason: String| LoadError::Tokenizer { model: name.clone(), reason: one_line(&reason) };
+    let vocabulary = files.vocabulary(&first.tokenizer, ends).map_err(|error| no_vocabulary(error.to_string()))?;
+    let escape = escape(&vocabulary).map_err(no_vocabulary)?;
+    tokenise(&template, &vocabulary, &escape).map_err(no_vocabulary)?;
+    pipeline::computes(&first.model, some_token).await.map_err(refused)?;
+    let info = info(&files, &source, spec, settings).await.map_err(refused)?;
 
     let fitting = || memory::fitting_engines(config.max_jobs, memory, files.needs().engine_bytes(context_tokens));
     let engines = if on_cpu { config.engines.unwrap_or_else(fitting) } else { 1 };
-    let mut models = vec![Arc::new(first.model)];
+    let mut models = vec![LoadedEngine::new(first.model)];
     progress(1, engines.max(1));
     // One after another: loading reads the whole file and needs more memory than running.
     while models.len() < engines {
-        let next = pipeline::build(&name, &files, &template, settings).await.map_err(refused)?;
-        models.push(Arc::new(next.model));
+        let next = pipeline::build(&name, &files, &source, settings).await.map_err(refused)?;
+        models.push(LoadedEngine::new(next.model));
         progress(models.len(), engines);
     }
     let pool = Pool::new(models.len(), settings.sequences);
     let info = ModelInfo {
         context_tokens: context_tokens as i64,
+        tools: template.calls().is_some(),
+        reasoning: template.has_reasoning(),
         places: i32::try_from(pool.places()).unwrap_or(i32::MAX),
         ..info
     };
-    let tokenization = Tokenization {
-        tokenizer: first.tokenizer,
-        token_types: files.token_types(),
-        end_tokens,
-        bos_text: files.special_token("bos").unwrap_or_default(),
-        eos_text: files.special_token("eos").unwrap_or_default(),
-        adds_bos: files.adds_bos(),
-        chat_template: template,
-    };
-    Ok(Loaded { names: spec.names.clone(), engines: models, pool, context_tokens, escape, tokenization, info })
+    let cache_tokens = (on_cpu && vocabulary.sentinels().len() == 2).then(|| cache_tokens(context_tokens));
+    Ok(Loaded {
+        names: spec.names.clone(),
+        engines: models,
+        pool,
+        context_tokens,
+        vocabulary: Arc::new(vocabulary),
+        template,
+        escape,
+        cache_tokens,
+        reading_speed: ReadingSpeed::default(),
+        info,
+    })
 }
+
+/// Tokens of conversations that an engine keeps beside what it computes: half of a context, which a conversation hardly ever fills.
+fn cache_tokens(context_tokens: usize) -> usize {
+    (context_tokens / 2).max(MIN_CACHE_TOKENS)
+}
+
+/// A conversation of a few turns, and the pieces in which it is read.
+const MIN_CACHE_TOKENS: usize = 4096;
 
 /// The model's files, fetched from the hub if need be, and looked at.
 async fn files(name: &str, source: &ModelSource, force_cpu: bool) -> Result<ModelFiles, LoadError> {
@@ -238,7 +275,7 @@ async fn open(name: &str, source: ModelSource) -> Result<ModelFiles, LoadError> 
     let broken = |error: tokio::task::JoinError| LoadError::Refused {
         model,
         origin,
-        reason: super::quiet::one_line(&error.to_string()),
+        reason: one_line(&error.to_string()),
         hub: false,
     };
     opened.await.map_err(broken)?
@@ -246,7 +283,7 @@ async fn open(name: &str, source: ModelSource) -> Result<ModelFiles, LoadError> 
 
 async fn info(
     files: &Arc<ModelFiles>,
-    template: &ChatTemplate,
+    template: &TemplateSource,
     spec: &ModelSpec,
     settings: Settings,
 ) -> Result<ModelInfo, String> {
@@ -266,18 +303,32 @@ async fn info(
 }
 
 /// Finds a character that this tokenizer does not skip, by trying.
-fn escape(name: &str, files: &ModelFiles, tokenizer: &Tokenizer) -> Result<PromptEscape, LoadError> {
-    let failed = |reason: String| LoadError::Tokenizer { model: name.to_owned(), reason };
-    let controls = files.control_tokens();
+fn escape(vocabulary: &Vocabulary) -> Result<PromptEscape, String> {
+    let controls: Vec<(u32, String)> = vocabulary.control_tokens().collect();
     for breaker in BREAKERS {
         let escape = PromptEscape::new(controls.iter().map(|(_, text)| text.clone()), breaker);
-        let tokens = tokenizer.encode_fast(escape.apply(&escape.sample()), false);
-        let tokens = tokens.map_err(|error| failed(error.to_string()))?;
-        let is_long = |text: &str| text.chars().nth(1).is_some();
-        let survives = |token: &u32| controls.iter().any(|(id, text)| id == token && is_long(text));
-        if !tokens.get_ids().iter().any(survives) {
+        let tokens = vocabulary.encode_answer(&escape.apply(&escape.sample())).map_err(|error| error.to_string())?;
+        let steers = |token: &u32| controls.iter().any(|(id, text)| id == token && text.chars().nth(1).is_some());
+        if !tokens.iter().any(steers) {
             return Ok(escape);
         }
     }
-    Err(failed("its control tokens cannot be kept out of user text".to_owned()))
+    Err("its control tokens cannot be kept out of user text".to_owned())
+}
+
+/// Renders a conversation and makes tokens of it, as each request will.
+fn tokenise(template: &ChatTemplate, vocabulary: &Vocabulary, escape: &PromptEscape) -> Result<(), String> {
+    let say = |role: &str, content: &str| Message {
+        role: role.to_owned(),
+        content: content.to_owned(),
+        ..Message::default()
+    };
+    let conversation = [say("user", "Hello."), say("assistant", "Hello!"), say("user", "How are you?")];
+    let rendered = template.render(&conversation, &[], &Reasoning::default(), &|text| escape.apply(text));
+    let tokens = vocabulary.encode(&rendered.map_err(|error| error.to_string())?).map_err(|error| error.to_string())?;
+    match tokens.iter().find(|token| **token as usize >= vocabulary.len()) {
+        Some(token) => Err(format!("its tokenizer makes the token {token}, and there are {}", vocabulary.len())),
+        None if tokens.is_empty() => Err("its tokenizer makes no tokens of a conversation".to_owned()),
+        None => Ok(()),
+    }
 }

@@ -7,8 +7,7 @@ use std::{fs, path::PathBuf, sync::Arc};
 
 use mistralrs::{
     AutoDeviceMapParams, CustomLogitsProcessor, DeviceMapSetting, GgufModelBuilder, IsqType, MemoryGpuConfig, Model,
-    NormalRequest, PagedAttentionConfig, PagedAttentionMetaBuilder, Request, RequestMessage, Response, SamplingParams,
-    Tensor, TextModelBuilder,
+    PagedAttentionConfig, PagedAttentionMetaBuilder, Tensor, TextModelBuilder,
     core::{
         AdapterPaths, AddModelConfig, DefaultSchedulerMethod, EngineConfig, GGUFLoaderBuilder, GGUFSpecificConfig,
         Loader, LocalModelPaths, ModelDType, ModelPaths, NormalLoaderBuilder, NormalSpecificConfig, SchedulerConfig,
@@ -18,14 +17,14 @@ use mistralrs::{
 use parking_lot::Mutex;
 use serde_json::json;
 use tokenizers::Tokenizer;
-use tokio::sync::mpsc;
 
 use super::{
-    chat_template::ChatTemplate,
     files::ModelFiles,
     gguf::PartName,
     hub,
     quiet::{self, one_line},
+    request::{self, Outcome},
+    template_source::TemplateSource,
 };
 
 /// How engines are built.
@@ -51,11 +50,14 @@ pub(super) struct Built {
 /// Share of a GPU's memory for weights and the paged KV cache together. mistral.rs' own default is a pool of 4,096 tokens for all sequences.
 const GPU_UTILIZATION: f32 = 0.85;
 
+/// Conversations that mistral.rs keeps on a GPU. On a CPU it keeps all, and [`super::reading`] has it drop them.
+const PREFIX_CACHE: usize = 16;
+
 /// Builds one engine. The error is one line.
 pub(super) async fn build(
     name: &str,
     files: &Arc<ModelFiles>,
-    template: &ChatTemplate,
+    template: &TemplateSource,
     settings: Settings,
 ) -> Result<Built, String> {
     let (name, files, template) = (name.to_owned(), files.clone(), template.text.clone());
@@ -86,22 +88,23 @@ async fn load(name: &str, files: &ModelFiles, template: &str, settings: Settings
         }
         ModelFiles::Safetensors(_) => {
             let config = NormalSpecificConfig::default();
-            let loader = NormalLoaderBuilder::new(config, None, None, Some(name.to_owned()), false, None).build(None)?;
+            let loader =
+                NormalLoaderBuilder::new(config, None, None, Some(name.to_owned()), false, None).build(None)?;
             (loader, settings.on_cpu.then_some(IsqType::Q8_0))
         }
     };
-    let pipeline =
-        loader.load_model_from_path(&paths, &ModelDType::Auto, &device, true, mapper, quantized, paged)?;
+    let pipeline = loader.load_model_from_path(&paths, &ModelDType::Auto, &device, true, mapper, quantized, paged)?;
     let (tokenizer, metadata) = {
         let pipeline = pipeline.lock().await;
         (pipeline.tokenizer(), pipeline.get_metadata())
     };
     let scheduler = match metadata.cache_config.clone().filter(|_| paged.is_some()) {
         Some(config) => SchedulerConfig::PagedAttentionMeta { max_num_seqs: settings.sequences, config },
-        None => SchedulerConfig::DefaultScheduler { method: DefaultSchedulerMethod::Fixed(settings.sequences.try_into()?) },
+        None => {
+            SchedulerConfig::DefaultScheduler { method: DefaultSchedulerMethod::Fixed(settings.sequences.try_into()?) }
+        }
     };
-    // Without paged attention the cache of prefixes is never evicted and grows with every request.
-    let engine = EngineConfig { no_prefix_cache: true, ..EngineConfig::default() };
+    let engine = EngineConfig { prefix_cache_n: PREFIX_CACHE, ..EngineConfig::default() };
     Ok(Built {
         model: build_model_from_pipeline(pipeline, scheduler, AddModelConfig::new(engine)).await,
         tokenizer: tokenizer.ok_or_else(|| anyhow::anyhow!("it has no tokenizer"))?,
@@ -168,47 +171,29 @@ pub(super) async fn fetch(name: &str, force_cpu: bool) -> Result<(), String> {
 
 /// Whether the engine computes numbers at all: shapes that do not fit show only then. `token` is any token of the vocabulary.
 pub(super) async fn computes(model: &Model, token: u32) -> Result<(), String> {
-    let (sender, mut responses) = mpsc::channel(8);
-    // One token would do, but mistral.rs makes two of them then.
-    let sampling = SamplingParams { temperature: Some(0.0), max_len: Some(2), ..SamplingParams::neutral() };
-    let prompt = RequestMessage::CompletionTokens(vec![token]);
-    let mut request = NormalRequest::new_simple(prompt, sampling, sender, model.inner().next_request_id(), None, None);
-    request.is_streaming = true;
-    let seen = Arc::new(Mutex::new(None));
-    request.logits_processors = Some(vec![Arc::new(Look(seen.clone()))]);
-    let engine = model.inner().get_sender(None).map_err(|error| error.to_string())?;
-    engine.send(Request::Normal(Box::new(request))).await.map_err(|_| "its engine ended".to_owned())?;
-    let mut failed = None;
-    while let Some(response) = responses.recv().await {
-        failed = match response {
-            Response::ModelError(error, _) | Response::CompletionModelError(error, _) => Some(one_line(&error)),
-            Response::InternalError(error) | Response::ValidationError(error) => Some(one_line(&error.to_string())),
-            _ => failed,
-        };
-    }
-    let seen = *seen.lock();
-    match (seen, failed) {
+    let look = Arc::new(Look::default());
+    let outcome = match request::begin(model, vec![token], 1, &[], look.clone()).await {
+        Ok(sequence) => sequence.finish().await,
+        Err(outcome) => outcome,
+    };
+    match (*look.are_numbers.lock(), outcome) {
         (Some(true), _) => Ok(()),
         (Some(false), _) => Err("its weights are damaged, they give no numbers".to_owned()),
-        (None, Some(failed)) => Err(format!("its weights do not fit together ({failed})")),
-        (None, None) => Err("its engine broke down at the first token".to_owned()),
+        (None, Outcome::Failed(reason)) => Err(format!("its weights do not fit together ({})", one_line(&reason))),
+        (None, _) => Err("its engine broke down at the first token".to_owned()),
     }
 }
 
-/// Looks at the logits, and leaves them.
-struct Look(Arc<Mutex<Option<bool>>>);
+/// Looks at the logits, and fails: after a step that failed mistral.rs keeps nothing of what it computed.
+#[derive(Default)]
+struct Look {
+    are_numbers: Mutex<Option<bool>>,
+}
 
 impl CustomLogitsProcessor for Look {
     fn apply(&self, logits: &Tensor, _context: &[u32]) -> mistralrs::Result<Tensor> {
         let values: Vec<f32> = logits.to_vec1()?;
-        let are_numbers = values.iter().all(|value| value.is_finite());
-        let mut seen = self.0.lock();
-        *seen = Some(seen.unwrap_or(true) && are_numbers);
-        if are_numbers {
-            return Ok(logits.clone());
-        }
-        // mistral.rs panics over what is no number.
-        let length = values.len();
-        Tensor::from_vec(vec![0.0f32; length], length, logits.device())
+        *self.are_numbers.lock() = Some(values.iter().all(|value| value.is_finite()));
+        Err(std::io::Error::other("this was all that was to be seen").into())
     }
 }

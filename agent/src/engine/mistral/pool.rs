@@ -30,8 +30,9 @@ impl Pool {
         })
     }
 
-    /// Waits for a place, first come first served. Dropping the future leaves the queue.
-    pub(super) async fn acquire(self: &Arc<Self>) -> Option<Place> {
+    /// Waits for a place, first come first served: in the engine for which `worth` is largest, or the one that was freed last. Dropping the future
+    /// leaves the queue.
+    pub(super) async fn acquire(self: &Arc<Self>, worth: impl Fn(usize) -> usize) -> Option<Place> {
         let permit = match self.permits.clone().try_acquire_owned() {
             Ok(permit) => permit,
             Err(_) => {
@@ -39,7 +40,12 @@ impl Pool {
                 self.permits.clone().acquire_owned().await.ok()?
             }
         };
-        let engine = self.free.lock().pop()?;
+        let engine = {
+            let mut free = self.free.lock();
+            // The last of equals.
+            let (best, _) = free.iter().enumerate().max_by_key(|(_, engine)| worth(**engine))?;
+            free.remove(best)
+        };
         Some(Place { pool: self.clone(), engine, _permit: permit })
     }
 
@@ -107,7 +113,7 @@ mod tests {
         let pool = Pool::new(3, 1);
         let mut places = vec![];
         for _ in 0..3 {
-            places.push(pool.acquire().await.unwrap());
+            places.push(pool.acquire(|_| 0).await.unwrap());
         }
         let mut engines: Vec<usize> = places.iter().map(Place::engine).collect();
         engines.sort_unstable();
@@ -116,20 +122,20 @@ mod tests {
         let second = places.remove(1);
         let freed = second.engine();
         drop(second);
-        assert_eq!(pool.acquire().await.unwrap().engine(), freed);
+        assert_eq!(pool.acquire(|_| 0).await.unwrap().engine(), freed);
     }
 
     #[tokio::test]
     async fn leaving_the_queue_gives_the_turn_to_the_next() {
         let pool = Pool::new(1, 1);
-        let held = pool.acquire().await.unwrap();
+        let held = pool.acquire(|_| 0).await.unwrap();
         let impatient = tokio::spawn({
             let pool = pool.clone();
-            async move { pool.acquire().await }
+            async move { pool.acquire(|_| 0).await }
         });
         let patient = tokio::spawn({
             let pool = pool.clone();
-            async move { pool.acquire().await }
+            async move { pool.acquire(|_| 0).await }
         });
         while pool.waiting() < 2 {
             tokio::task::yield_now().await;

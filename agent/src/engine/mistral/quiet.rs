@@ -54,7 +54,8 @@ fn message(panic: &(dyn Any + Send)) -> String {
 pub(super) fn one_line(text: &str) -> String {
     let is_frame = |line: &str| {
         let line = line.trim_start();
-        line.starts_with("stack backtrace") || line.split_once(": ").is_some_and(|(number, _)| number.parse::<u32>().is_ok())
+        line.starts_with("stack backtrace")
+            || line.split_once(": ").is_some_and(|(number, _)| number.parse::<u32>().is_ok())
     };
     let lines = text.lines().take_while(|line| !is_frame(line)).map(str::trim).filter(|line| !line.is_empty());
     let line = lines.collect::<Vec<_>>().join("; ");
@@ -76,7 +77,10 @@ mod tests {
         let failed = run(|| Err::<(), _>("a\nb").unwrap()).await.unwrap_err();
         assert!(!failed.contains('\n') && failed.contains("a"), "{failed}");
         let id = 7;
-        assert_eq!(run(move || panic!("Unable to decode id {id}")).await.map(|()| 0), Err("Unable to decode id 7".to_owned()));
+        assert_eq!(
+            run(move || panic!("Unable to decode id {id}")).await.map(|()| 0),
+            Err("Unable to decode id 7".to_owned())
+        );
     }
 
     #[test]

@@ -1,319 +1,274 @@
-//! One generation, from a free place to its last event.
+//! One request, from a free place to its last event.
 
 use std::sync::Arc;
 
-use mistralrs::{Model, Response, core::CompletionChunkResponse};
+use mistralrs::{CustomLogitsProcessor, Tensor};
+use parking_lot::Mutex;
+use rand::distr::{Alphanumeric, SampleString};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    super::{EngineError, Event, FinishReason, Generate, Piece, TokenStream, Usage, stop::StopFilter},
-    continuation::{Begun, Continued, Replay},
+    super::{Continuation, EngineError, Generate, TokenStream, ToolChoice},
+    generation::{Generation, Next, Wanted},
+    guide::Guide,
     load::Loaded,
     pool::Place,
-    request::{self, Input, Running},
+    reading::PromptReader,
+    request::{self, Outcome, only},
     sampler::Sampler,
+    template::TemplateError,
+    tool_calls::AnswerParser,
+    vocabulary::Vocabulary,
 };
 
-/// Runs in its own task: a caller who goes away must not take a half-asked engine with him. See [`request`].
-pub(super) async fn run(
-    model: Arc<Loaded>,
-    place: Place,
-    asked: Generate,
-    started: oneshot::Sender<Result<TokenStream, EngineError>>,
-) {
-    let engine = model.engines[place.engine()].clone();
-    match start(&model, &engine, place, &asked).await {
-        Ok((generation, stream)) => {
-            if started.send(Ok(stream)).is_ok() {
-                generation.forward(&engine).await;
-            }
-        }
-        Err(error) => {
-            // Nobody waits any more: nothing to tell.
-            let _ = started.send(Err(error));
-        }
+/// A request that is ready for a place: what the model reads, and what becomes of its answer.
+pub(super) struct Prepared {
+    pub(super) owner: String,
+    /// The conversation as tokens, and the beginning of the answer where that is read.
+    pub(super) tokens: Vec<u32>,
+    /// The beginning of the answer where it is generated again.
+    replayed: Vec<u32>,
+    max_tokens: usize,
+    generation: Generation,
+    events: mpsc::Sender<Result<super::super::Event, EngineError>>,
+    stream: TokenStream,
+}
+
+/// Room in the events' channel beyond one a token: the end, and an error.
+const EVENT_SLACK: usize = 4;
+
+/// Renders, tokenises and checks a request. Long prompts take a while: not for a thread that others wait for.
+pub(super) fn prepare(model: &Loaded, asked: &Generate) -> Result<Prepared, EngineError> {
+    let vocabulary = &model.vocabulary;
+    let template = &model.template;
+    let unusable = |error: super::vocabulary::VocabularyError| EngineError::Failed(error.to_string());
+    let prompt = template
+        .render(&asked.messages, &asked.tools, &asked.reasoning, &|text| model.escape.apply(text))
+        .map_err(|error| match error {
+            TemplateError::Refused(_) => EngineError::InvalidParameter(error.to_string()),
+            TemplateError::Broken(_) | TemplateError::Unsupported(_) => EngineError::Unsupported(error.to_string()),
+        })?;
+    let mut tokens = vocabulary.encode(&prompt).map_err(unusable)?;
+    let prompt_tokens = tokens.len();
+    let begun = match &asked.continuation {
+        Some(continuation) => begun_tokens(vocabulary, continuation, &prompt)?,
+        None => Vec::new(),
+    };
+    // An answer that the same request gives again is replayed, token by token as it was generated, so that the numbers that the model computes are the
+    // same. Any other is read as the prompt is: at once, and rounded differently.
+    let replay = Sampler::is_deterministic(&asked.sampling);
+    if !replay {
+        tokens.extend(&begun);
+    }
+    let room = room(tokens.len(), model.context_tokens).ok_or_else(|| EngineError::PromptTooLong {
+        model: asked.model.clone(),
+        prompt_tokens: tokens.len(),
+        context_tokens: model.context_tokens,
+    })?;
+    let replayed = if replay { begun.clone() } else { Vec::new() };
+    let wanted_tokens = usize::try_from(asked.sampling.max_tokens).unwrap_or(usize::MAX);
+    let max_tokens = wanted_tokens.min(room.saturating_sub(replayed.len()));
+    let (events, stream) = mpsc::channel(max_tokens + EVENT_SLACK);
+    let thinking = prompt.trim_end().ends_with("<think>");
+    let calls = match (&asked.tool_choice, asked.tools.is_empty()) {
+        (ToolChoice::None, _) | (_, true) => None,
+        _ => template.calls(),
+    };
+    let guided = calls.map(|format| (format, asked.tools.as_slice(), &asked.tool_choice));
+    let guide = Guide::new(vocabulary.clone(), asked.constraint.as_ref(), guided, thinking)?;
+    let parser = AnswerParser::new(calls, thinking, call_ids(asked.continuation.as_ref()));
+    let wanted = Wanted {
+        prompt_tokens,
+        cached_tokens: 0,
+        max_tokens,
+        logprobs: asked.logprobs,
+        stop: asked.sampling.stop.clone(),
+    };
+    let sampler = Sampler::new(&asked.sampling, rand::random());
+    let mut generation = Generation::new(vocabulary.clone(), sampler, guide, parser, wanted, events.clone());
+    if let Some(continuation) = &asked.continuation {
+        generation.begin(&begun, continuation)?;
+    }
+    Ok(Prepared { owner: asked.owner.clone(), tokens, replayed, max_tokens, generation, events, stream })
+}
+
+impl Prepared {
+    /// Everything was there already.
+    pub(super) fn into_finished(self) -> Result<TokenStream, Box<Self>> {
+        if self.generation.is_over() { Ok(self.stream) } else { Err(Box::new(self)) }
     }
 }
 
-async fn start(
-    model: &Loaded,
-    engine: &Model,
-    place: Place,
-    asked: &Generate,
-) -> Result<(Generation, TokenStream), EngineError> {
-    let prompt = model.escape.apply(&asked.messages[0].content);
-    let prompt_ids = request::prompt_tokens(engine, &prompt).await?;
-    let prompt_tokens = prompt_ids.len();
-    let begun = match &asked.continuation {
-        Some(continuation) => Some(Begun::new(engine, continuation, &asked.sampling).await?),
-        None => None,
-    };
-    // A beginning that is read is part of what the model gets; one that is replayed, of what it makes.
-    let (read, made) = match &begun {
-        None => (0, 0),
-        Some(Begun::Replayed(replay)) => (0, replay.tokens.len()),
-        Some(Begun::Read(continued)) => (continued.tokens.len(), continued.dropped),
-    };
-    let room = room(prompt_tokens + read, model.context_tokens).ok_or_else(|| EngineError::PromptTooLong {
-        model: asked.model.clone(),
-        prompt_tokens: prompt_tokens + read,
-        context_tokens: model.context_tokens,
-    })?;
-    let max_tokens = usize::try_from(asked.sampling.max_tokens).unwrap_or(usize::MAX).saturating_add(made).min(room);
-    let (input, sent_tokens) = match &begun {
-        None => (Input::Prompt { prompt, forced: Vec::new() }, 0),
-        Some(Begun::Replayed(replay)) => (Input::Prompt { prompt, forced: replay.tokens.clone() }, replay.tokens.len()),
-        Some(Begun::Read(continued)) => {
-            (Input::Continued { prompt: prompt_ids, answer: continued.tokens.clone() }, continued.tokens.len())
+/// The tokens of a continuation, up to where the answer goes on.
+fn begun_tokens(vocabulary: &Vocabulary, continuation: &Continuation, prompt: &str) -> Result<Vec<u32>, EngineError> {
+    if !continuation.tokens.is_empty() {
+        let tokens = continuation.tokens.iter().copied();
+        return Ok(tokens.take_while(|token| !vocabulary.is_end(*token)).collect());
+    }
+    if !continuation.tool_calls.is_empty() {
+        let what = "a continuation with tool calls needs its token_ids: what their text was is not known";
+        return Err(EngineError::InvalidParameter(what.to_owned()));
+    }
+    let mut text = String::new();
+    if !continuation.reasoning.is_empty() {
+        if !prompt.trim_end().ends_with("<think>") {
+            text.push_str("<think>");
         }
-    };
-    let (events, stream) = mpsc::channel(max_tokens + EVENT_SLACK);
-    let stop = StopFilter::new(&asked.sampling.stop);
-    let sampler = Sampler::new(&asked.sampling, rand::random());
-    // With nothing left to generate a token is generated all the same, and thrown away: what is missing of the text comes first.
-    let running = request::start(engine, input, prompt_tokens, max_tokens.max(1), sampler, place).await?;
-    let (replay, continued) = match begun {
-        None => (None, None),
-        Some(Begun::Replayed(replay)) => (Some(replay), None),
-        Some(Begun::Read(continued)) => (None, Some(continued)),
-    };
-    let generation = Generation {
-        running,
-        events,
-        stop,
-        max_tokens,
-        prompt_tokens,
-        sent_tokens,
-        text: String::new(),
-        thinking: false,
-        replay,
-        continued,
-    };
-    Ok((generation, stream))
+        text.push_str(&continuation.reasoning);
+        if !continuation.text.is_empty() {
+            text.push_str("</think>");
+        }
+    }
+    text.push_str(&continuation.text);
+    vocabulary.encode_answer(&text).map_err(|error| EngineError::Failed(error.to_string()))
 }
 
-/// Room beyond one event a token: what the stop filter held back, the end, an error.
-const EVENT_SLACK: usize = 4;
+/// Nine letters and digits: some templates take no other ids of calls. What a reader has got keeps its own.
+fn call_ids(continuation: Option<&Continuation>) -> Box<dyn Fn(u32) -> String + Send> {
+    let known: Vec<String> = continuation
+        .map(|continuation| continuation.tool_calls.iter().map(|call| call.id.clone()).collect())
+        .unwrap_or_default();
+    Box::new(move |index| match known.get(index as usize) {
+        Some(id) => id.clone(),
+        None => Alphanumeric.sample_string(&mut rand::rng(), 9),
+    })
+}
 
 /// Tokens that may be generated after a prompt; `None` where there is no room for one.
 fn room(prompt_tokens: usize, context_tokens: usize) -> Option<usize> {
     context_tokens.checked_sub(prompt_tokens).filter(|room| *room > 0)
 }
 
-struct Generation {
-    running: Running,
-    events: mpsc::Sender<Result<Event, EngineError>>,
-    stop: StopFilter,
-    /// Tokens that are still to come.
-    max_tokens: usize,
-    prompt_tokens: usize,
-    /// Tokens of the answer that went out with a text, or had come with the continuation.
-    sent_tokens: usize,
-    /// What the engine gave, before the stop filter.
-    text: String,
-    /// Within the model's reasoning, which mistral.rs takes out of the text.
-    thinking: bool,
-    /// The answer was begun elsewhere, and its beginning is generated again.
-    replay: Option<Replay>,
-    /// The answer was begun elsewhere, and its beginning was read.
-    continued: Option<Continued>,
-}
-
-/// Whether the generation goes on.
-enum Step {
-    Go,
-    End,
-}
-
-impl Generation {
-    async fn forward(mut self, engine: &Model) {
-        if let Step::End = self.begin().await {
+/// Runs in its own task: a caller who goes away must not take a half-asked engine with him.
+pub(super) async fn run(
+    model: Arc<Loaded>,
+    place: Place,
+    prepared: Prepared,
+    started: oneshot::Sender<Result<TokenStream, EngineError>>,
+) {
+    let Prepared { owner, tokens, replayed, max_tokens, mut generation, events, stream } = prepared;
+    if started.send(Ok(stream)).is_err() {
+        return;
+    }
+    let engine = &model.engines[place.engine()];
+    if let Some(budget) = model.cache_tokens {
+        let reader = PromptReader {
+            model: &engine.model,
+            held: &engine.held,
+            vocabulary: &model.vocabulary,
+            speed: &model.reading_speed,
+            budget,
+        };
+        match reader.read(&owner, &tokens, || events.is_closed()).await {
+            Ok(known) => generation.set_cached_tokens(known),
+            Err(outcome) => return generation.fail(failure(outcome)),
+        }
+        if events.is_closed() {
             return;
         }
-        loop {
-            let response = tokio::select! {
-                biased;
-                // The reader went away: dropping `running` stops the engine at its next token.
-                () = self.events.closed() => return,
-                response = self.running.responses.recv() => response,
-            };
-            let step = match response {
-                Some(Response::Chunk(chunk)) => self.chunk(chunk).await,
-                Some(Response::CompletionChunk(chunk)) => self.completion_chunk(engine, chunk).await,
-                Some(Response::ValidationError(error) | Response::InternalError(error)) => {
-                    self.fail(error.to_string()).await
-                }
-                Some(Response::ModelError(error, _)) => self.fail(error).await,
-                Some(_) => self.fail("mistral.rs answered with something other than a chunk of text".to_owned()).await,
-                None => self.closed(engine).await,
-            };
-            if matches!(step, Step::End) {
+    }
+    let stop = if model.cache_tokens.is_some() { model.vocabulary.sentinels() } else { &[] };
+    let steps = replayed.len() + max_tokens;
+    let chooser = Arc::new(Chooser {
+        state: Mutex::new(Choosing { generation, replayed, given: Vec::new(), over: false }),
+        model: model.clone(),
+        place,
+        owner,
+        prompt: tokens.clone(),
+    });
+    let outcome = match request::begin(&engine.model, tokens, steps, stop, chooser.clone()).await {
+        Ok(sequence) => {
+            // The engine holds the chooser, and the place with it, as long as the sequence.
+            let state = Arc::downgrade(&chooser);
+            drop(chooser);
+            let outcome = sequence.finish().await;
+            if outcome == Outcome::Finished {
                 return;
             }
-        }
-    }
-
-    /// What the tokens of a continuation say beyond its text.
-    async fn begin(&mut self) -> Step {
-        let Some(continued) = &self.continued else { return Step::Go };
-        self.text.clone_from(&continued.given);
-        let missing = continued.text[continued.given.len()..].to_owned();
-        match self.pass(&missing).await {
-            Step::Go if self.max_tokens == 0 => self.done(FinishReason::Length, None).await,
-            step => step,
-        }
-    }
-
-    /// A chunk of a continued answer. Its text is not used: mistral.rs takes the white space at its beginning away, and knows nothing of a
-    /// character that began in the continuation.
-    async fn completion_chunk(&mut self, engine: &Model, chunk: CompletionChunkResponse) -> Step {
-        if let Step::End = self.catch_up(engine).await {
-            return Step::End;
-        }
-        match chunk.choices.first().and_then(|choice| choice.finish_reason.as_deref()) {
-            None => Step::Go,
-            Some("stop") => self.done(FinishReason::Stop, None).await,
-            Some("length") => self.done(FinishReason::Length, None).await,
-            Some(other) => self.fail(format!("it ended with {other:?}")).await,
-        }
-    }
-
-    /// Passes on what the tokens say beyond the text so far.
-    async fn catch_up(&mut self, engine: &Model) -> Step {
-        let Some(continued) = &self.continued else { return Step::Go };
-        let whole = match request::detokenize(engine, self.running.generated.tokens()).await {
-            Ok(whole) => whole,
-            Err(error) => return self.fail(error.to_string()).await,
-        };
-        match continued.visible(&whole).strip_prefix(self.text.as_str()) {
-            Some(rest) => {
-                let rest = rest.to_owned();
-                self.pass(&rest).await
+            match state.upgrade() {
+                Some(chooser) => chooser.fail(&outcome),
+                None => {
+                    let _ = events.try_send(Err(failure(outcome)));
+                }
             }
-            None => self.fail("its tokens say something else than its text".to_owned()).await,
+            return;
         }
-    }
+        Err(outcome) => outcome,
+    };
+    chooser.fail(&outcome);
+}
 
-    async fn chunk(&mut self, chunk: mistralrs::ChatCompletionChunkResponse) -> Step {
-        let Some(choice) = chunk.choices.into_iter().next() else { return Step::Go };
-        let text = self.assemble(choice.delta.reasoning_content, choice.delta.content);
-        if let Step::End = self.pass(&text).await {
-            return Step::End;
-        }
-        // A second finish chunk may follow the first one, so nothing is read after it.
-        match choice.finish_reason.as_deref() {
-            None => Step::Go,
-            Some("stop") => self.done(FinishReason::Stop, chunk.usage).await,
-            Some("length") => self.done(FinishReason::Length, chunk.usage).await,
-            Some(other) => self.fail(format!("it ended with {other:?}")).await,
-        }
-    }
+fn failure(outcome: Outcome) -> EngineError {
+    let reason = match outcome {
+        Outcome::Failed(reason) => reason,
+        Outcome::Crashed => "it crashed; a new request may succeed".to_owned(),
+        Outcome::Finished => "it stopped without saying why".to_owned(),
+    };
+    tracing::error!(reason, "the engine failed");
+    EngineError::Failed(reason)
+}
 
-    /// Puts reasoning back where the model had it, between its tags.
-    fn assemble(&mut self, reasoning: Option<String>, content: Option<String>) -> String {
-        let mut text = String::new();
-        if let Some(reasoning) = reasoning.filter(|reasoning| !reasoning.is_empty()) {
-            if !std::mem::replace(&mut self.thinking, true) {
-                text.push_str("<think>");
-            }
-            text.push_str(&reasoning);
-        }
-        if let Some(content) = content.filter(|content| !content.is_empty()) {
-            if std::mem::replace(&mut self.thinking, false) {
-                text.push_str("</think>");
-            }
-            text.push_str(&content);
-        }
-        text
-    }
+/// Chooses every token in mistral.rs' place, and owns the place of the sequence.
+struct Chooser {
+    state: Mutex<Choosing>,
+    model: Arc<Loaded>,
+    place: Place,
+    owner: String,
+    prompt: Vec<u32>,
+}
 
-    async fn pass(&mut self, text: &str) -> Step {
-        self.text.push_str(text);
-        let filtered = self.stop.push(text);
-        if let Err(error) = self.send_text(filtered.text).await {
-            return self.refuse(error).await;
-        }
-        match filtered.stopped {
-            true => self.end(FinishReason::Stop, None).await,
-            false => Step::Go,
-        }
-    }
+struct Choosing {
+    generation: Generation,
+    replayed: Vec<u32>,
+    /// Tokens that mistral.rs computes after the prompt.
+    given: Vec<u32>,
+    over: bool,
+}
 
-    /// The engine let go of the sequence without saying why. It does so when the last token ends within a character: then everything since
-    /// the last whole character is still to be told. Otherwise it crashed.
-    async fn closed(&mut self, engine: &Model) -> Step {
-        let tokens = self.running.generated.tokens();
-        let begun = self.continued.as_ref().map_or(0, |continued| continued.tokens.len());
-        if tokens.len() == begun || !self.running.engine_lives() {
-            return self.fail("it crashed; a new request may succeed".to_owned()).await;
-        }
-        let reason = if tokens.len() - begun >= self.max_tokens { FinishReason::Length } else { FinishReason::Stop };
-        if self.continued.is_some() {
-            if let Step::End = self.catch_up(engine).await {
-                return Step::End;
-            }
-        } else if let Ok(whole) = request::detokenize(engine, tokens).await {
-            let whole = whole.trim_start().trim_end_matches(char::REPLACEMENT_CHARACTER);
-            let rest = whole.strip_prefix(self.text.as_str()).unwrap_or_default().to_owned();
-            if let Step::End = self.pass(&rest).await {
-                return Step::End;
-            }
-        }
-        self.done(reason, None).await
-    }
-
-    /// The end, with what the stop filter held back.
-    async fn done(&mut self, reason: FinishReason, usage: Option<mistralrs::Usage>) -> Step {
-        let rest = std::mem::replace(&mut self.stop, StopFilter::new(&[])).finish();
-        match self.send_text(rest).await.and_then(|()| self.replay.as_ref().map_or(Ok(()), Replay::finish)) {
-            Ok(()) => self.end(reason, usage).await,
-            Err(error) => self.refuse(error).await,
-        }
-    }
-
-    async fn end(&mut self, finish_reason: FinishReason, usage: Option<mistralrs::Usage>) -> Step {
-        // At a stop text the engine has not counted yet; it may be a token ahead of the reader by then, and that token was computed.
-        let most = self.max_tokens + self.continued.as_ref().map_or(0, |continued| continued.tokens.len());
-        let completion =
-            usage.map_or_else(|| self.running.generated.count().min(most), |usage| usage.completion_tokens);
-        let usage =
-            Usage { prompt_tokens: count(self.prompt_tokens), completion_tokens: count(completion), finish_reason };
-        // A reader who went away needs no end.
-        let _ = self.events.send(Ok(Event::Done(usage))).await;
-        Step::End
-    }
-
-    async fn send_text(&mut self, text: String) -> Result<(), EngineError> {
-        let text = match &mut self.replay {
-            Some(replay) => replay.shown(text)?,
-            None => text,
-        };
-        if !text.is_empty() {
-            // The engine may be ahead of the text: a continuation makes up for that.
-            let tokens: Vec<u32> = self.running.generated.tokens_from(self.sent_tokens);
-            self.sent_tokens += tokens.len();
-            let _ = self
-                .events
-                .send(Ok(Event::Piece(Piece { text, tokens: tokens.into_iter().collect(), ..Piece::default() })))
-                .await;
-        }
-        Ok(())
-    }
-
-    async fn refuse(&self, error: EngineError) -> Step {
-        let _ = self.events.send(Err(error)).await;
-        Step::End
-    }
-
-    async fn fail(&self, reason: String) -> Step {
-        tracing::error!(reason, "the engine failed");
-        let _ = self.events.send(Err(EngineError::Failed(reason))).await;
-        Step::End
+impl Chooser {
+    fn fail(&self, outcome: &Outcome) {
+        self.model.engines[self.place.engine()].held.lock().clear();
+        let mut state = self.state.lock();
+        state.over = true;
+        state.generation.fail(failure(outcome.clone()));
     }
 }
 
-fn count(tokens: usize) -> u32 {
-    u32::try_from(tokens).unwrap_or(u32::MAX)
+impl CustomLogitsProcessor for Chooser {
+    fn apply(&self, logits: &Tensor, _context: &[u32]) -> mistralrs::Result<Tensor> {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        let next = match state.replayed.get(state.given.len()) {
+            Some(_) if state.generation.is_over() => Next::End,
+            Some(token) => Next::Token(*token),
+            None => state.generation.next(&mut logits.to_vec1::<f32>()?),
+        };
+        match next {
+            Next::Token(token) => {
+                state.given.push(token);
+                only(token, logits)
+            }
+            Next::End => {
+                let vocabulary = &self.model.vocabulary;
+                if !std::mem::replace(&mut state.over, true) && self.model.cache_tokens.is_some() {
+                    let computed = [self.prompt.as_slice(), &state.given].concat();
+                    self.model.engines[self.place.engine()].held.lock().add(&self.owner, computed);
+                }
+                // The last token is never computed: it is not the one that comes there when the conversation goes on.
+                only(vocabulary.last_token(self.model.cache_tokens.is_some()), logits)
+            }
+        }
+    }
+}
+
+impl Drop for Chooser {
+    fn drop(&mut self) {
+        let state = self.state.get_mut();
+        if !state.over {
+            // The engine crashed, and what it held is gone.
+            self.model.engines[self.place.engine()].held.lock().clear();
+        }
+    }
 }
 
 #[cfg(test)]

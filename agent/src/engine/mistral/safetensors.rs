@@ -79,7 +79,15 @@ impl Safetensors {
         let headers = weights.iter().map(|path| Header::read(path)).collect::<Result<_, _>>()?;
         let (tokenizer_config, generation_config) =
             (optional("tokenizer_config.json")?, optional("generation_config.json")?);
-        let read = Self { folder: folder.to_owned(), weights, config, tokenizer, tokenizer_config, generation_config, headers };
+        let read = Self {
+            folder: folder.to_owned(),
+            weights,
+            config,
+            tokenizer,
+            tokenizer_config,
+            generation_config,
+            headers,
+        };
         read.check_special_tokens()?;
         Ok(read)
     }
@@ -91,8 +99,10 @@ impl Safetensors {
 
     /// The text of a special token such as `eos_token`.
     pub(super) fn special_token(&self, name: &str) -> Option<&str> {
-        let token = self.tokenizer_config.get(name)?;
-        token.as_str().or_else(|| token.get("content")?.as_str())
+        let configured = self.tokenizer_config.get(name);
+        let text = configured.and_then(|token| token.as_str().or_else(|| token.get("content")?.as_str()));
+        let first_end = || self.token(self.configured_end_tokens().next()?.1);
+        if name == "eos_token" { text.or_else(first_end) } else { text }
     }
 
     /// The tokens that end an answer, as the configuration has them.
@@ -101,21 +111,6 @@ impl Safetensors {
         ids.sort_unstable();
         ids.dedup();
         ids
-    }
-
-    /// Whether a prompt begins with the BOS token even where the template does not write it.
-    pub(super) fn adds_bos(&self) -> Option<bool> {
-        self.tokenizer_config.get("add_bos_token")?.as_bool()
-    }
-
-    /// Texts that the tokenizer takes for control tokens, and their numbers.
-    pub(super) fn control_tokens(&self) -> Vec<(u32, String)> {
-        let control = |token: &Value| {
-            let special = token.get("special")?.as_bool()?;
-            let id = u32::try_from(token.get("id")?.as_u64()?).ok()?;
-            special.then_some((id, token.get("content")?.as_str()?.to_owned()))
-        };
-        self.added_tokens().iter().filter_map(control).collect()
     }
 
     /// All weights.
@@ -142,6 +137,19 @@ impl Safetensors {
         Needs {
             weight_bytes: self.headers.iter().map(|header| header.file_bytes).sum(),
             token_bytes: [layers, kv_heads, head, KEY_AND_VALUE, F32].into_iter().fold(1, u64::saturating_mul),
+        }
+    }
+
+    /// The text of a token.
+    fn token(&self, id: u32) -> Option<&str> {
+        let is_it = |value: &Value| value.as_u64() == Some(id.into());
+        let added = self.added_tokens().iter().find(|token| token.get("id").is_some_and(is_it));
+        if let Some(token) = added {
+            return token.get("content")?.as_str();
+        }
+        match self.tokenizer.pointer("/model/vocab")? {
+            Value::Object(tokens) => tokens.iter().find(|(_, id)| is_it(id)).map(|(text, _)| text.as_str()),
+            tokens => tokens.get(id as usize)?.get(0)?.as_str(),
         }
     }
 
@@ -174,7 +182,9 @@ impl Safetensors {
         if let Some(text) = self.special_token("eos_token").filter(|text| !is_there(text)) {
             return Err(SafetensorsError::File {
                 file: "tokenizer_config.json".to_owned(),
-                reason: format!("its eos_token {text:?} is not in the vocabulary of tokenizer.json: correct one of them"),
+                reason: format!(
+                    "its eos_token {text:?} is not in the vocabulary of tokenizer.json: correct one of them"
+                ),
             });
         }
         let size = self.vocabulary_size(vocabulary);

@@ -97,14 +97,18 @@ impl Kind {
     }
 
     fn encode(self, values: &[f32]) -> Vec<u8> {
-        let each = |one: &[u8]| values.iter().flat_map(|value| one.iter().map(|byte| if *value == 1.0 { *byte } else { 0 })).collect();
+        let each = |one: &[u8]| {
+            values.iter().flat_map(|value| one.iter().map(|byte| if *value == 1.0 { *byte } else { 0 })).collect()
+        };
         match self {
             Self::F32 => each(&1f32.to_le_bytes()),
             Self::F16 => each(&0x3c00u16.to_le_bytes()),
             Self::Bf16 => each(&0x3f80u16.to_le_bytes()),
             // A scale of 1/127 as 16-bit number, and 32 numbers of which 127 is the largest.
             Self::Q8_0 => {
-                let block = |block: &[f32]| [vec![0x08, 0x20], block.iter().map(|value| (*value as u8) * 127).collect()].concat();
+                let block = |block: &[f32]| {
+                    [vec![0x08, 0x20], block.iter().map(|value| (*value as u8) * 127).collect()].concat()
+                };
                 values.chunks(32).flat_map(block).collect()
             }
         }
@@ -153,7 +157,10 @@ impl SmallModel {
         }
         file.set(&format!("{architecture}.attention.layer_norm_rms_epsilon"), Value::F32(1e-5));
         file.set("tokenizer.ggml.model", Value::text(self.tokenizer.name()));
-        file.set("tokenizer.ggml.tokens", Value::Texts(self.tokens.iter().map(|(text, _)| text.clone().into_bytes()).collect()));
+        file.set(
+            "tokenizer.ggml.tokens",
+            Value::Texts(self.tokens.iter().map(|(text, _)| text.clone().into_bytes()).collect()),
+        );
         file.set("tokenizer.ggml.token_type", Value::I32s(self.tokens.iter().map(|(_, kind)| *kind).collect()));
         match self.tokenizer {
             Tokens::SentencePiece => file.set("tokenizer.ggml.scores", Value::F32s(vec![-1.0; self.tokens.len()])),

@@ -26,9 +26,7 @@ pub enum GgufError {
     #[error("its header is damaged ({0}); download it again")]
     Damaged(String),
     /// One of several files that make up a model, without the others.
-    #[error(
-        "it is one of {count} parts of a model, and {} beside it: put all parts into one folder", listed(missing)
-    )]
+    #[error("it is one of {count} parts of a model, and {} beside it: put all parts into one folder", listed(missing))]
     MissingParts {
         /// Names of the files that are not there.
         missing: Vec<String>,
@@ -36,7 +34,9 @@ pub enum GgufError {
         count: u64,
     },
     /// Parts that do not belong together, or whose names do not say where the others are.
-    #[error("{file} says that it is part {number} of {count}: give the parts of one model, named NAME-00001-of-{count:05}.gguf and so on")]
+    #[error(
+        "{file} says that it is part {number} of {count}: give the parts of one model, named NAME-00001-of-{count:05}.gguf and so on"
+    )]
     WrongPart {
         /// Its name.
         file: String,
@@ -74,7 +74,9 @@ pub enum GgufError {
     #[error("it has no tensor {0}: convert the model again with a current llama.cpp")]
     MissingTensor(String),
     /// A quantisation that candle does not read.
-    #[error("its tensor {tensor} is quantised as {found}, which cannot be read; {supported} can: take another quantisation of the model")]
+    #[error(
+        "its tensor {tensor} is quantised as {found}, which cannot be read; {supported} can: take another quantisation of the model"
+    )]
     Quantization {
         /// The tensor.
         tensor: String,

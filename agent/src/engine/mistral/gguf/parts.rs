@@ -61,7 +61,8 @@ mod tests {
         let name = PartName::of(Path::new("/m/big-model-00002-of-00003.gguf")).unwrap();
         assert_eq!(name, PartName { stem: "big-model".into(), number: 2, count: 3 });
         assert_eq!(name.all_beside(Path::new("/m/x.gguf"))[0], Path::new("/m/big-model-00001-of-00003.gguf"));
-        for whole in ["a.gguf", "a-1-of-3.gguf", "a-00000-of-00003.gguf", "a-00004-of-00003.gguf", "a-00001-of-0000x.gguf"]
+        for whole in
+            ["a.gguf", "a-1-of-3.gguf", "a-00000-of-00003.gguf", "a-00004-of-00003.gguf", "a-00001-of-0000x.gguf"]
         {
             assert_eq!(PartName::of(Path::new(whole)), None, "{whole}");
         }

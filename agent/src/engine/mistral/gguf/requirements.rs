@@ -58,8 +58,8 @@ const TOKENIZERS: [&str; 3] = ["llama", "replit", "gpt2"];
 pub(super) fn check(gguf: &Gguf) -> Result<(), GgufError> {
     let found = gguf.architecture();
     let architecture = ARCHITECTURES.iter().find(|known| known.name == found);
-    let architecture = architecture
-        .ok_or_else(|| GgufError::Architecture { found: found.to_owned(), supported: &NAMES })?;
+    let architecture =
+        architecture.ok_or_else(|| GgufError::Architecture { found: found.to_owned(), supported: &NAMES })?;
     let full = |key: &&str| format!("{found}.{key}");
     let mut needed: Vec<String> = EVERY.iter().chain(architecture.numbers).map(full).collect();
     needed.push(full(&architecture.epsilon));
@@ -108,7 +108,10 @@ fn shape(gguf: &Gguf, architecture: &str) -> Result<(), GgufError> {
     let own = of("embedding_length") / heads.max(1);
     let (keys, values) = OPTIONAL.map(|name| gguf.number(name).unwrap_or(own)).into();
     if keys != values {
-        return Err(wrong(&key(OPTIONAL[0]), &format!("is {keys}, and the values' is {values}: mistral.rs needs them equal")));
+        return Err(wrong(
+            &key(OPTIONAL[0]),
+            &format!("is {keys}, and the values' is {values}: mistral.rs needs them equal"),
+        ));
     }
     let context = of("context_length");
     if context > MAX_CONTEXT {

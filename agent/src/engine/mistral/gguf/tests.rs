@@ -54,13 +54,14 @@ fn read(bytes: &[u8]) -> Result<Content, GgufError> {
 }
 
 #[test]
-fn the_header_gives_the_context_and_the_control_tokens() {
+fn the_header_gives_the_context_and_the_tokens() {
     let content = read(&sample()).unwrap();
     let gguf = Gguf { metadata: content.metadata, parts: Vec::new() };
     assert_eq!(gguf.number("context_length"), Some(2048));
     assert_eq!(gguf.vocabulary_len(), 3);
-    assert_eq!(gguf.control_tokens(), [(0, "<|start|>".to_owned())]);
-    assert_eq!(gguf.token_types(), [3, 1, 6]);
+    let (names, kinds, _) = gguf.tokens();
+    assert_eq!(names, ["<|start|>", "a", "<0x0A>"]);
+    assert_eq!(kinds, [TokenKind::Control, TokenKind::Normal, TokenKind::Byte]);
     assert_eq!(gguf.chat_template(), None);
 }
 

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 /// A template, and who wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct ChatTemplate {
+pub(super) struct TemplateSource {
     /// In the language of Jinja.
     pub(super) text: String,
     /// Named in messages: `its own chat template`, or the file.
@@ -29,7 +29,7 @@ const FILES: [&str; 3] = ["chat_template.jinja", "tokenizer_config.json", "chat_
 /// Bytes of a template file that are read; the longest templates have some 20 kB, the longest `tokenizer_config.json` some megabytes.
 const MAX_BYTES: u64 = 32 << 20;
 
-impl ChatTemplate {
+impl TemplateSource {
     /// Of the model itself.
     pub(super) fn own(text: &str) -> Option<Self> {
         let is_there = !text.trim().is_empty();
@@ -40,7 +40,12 @@ impl ChatTemplate {
     pub(super) fn read(path: &Path) -> Result<Self, ChatTemplateError> {
         let wrong = |reason: String| ChatTemplateError { path: path.to_owned(), reason };
         let found = file(path)?.filter(|text| !text.trim().is_empty());
-        let text = found.ok_or_else(|| wrong("there is no template in it: give a Jinja template, or a JSON file with the field chat_template".to_owned()))?;
+        let text = found.ok_or_else(|| {
+            wrong(
+                "there is no template in it: give a Jinja template, or a JSON file with the field chat_template"
+                    .to_owned(),
+            )
+        })?;
         Ok(Self { text, origin: format!("the chat template {path:?}") })
     }
 
@@ -101,28 +106,29 @@ mod tests {
             ("a.jinja", "{{ x }}"),
             ("a.txt", "{{ x }}"),
             ("a.json", r#"{"chat_template": "{{ x }}", "eos_token": null}"#),
-            ("b.json", r#"{"chat_template": [{"name": "tool_use", "template": "y"}, {"name": "default", "template": "{{ x }}"}]}"#),
+            (
+                "b.json",
+                r#"{"chat_template": [{"name": "tool_use", "template": "y"}, {"name": "default", "template": "{{ x }}"}]}"#,
+            ),
         ] {
-            assert_eq!(ChatTemplate::read(&write(name, content)).unwrap().text, "{{ x }}", "{name}");
+            assert_eq!(TemplateSource::read(&write(name, content)).unwrap().text, "{{ x }}", "{name}");
         }
-        for (name, content, says) in [
-            ("c.jinja", " \n", "no template in it"),
-            ("c.json", "{}", "no template in it"),
-            ("d.json", "{", "no JSON"),
-        ] {
-            let message = ChatTemplate::read(&write(name, content)).unwrap_err().to_string();
+        for (name, content, says) in
+            [("c.jinja", " \n", "no template in it"), ("c.json", "{}", "no template in it"), ("d.json", "{", "no JSON")]
+        {
+            let message = TemplateSource::read(&write(name, content)).unwrap_err().to_string();
             assert!(message.contains(says) && message.contains(name), "{message}");
         }
-        assert!(ChatTemplate::read(&folder.path().join("none")).unwrap_err().to_string().contains("none"));
+        assert!(TemplateSource::read(&folder.path().join("none")).unwrap_err().to_string().contains("none"));
     }
 
     #[test]
     fn of_a_directory_the_template_of_its_own_file_counts() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(ChatTemplate::of_directory(folder.path()).unwrap(), None);
+        assert_eq!(TemplateSource::of_directory(folder.path()).unwrap(), None);
         std::fs::write(folder.path().join("chat_template.json"), r#"{"chat_template": "third"}"#).unwrap();
         std::fs::write(folder.path().join("tokenizer_config.json"), "{}").unwrap();
-        let found = || ChatTemplate::of_directory(folder.path()).unwrap().unwrap().text;
+        let found = || TemplateSource::of_directory(folder.path()).unwrap().unwrap().text;
         assert_eq!(found(), "third");
         std::fs::write(folder.path().join("tokenizer_config.json"), r#"{"chat_template": "second"}"#).unwrap();
         assert_eq!(found(), "second");
