@@ -141,7 +141,7 @@ impl Planned {
 }
 
 /// `NAME=FILE`, or `FILE` for the only model.
-fn set_chat_template(models: &mut [Planned], text: &str) -> anyhow::Result<()> {
+pub(crate) fn set_chat_template(models: &mut [Planned], text: &str) -> anyhow::Result<()> {
     // A path may hold '='.
     let named = text.split_once('=').filter(|(name, _)| !name.contains(['/', '\\']));
     let (model, file) = match (named, models.len()) {

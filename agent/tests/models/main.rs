@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod changed;
 mod info;
 mod maker;
 mod refused;

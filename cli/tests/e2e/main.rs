@@ -7,6 +7,7 @@ mod cluster;
 mod demo;
 mod kills;
 mod mistakes;
+mod models;
 mod moves;
 mod parts;
 mod prefill;

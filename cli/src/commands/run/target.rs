@@ -11,7 +11,7 @@ use titan_transport::tls::TlsMaterial;
 use crate::{
     args::RunArgs,
     commands::Usage,
-    engine::{EnginePlan, Planned, Settings},
+    engine::{EnginePlan, Planned, Settings, set_chat_template},
     local::Cluster,
     places,
     progress::Progress,
@@ -38,13 +38,19 @@ pub(super) async fn find(args: &RunArgs, progress: &Arc<Progress>) -> anyhow::Re
                 "--model {source} is a file, but the coordinator {url} serves models by name: give a name, or leave --coordinator (COORDINATOR_URL) out to run the file on this machine"
             )));
         }
+        if let Some(file) = &args.chat_template {
+            bail!(Usage(format!(
+                "--chat-template {file} is for a model on this machine, and the coordinator {url} serves models with their own: leave one of them out"
+            )));
+        }
         let tls = trust::client(&args.identity)?;
         let rest = Rest::new(url, tls.as_ref())?;
         rest.require().await?;
         let model = model(&rest, args).await?;
         return Ok(Target { url: url.clone(), model, tls, cluster: None });
     }
-    if source.is_some() {
+    // Whoever gives a template wants it used.
+    if source.is_some() || args.chat_template.is_some() {
         return local(args, progress).await;
     }
     let url = format!("http://localhost:{COORDINATOR_HTTP_PORT}");
@@ -89,10 +95,13 @@ fn choose(served: &BTreeSet<String>) -> anyhow::Result<String> {
 
 /// A coordinator and one agent, on ports that the system chooses.
 async fn local(args: &RunArgs, progress: &Arc<Progress>) -> anyhow::Result<Target> {
-    let planned = Planned::parse(args.model.as_deref().unwrap_or(DEFAULT_MODEL_NAME))?;
+    let mut models = vec![Planned::parse(args.model.as_deref().unwrap_or(DEFAULT_MODEL_NAME))?];
+    if let Some(text) = &args.chat_template {
+        set_chat_template(&mut models, text)?;
+    }
     // One request at a time needs one engine.
     let settings = Settings { max_jobs: 1, engines: None, context_tokens: None, force_cpu: false, self_test: false };
-    let plan = EnginePlan::Models { models: vec![planned], settings };
+    let plan = EnginePlan::Models { models, settings };
     let model = plan.names().into_iter().next().context("the model has no name")?;
 
     let dir = places::certs(args.identity.certs.as_ref());

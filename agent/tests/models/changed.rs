@@ -1,0 +1,66 @@
+//! Whatever number of a header or shape of a tensor is changed: the model says what it is to say, or is refused in one line.
+
+use super::{
+    load,
+    maker::{GgufFile, SAID, SmallModel, Tokens, Value},
+    said,
+};
+
+/// Numbers that break something: nothing, odd ones, one block more or less, and the largest.
+const NUMBERS: [u32; 7] = [0, 1, 3, 31, 64, 100_000, u32::MAX];
+
+/// Every file with one thing changed.
+fn changed(model: &SmallModel) -> Vec<(String, GgufFile)> {
+    let whole = model.gguf();
+    let mut files = Vec::new();
+    for (key, value) in &whole.entries {
+        let Value::U32(own) = value else { continue };
+        for number in NUMBERS.into_iter().filter(|number| number != own) {
+            let mut file = whole.clone();
+            file.set(key, Value::U32(number));
+            files.push((format!("{key} = {number}"), file));
+        }
+    }
+    for tensor in &whole.tensors {
+        let shapes = [
+            tensor.shape.iter().rev().copied().collect::<Vec<_>>(),
+            vec![tensor.shape.iter().product()],
+            [tensor.shape.as_slice(), &[1]].concat(),
+            tensor.shape.iter().map(|side| side / 2).collect(),
+            tensor.shape.iter().map(|_| 0).collect(),
+        ];
+        for shape in shapes.into_iter().filter(|shape| *shape != tensor.shape) {
+            let mut file = whole.clone();
+            file.tensor(&tensor.name).shape.clone_from(&shape);
+            files.push((format!("{} of {shape:?}", tensor.name), file));
+        }
+    }
+    files
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_wrong_number_is_found_or_does_no_harm() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut wrong = Vec::new();
+    for tokens in [Tokens::SentencePiece] {
+        for (what, file) in changed(&SmallModel::new(tokens)) {
+            match load(&file.write(&folder.path().join("small.gguf")), None).await {
+                Ok(engine) => {
+                    println!("{what}: served");
+                    let said = said(&engine).await;
+                    if said != SAID {
+                        wrong.push(format!("{what}: {said:?}"));
+                    }
+                }
+                Err(error) => {
+                    let message = error.to_string();
+                    println!("{what}: {message}");
+                    if message.contains('\n') || message.contains("panicked") || message.len() > 900 {
+                        wrong.push(format!("{what}: {message:?}"));
+                    }
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
