@@ -12,6 +12,7 @@ mod gguf;
 #[path = "maker/safetensors.rs"]
 mod safetensors;
 
+#[allow(unused_imports)]
 pub(crate) use gguf::{GgufFile, Kind, Value};
 
 /// Kinds of tokens, in the numbers of `tokenizer.ggml.token_type`.
