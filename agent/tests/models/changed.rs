@@ -6,8 +6,8 @@ use super::{
     said,
 };
 
-/// Numbers that break something: nothing, odd ones, one block more or less, and the largest.
-const NUMBERS: [u32; 7] = [0, 1, 3, 31, 64, 100_000, u32::MAX];
+/// Numbers that break something: nothing, an odd one, one that is larger than anything here, and the largest.
+const NUMBERS: [u32; 4] = [0, 31, 100_000, u32::MAX];
 
 /// Every file with one thing changed.
 fn changed(model: &SmallModel) -> Vec<(String, GgufFile)> {
@@ -25,7 +25,6 @@ fn changed(model: &SmallModel) -> Vec<(String, GgufFile)> {
         let shapes = [
             tensor.shape.iter().rev().copied().collect::<Vec<_>>(),
             vec![tensor.shape.iter().product()],
-            [tensor.shape.as_slice(), &[1]].concat(),
             tensor.shape.iter().map(|side| side / 2).collect(),
             tensor.shape.iter().map(|_| 0).collect(),
         ];
@@ -42,24 +41,22 @@ fn changed(model: &SmallModel) -> Vec<(String, GgufFile)> {
 async fn one_wrong_number_is_found_or_does_no_harm() {
     let folder = tempfile::tempdir().unwrap();
     let mut wrong = Vec::new();
-    for tokens in [Tokens::SentencePiece] {
-        for (what, file) in changed(&SmallModel::new(tokens)) {
-            match load(&file.write(&folder.path().join("small.gguf")), None).await {
-                Ok(engine) => {
-                    println!("{what}: served");
-                    let said = said(&engine).await;
-                    if said != SAID {
-                        wrong.push(format!("{what}: {said:?}"));
-                    }
-                }
-                Err(error) => {
-                    let message = error.to_string();
-                    println!("{what}: {message}");
-                    if message.contains('\n') || message.contains("panicked") || message.len() > 900 {
-                        wrong.push(format!("{what}: {message:?}"));
-                    }
-                }
+    for (what, file) in changed(&SmallModel::new(Tokens::SentencePiece)) {
+        let (said, is_right) = match load(&file.write(&folder.path().join("small.gguf")), None).await {
+            Ok(engine) => {
+                let said = said(&engine).await;
+                let is_right = said == SAID;
+                (said, is_right)
             }
+            Err(error) => {
+                let message = error.to_string();
+                let is_right = !message.contains('\n') && !message.contains("panicked") && message.len() < 900;
+                (message, is_right)
+            }
+        };
+        println!("{what}: {said:?}");
+        if !is_right {
+            wrong.push(format!("{what}: {said:?}"));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

@@ -103,6 +103,16 @@ const ROWS: &[(&str, Make, Says)] = &[
         &["llama.context_length is 18446744073709551615", CONVERT],
     ),
     (
+        "positions without end",
+        Gguf(|file| file.set("llama.rope.dimension_count", Value::U32(u32::MAX))),
+        &["llama.rope.dimension_count is 4294967295, more than 32", CONVERT],
+    ),
+    (
+        "experts without end",
+        Gguf(|file| file.set("llama.expert_count", Value::U32(u32::MAX))),
+        &["llama.expert_count is 4294967295", CONVERT],
+    ),
+    (
         "blocks without end",
         Gguf(|file| file.set("llama.block_count", Value::U32(u32::MAX))),
         &["no tensor blk.1.attn_norm.weight", CONVERT],

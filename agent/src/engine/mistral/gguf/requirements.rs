@@ -51,6 +51,11 @@ const OPTIONAL: [&str; 2] = ["attention.key_length", "attention.value_length"];
 /// Tokens of the longest context that is believed. mistral.rs computes its tables of positions at once: 16 million take some gigabytes.
 const MAX_CONTEXT: u64 = 1 << 24;
 
+/// Numbers in a key of one head; models have 64 to 256.
+const MAX_KEY_LENGTH: u64 = 1 << 16;
+/// Experts of a layer; models have up to some hundreds.
+const MAX_EXPERTS: u64 = 1 << 16;
+
 /// Tokenizers that mistral.rs builds from a GGUF file: SentencePiece and byte-level BPE.
 const TOKENIZERS: [&str; 3] = ["llama", "replit", "gpt2"];
 
@@ -112,6 +117,13 @@ fn shape(gguf: &Gguf, architecture: &str) -> Result<(), GgufError> {
             &key(OPTIONAL[0]),
             &format!("is {keys}, and the values' is {values}: mistral.rs needs them equal"),
         ));
+    }
+    // mistral.rs reserves memory for all of these before it looks at a weight.
+    for (name, most) in [(OPTIONAL[0], MAX_KEY_LENGTH), ("rope.dimension_count", keys), ("expert_count", MAX_EXPERTS)] {
+        let number = gguf.number(name).unwrap_or(0);
+        if number > most {
+            return Err(wrong(&key(name), &format!("is {number}, more than {most}")));
+        }
     }
     let context = of("context_length");
     if context > MAX_CONTEXT {
