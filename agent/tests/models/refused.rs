@@ -133,6 +133,11 @@ const ROWS: &[(&str, Make, Says)] = &[
     (
         "heads that do not fit the weights",
         Gguf(|file| file.set("llama.attention.head_count", Value::U32(7))),
+        &["llama.rope.dimension_count is 32, more than 4", CONVERT],
+    ),
+    (
+        "positions that do not fit the weights",
+        Gguf(|file| file.set("llama.rope.dimension_count", Value::U32(16))),
         &["do not fit together", "another conversion"],
     ),
     (

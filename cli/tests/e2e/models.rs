@@ -59,9 +59,9 @@ fn a_refusal_is_one_line_even_where_backtraces_are_wanted() {
     // mistral.rs itself meets these.
     let mut merges = good.gguf();
     merges.set("tokenizer.ggml.merges", Value::Texts(vec![b"no none".to_vec()]));
-    let mut heads = good.gguf();
-    heads.set("llama.attention.head_count", Value::U32(7));
-    for (file, says) in [(unknown, "bert"), (merges, "out of vocabulary"), (heads, "do not fit together")] {
+    let mut positions = good.gguf();
+    positions.set("llama.rope.dimension_count", Value::U32(16));
+    for (file, says) in [(unknown, "bert"), (merges, "out of vocabulary"), (positions, "do not fit together")] {
         let path = file.write(&user.dir.path().join("small.gguf"));
         let mut command = run(&user, &path.display().to_string(), &[]);
         let output = command.env("RUST_BACKTRACE", "1").output().unwrap();
