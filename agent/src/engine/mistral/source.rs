@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::gguf::PartName;
+
 /// A model and the names that requests may use for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelSpec {
@@ -12,12 +14,14 @@ pub struct ModelSpec {
     pub names: Vec<String>,
     /// Where it comes from.
     pub source: ModelSource,
+    /// A file with a chat template, in place of the model's own. Defaults to none.
+    pub chat_template: Option<PathBuf>,
 }
 
 /// Where a model comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModelSource {
-    /// One `.gguf` file.
+    /// One `.gguf` file, or one of the parts of a model that has several, `NAME-00001-of-00003.gguf` and so on.
     GgufFile(PathBuf),
     /// A directory with `config.json`, `tokenizer.json` and safetensors.
     SafetensorsDir(PathBuf),
@@ -65,6 +69,11 @@ pub enum SourceError {
 }
 
 impl ModelSpec {
+    /// A model under one name, with its own chat template.
+    pub fn new(name: impl Into<String>, source: ModelSource) -> Self {
+        Self { names: vec![name.into()], source, chat_template: None }
+    }
+
     /// `NAME=SOURCE` or `SOURCE`; a source alone is named after its file or directory.
     pub fn parse(text: &str) -> Result<Self, SourceError> {
         // A path may hold '=', a name holds no '/'.
@@ -75,7 +84,7 @@ impl ModelSpec {
         }
         let source = ModelSource::parse(source.trim())?;
         let name = name.map_or_else(|| source.short_name(), ToOwned::to_owned);
-        Ok(Self { names: vec![name], source })
+        Ok(Self::new(name, source))
     }
 
     /// Several arguments; one source under several names becomes one model, in the order of first mention.
@@ -87,17 +96,18 @@ impl ModelSpec {
         Self::merge(specs)
     }
 
-    /// Puts specifications of the same source together, so that it is loaded once.
+    /// Puts specifications of the same source and template together, so that it is loaded once.
     pub fn merge(specs: Vec<Self>) -> Result<Vec<Self>, SourceError> {
         let mut merged: Vec<Self> = Vec::new();
         for spec in specs {
-            for name in spec.names {
-                match merged.iter().position(|other| other.names.contains(&name)) {
-                    Some(at) if merged[at].source == spec.source => {}
-                    Some(_) => return Err(SourceError::NameTwice(name)),
-                    None => match merged.iter_mut().find(|other| other.source == spec.source) {
-                        Some(same) => same.names.push(name),
-                        None => merged.push(Self { names: vec![name], source: spec.source.clone() }),
+            let same = |other: &Self| other.source == spec.source && other.chat_template == spec.chat_template;
+            for name in &spec.names {
+                match merged.iter().find(|other| other.names.contains(name)) {
+                    Some(other) if same(other) => {}
+                    Some(_) => return Err(SourceError::NameTwice(name.clone())),
+                    None => match merged.iter_mut().find(|other| same(other)) {
+                        Some(same) => same.names.push(name.clone()),
+                        None => merged.push(Self { names: vec![name.clone()], ..spec.clone() }),
                     },
                 }
             }
@@ -113,7 +123,7 @@ impl ModelSource {
         match std::fs::canonicalize(&path) {
             Ok(found) if found.is_dir() => Self::directory(found),
             // The file's own name is kept where it is a link: the hub's cache links NAME.gguf to a file named by its digest.
-            Ok(found) => Ok(Self::GgufFile(named_as_written(&path).unwrap_or(found))),
+            Ok(found) => Ok(Self::GgufFile(first_part(named_as_written(&path).unwrap_or(found)))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => match is_hub_name(text) {
                 true => Ok(Self::Hub(text.to_owned())),
                 false => Err(SourceError::Missing { path }),
@@ -129,12 +139,15 @@ impl ModelSource {
         }
     }
 
-    /// The file's or directory's name without `.gguf`.
+    /// The file's or directory's name without `.gguf` and the number of a part.
     fn short_name(&self) -> String {
         let path = match self {
             Self::GgufFile(path) | Self::SafetensorsDir(path) => path.as_path(),
             Self::Hub(name) => Path::new(name),
         };
+        if let Some(part) = PartName::of(path) {
+            return part.stem;
+        }
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         name.strip_suffix(".gguf").map(ToOwned::to_owned).unwrap_or(name)
     }
@@ -147,6 +160,12 @@ impl fmt::Display for ModelSource {
             Self::Hub(name) => write!(out, "{name} (Hugging Face hub)"),
         }
     }
+}
+
+/// The first part of a model that has several, so that it is the same model whichever of them is named.
+fn first_part(path: PathBuf) -> PathBuf {
+    let all = PartName::of(&path).map(|part| part.all_beside(&path)).unwrap_or_default();
+    all.into_iter().next().filter(|first| first.is_file()).unwrap_or(path)
 }
 
 fn named_as_written(path: &Path) -> Option<PathBuf> {

@@ -16,7 +16,7 @@ use super::{
 
 async fn loaded() -> Arc<Loaded> {
     let path = tokio::task::spawn_blocking(fetch::test_model).await.unwrap().unwrap();
-    let spec = ModelSpec { names: vec!["test".to_owned()], source: ModelSource::GgufFile(path) };
+    let spec = ModelSpec::new("test", ModelSource::GgufFile(path));
     let config = MistralConfig {
         models: vec![spec.clone()],
         max_jobs: 1,

@@ -11,7 +11,7 @@ use super::target::Target;
 pub(super) use crate::local::Cluster;
 use crate::{
     args::RunArgs,
-    engine::{EnginePlan, Planned, Settings},
+    engine::{EnginePlan, Planned, Settings, set_chat_template},
     places,
     progress::Progress,
     trust,
@@ -19,10 +19,13 @@ use crate::{
 
 /// A coordinator and one agent, on ports that the system chooses.
 pub(super) async fn start(args: &RunArgs) -> anyhow::Result<Target> {
-    let planned = Planned::parse(args.model.as_deref().unwrap_or(DEFAULT_MODEL_NAME))?;
+    let mut models = vec![Planned::parse(args.model.as_deref().unwrap_or(DEFAULT_MODEL_NAME))?];
+    if let Some(text) = &args.chat_template {
+        set_chat_template(&mut models, text)?;
+    }
     // One request at a time needs one engine.
     let settings = Settings { max_jobs: 1, engines: None, context_tokens: None, force_cpu: false, self_test: false };
-    let plan = EnginePlan::Models { models: vec![planned], settings };
+    let plan = EnginePlan::Models { models, settings };
     let model = plan.names().into_iter().next().context("the model has no name")?;
 
     let dir = places::certs(args.identity.certs.as_ref());

@@ -33,13 +33,19 @@ pub(super) async fn find(args: &RunArgs) -> anyhow::Result<Target> {
                 "--model {source} is a file, but the coordinator {url} serves models by name: give a name, or leave --coordinator (COORDINATOR_URL) out to run the file on this machine"
             )));
         }
+        if let Some(file) = &args.chat_template {
+            bail!(Usage(format!(
+                "--chat-template {file} is for a model on this machine, and the coordinator {url} serves models with their own: leave one of them out"
+            )));
+        }
         let tls = trust::client(&args.identity)?;
         let rest = Rest::new(url, tls.as_ref())?;
         rest.require().await?;
         let model = model(&rest, args).await?;
         return Ok(Target { url: url.clone(), model, tls, cluster: None });
     }
-    if source.is_some() {
+    // Whoever gives a template wants it used.
+    if source.is_some() || args.chat_template.is_some() {
         return cluster::start(args).await;
     }
     let url = format!("http://localhost:{COORDINATOR_HTTP_PORT}");

@@ -1,0 +1,199 @@
+//! Engines of mistral.rs, built from files that are named one by one.
+//!
+//! mistral.rs' own builders look into the folder of a file, where another model's `generation_config.json` changes or breaks this one, and ask for a
+//! home directory even for a local file. So the loaders below them are used, and get what was looked at, nothing else.
+
+use std::{fs, path::PathBuf, sync::Arc};
+
+use mistralrs::{
+    AutoDeviceMapParams, CustomLogitsProcessor, DeviceMapSetting, GgufModelBuilder, IsqType, MemoryGpuConfig, Model,
+    PagedAttentionConfig, PagedAttentionMetaBuilder, Tensor, TextModelBuilder,
+    core::{
+        AdapterPaths, AddModelConfig, DefaultSchedulerMethod, EngineConfig, GGUFLoaderBuilder, GGUFSpecificConfig,
+        Loader, LocalModelPaths, ModelDType, ModelPaths, NormalLoaderBuilder, NormalSpecificConfig, SchedulerConfig,
+    },
+    model_builder_trait::build_model_from_pipeline,
+};
+use parking_lot::Mutex;
+use serde_json::json;
+use tokenizers::Tokenizer;
+
+use super::{
+    files::ModelFiles,
+    gguf::PartName,
+    hub,
+    quiet::{self, one_line},
+    request::{self, Outcome},
+    template_source::TemplateSource,
+};
+
+/// How engines are built.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Settings {
+    pub(super) force_cpu: bool,
+    /// The device is a CPU.
+    pub(super) on_cpu: bool,
+    /// Sequences that an engine may have at once.
+    pub(super) sequences: usize,
+}
+
+/// An engine, and what its pipeline knows.
+pub(super) struct Built {
+    pub(super) model: Model,
+    pub(super) tokenizer: Arc<Tokenizer>,
+    /// Tokens at which mistral.rs ends a generation.
+    pub(super) end_tokens: Vec<u32>,
+    /// Tokens of the model's context.
+    pub(super) context_tokens: usize,
+}
+
+/// Share of a GPU's memory for weights and the paged KV cache together. mistral.rs' own default is a pool of 4,096 tokens for all sequences.
+const GPU_UTILIZATION: f32 = 0.85;
+
+/// Conversations that mistral.rs keeps on a GPU. On a CPU it keeps all, and [`super::reading`] has it drop them.
+const PREFIX_CACHE: usize = 16;
+
+/// Builds one engine. The error is one line.
+pub(super) async fn build(
+    name: &str,
+    files: &Arc<ModelFiles>,
+    template: &TemplateSource,
+    settings: Settings,
+) -> Result<Built, String> {
+    let (name, files, template) = (name.to_owned(), files.clone(), template.text.clone());
+    let runtime = tokio::runtime::Handle::current();
+    // It reads and converts weights without ever yielding.
+    let built = quiet::run(move || runtime.block_on(load(&name, &files, &template, settings))).await;
+    built.map_err(broke_down)?.map_err(|error| one_line(&format!("{error:#}")))
+}
+
+fn broke_down(message: String) -> String {
+    format!("mistral.rs broke down over it ({message})")
+}
+
+async fn load(name: &str, files: &ModelFiles, template: &str, settings: Settings) -> anyhow::Result<Built> {
+    let device = mistralrs::best_device(settings.force_cpu)?;
+    let paged = match settings.on_cpu {
+        true => None,
+        false => paged_attention()?,
+    };
+    // Read while the model is loaded, for its template (of which the tokens that end an answer are a part) and special tokens.
+    let folder = tempfile::tempdir()?;
+    let paths = paths(files, folder.path().join("tokenizer_config.json"), template)?;
+    let mapper = DeviceMapSetting::Auto(AutoDeviceMapParams::default_text());
+    let (loader, quantized): (Box<dyn Loader>, _) = match files {
+        ModelFiles::Gguf(_) => {
+            let config = GGUFSpecificConfig::default();
+            (GGUFLoaderBuilder::new(None, None, name.to_owned(), Vec::new(), config, false, None).build(), None)
+        }
+        ModelFiles::Safetensors(_) => {
+            let config = NormalSpecificConfig::default();
+            let loader =
+                NormalLoaderBuilder::new(config, None, None, Some(name.to_owned()), false, None).build(None)?;
+            (loader, settings.on_cpu.then_some(IsqType::Q8_0))
+        }
+    };
+    let pipeline = loader.load_model_from_path(&paths, &ModelDType::Auto, &device, true, mapper, quantized, paged)?;
+    let (tokenizer, metadata) = {
+        let pipeline = pipeline.lock().await;
+        (pipeline.tokenizer(), pipeline.get_metadata())
+    };
+    let scheduler = match metadata.cache_config.clone().filter(|_| paged.is_some()) {
+        Some(config) => SchedulerConfig::PagedAttentionMeta { max_num_seqs: settings.sequences, config },
+        None => {
+            SchedulerConfig::DefaultScheduler { method: DefaultSchedulerMethod::Fixed(settings.sequences.try_into()?) }
+        }
+    };
+    let engine = EngineConfig { prefix_cache_n: PREFIX_CACHE, ..EngineConfig::default() };
+    Ok(Built {
+        model: build_model_from_pipeline(pipeline, scheduler, AddModelConfig::new(engine)).await,
+        tokenizer: tokenizer.ok_or_else(|| anyhow::anyhow!("it has no tokenizer"))?,
+        end_tokens: metadata.eos_tok.clone(),
+        context_tokens: metadata.max_seq_len,
+    })
+}
+
+fn paged_attention() -> anyhow::Result<Option<PagedAttentionConfig>> {
+    let config = PagedAttentionMetaBuilder::default().with_gpu_memory(MemoryGpuConfig::Utilization(GPU_UTILIZATION));
+    Ok(mistralrs::paged_attn_supported().then(|| config.build()).transpose()?)
+}
+
+/// What mistral.rs may read. `tokenizer_config` is written: it holds what the model's files say, and the template that was chosen.
+fn paths(files: &ModelFiles, tokenizer_config: PathBuf, template: &str) -> anyhow::Result<Box<dyn ModelPaths>> {
+    let mut config = json!({ "chat_template": template });
+    // Of a GGUF file mistral.rs takes the special tokens itself.
+    if let ModelFiles::Safetensors(_) = files {
+        for name in ["bos", "eos", "unk"] {
+            config[format!("{name}_token")] = files.special_token(name).into();
+        }
+    }
+    fs::write(&tokenizer_config, config.to_string())?;
+    let of_folder = |file: &str| match files {
+        ModelFiles::Safetensors(model) => model.folder.join(file),
+        ModelFiles::Gguf(_) => PathBuf::new(),
+    };
+    Ok(Box::new(LocalModelPaths {
+        tokenizer_filename: of_folder("tokenizer.json"),
+        config_filename: of_folder("config.json"),
+        template_filename: Some(tokenizer_config),
+        filenames: files.weights().into_iter().map(ToOwned::to_owned).collect(),
+        adapter_paths: AdapterPaths::None,
+        gen_conf: None,
+        preprocessor_config: None,
+        processor_config: None,
+        chat_template_json_filename: None,
+    }))
+}
+
+/// Gets a model's files from the hub into its cache, by the way that mistral.rs has: it loads the model, which is thrown away.
+pub(super) async fn fetch(name: &str, force_cpu: bool) -> Result<(), String> {
+    let name = name.to_owned();
+    let runtime = tokio::runtime::Handle::current();
+    let fetched = quiet::run(move || {
+        runtime.block_on(async {
+            match hub::file_of(&name) {
+                (repository, Some(file)) => {
+                    let path = PathBuf::from(&file);
+                    let all = PartName::of(&path).map(|part| part.all_beside(&path)).unwrap_or(vec![path]);
+                    let all = all.iter().map(|path| path.to_string_lossy()).collect();
+                    let builder = GgufModelBuilder::new(repository, all);
+                    if force_cpu { builder.with_force_cpu() } else { builder }.build().await.map(drop)
+                }
+                (repository, None) => {
+                    let builder = TextModelBuilder::new(repository);
+                    if force_cpu { builder.with_force_cpu() } else { builder }.build().await.map(drop)
+                }
+            }
+        })
+    });
+    fetched.await.map_err(broke_down)?.map_err(|error| one_line(&format!("{error:#}")))
+}
+
+/// Whether the engine computes numbers at all: shapes that do not fit show only then. `token` is any token of the vocabulary.
+pub(super) async fn computes(model: &Model, token: u32) -> Result<(), String> {
+    let look = Arc::new(Look::default());
+    let outcome = match request::begin(model, vec![token], 1, &[], look.clone()).await {
+        Ok(sequence) => sequence.finish().await,
+        Err(outcome) => outcome,
+    };
+    match (*look.are_numbers.lock(), outcome) {
+        (Some(true), _) => Ok(()),
+        (Some(false), _) => Err("its weights are damaged, they give no numbers".to_owned()),
+        (None, Outcome::Failed(reason)) => Err(format!("its weights do not fit together ({})", one_line(&reason))),
+        (None, _) => Err("its engine broke down at the first token".to_owned()),
+    }
+}
+
+/// Looks at the logits, and fails: after a step that failed mistral.rs keeps nothing of what it computed.
+#[derive(Default)]
+struct Look {
+    are_numbers: Mutex<Option<bool>>,
+}
+
+impl CustomLogitsProcessor for Look {
+    fn apply(&self, logits: &Tensor, _context: &[u32]) -> mistralrs::Result<Tensor> {
+        let values: Vec<f32> = logits.to_vec1()?;
+        *self.are_numbers.lock() = Some(values.iter().all(|value| value.is_finite()));
+        Err(std::io::Error::other("this was all that was to be seen").into())
+    }
+}
