@@ -9,15 +9,15 @@ use mistralrs::{
     GgufModelBuilder, IsqType, MemoryGpuConfig, Model, ModelCategory, PagedAttentionMetaBuilder, TextModelBuilder,
     model_builder_trait::{build_gguf_pipeline, build_model_from_pipeline, build_text_pipeline},
 };
-use parking_lot::Mutex;
 use tokenizers::Tokenizer;
 
 use super::{
     GgufError, ModelSource, ModelSpec, SourceError,
+    engines::{Build, Engines},
     gguf::Gguf,
     pool::Pool,
     prompt_escape::{BREAKERS, PromptEscape},
-    reading::{Held, ReadingSpeed},
+    reading::ReadingSpeed,
     template::{ChatTemplate, SpecialTokens},
     vocabulary::{Spelling, TokenKind, Vocabulary},
 };
@@ -102,7 +102,7 @@ pub enum LoadError {
 /// A model ready to generate.
 pub(super) struct Loaded {
     pub(super) names: Vec<String>,
-    pub(super) engines: Vec<LoadedEngine>,
+    pub(super) engines: Engines,
     pub(super) pool: Arc<Pool>,
     pub(super) context_tokens: usize,
     pub(super) vocabulary: Arc<Vocabulary>,
@@ -111,18 +111,6 @@ pub(super) struct Loaded {
     /// Tokens of conversations that each engine may keep; `None` where it keeps none, or looks after them itself.
     pub(super) cache_tokens: Option<usize>,
     pub(super) reading_speed: ReadingSpeed,
-}
-
-/// One engine of a model.
-pub(super) struct LoadedEngine {
-    pub(super) model: Arc<Model>,
-    pub(super) held: Mutex<Held>,
-}
-
-impl LoadedEngine {
-    fn new(model: Model) -> Self {
-        Self { model: Arc::new(model), held: Mutex::default() }
-    }
 }
 
 /// Loads one model; `shares` models divide the free memory.
@@ -163,18 +151,23 @@ pub(super) async fn load(
         ),
         false => (1, config.max_jobs.max(1)),
     };
-    let mut models = vec![LoadedEngine::new(first)];
+    let mut models = vec![first];
     progress(1, engines.max(1));
     // One after another: loading reads the whole file and needs more memory than running.
     while models.len() < engines {
-        models.push(LoadedEngine::new(build(&name, &spec.source, config, on_cpu).await?.model));
+        models.push(build(&name, &spec.source, config, on_cpu).await?.model);
         progress(models.len(), engines);
     }
     let pool = Pool::new(models.len(), places);
     let cache_tokens = (on_cpu && vocabulary.sentinels().len() == 2).then(|| cache_tokens(context_tokens));
+    let (source, config) = (spec.source.clone(), config.clone());
+    let build_another: Build = Box::new(move || {
+        let (name, source, config) = (name.clone(), source.clone(), config.clone());
+        Box::pin(async move { Ok(build(&name, &source, &config, on_cpu).await?.model) })
+    });
     Ok(Loaded {
         names: spec.names.clone(),
-        engines: models,
+        engines: Engines::new(models, build_another),
         pool,
         context_tokens,
         vocabulary,
