@@ -3,7 +3,10 @@
 use std::{collections::BTreeSet, net::Ipv4Addr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
-use titan_agent::{Config, engine::fetch::DEFAULT_MODEL_NAME};
+use titan_agent::{
+    Config,
+    engine::{fetch::DEFAULT_MODEL_NAME, watched::DEFAULT_ENGINE_TIMEOUT},
+};
 use titan_certs::Role;
 use titan_proto::COORDINATOR_HTTP_PORT;
 use titan_transport::tls::TlsMaterial;
@@ -91,7 +94,14 @@ fn choose(served: &BTreeSet<String>) -> anyhow::Result<String> {
 async fn local(args: &RunArgs, progress: &Arc<Progress>) -> anyhow::Result<Target> {
     let planned = Planned::parse(args.model.as_deref().unwrap_or(DEFAULT_MODEL_NAME))?;
     // One request at a time needs one engine.
-    let settings = Settings { max_jobs: 1, engines: None, context_tokens: None, force_cpu: false, self_test: false };
+    let settings = Settings {
+        max_jobs: 1,
+        engines: None,
+        context_tokens: None,
+        force_cpu: false,
+        self_test: false,
+        engine_timeout: DEFAULT_ENGINE_TIMEOUT,
+    };
     let plan = EnginePlan::Models { models: vec![planned], settings };
     let model = plan.names().into_iter().next().context("the model has no name")?;
 
