@@ -2,15 +2,18 @@
 //!
 //! - [`mistral`]: the real one. The only module that names a mistral.rs type.
 //! - [`synthetic`]: tokens at a fixed rate, for transports and benchmarks. Chosen by its own name, never a fallback.
+//! - [`watched`]: an engine around any of them that notices when it hangs or fails, has it built anew, and says how well it is.
 //! - [`isolation`]: the test that requests do not corrupt each other. [`fetch`]: gets the default model. [`stop`]: stop texts in a stream.
 
 pub mod fetch;
+mod health;
 pub mod isolation;
 pub mod mistral;
 mod model_cache;
 mod requantize;
 pub mod stop;
 pub mod synthetic;
+pub mod watched;
 
 use std::{fmt, future::Future, pin::Pin};
 
@@ -275,6 +278,9 @@ pub type TokenStream = mpsc::Receiver<Result<Event, EngineError>>;
 /// The future that [`Engine::generate`] returns.
 pub type GenerateFuture<'a> = Pin<Box<dyn Future<Output = Result<TokenStream, EngineError>> + Send + 'a>>;
 
+/// The future that [`Engine::restart`] returns.
+pub type RestartFuture<'a> = Pin<Box<dyn Future<Output = Result<(), EngineError>> + Send + 'a>>;
+
 /// Something that generates text.
 pub trait Engine: Send + Sync + 'static {
     /// The names that requests may use, the default one first.
@@ -314,6 +320,12 @@ pub trait Engine: Send + Sync + 'static {
     fn idle(&self, _model: &str) -> bool {
         self.queued() == 0
     }
+
+    /// A generation of this model has hung, and its stream has been dropped: builds anew what does not let go of it. Called again where that
+    /// failed. By default there is nothing to build anew.
+    fn restart(&self, _model: &str) -> RestartFuture<'_> {
+        Box::pin(std::future::ready(Ok(())))
+    }
 }
 
 /// Whether an engine can be relied on.
@@ -327,7 +339,7 @@ pub enum Health {
         /// What happened.
         reason: String,
     },
-    /// It was built anew and is tried.
+    /// It is tried with one token after it was degraded.
     HalfOpen {
         /// What had happened.
         reason: String,

@@ -3,6 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context as _, bail};
@@ -12,6 +13,7 @@ use titan_agent::engine::{
     isolation::isolation_test,
     mistral::{MistralConfig, MistralEngine, ModelSource, ModelSpec},
     synthetic::{SYNTHETIC_MODEL, SyntheticEngine},
+    watched::Watched,
 };
 
 use crate::{args::serve::EngineArgs, progress::Progress};
@@ -46,6 +48,8 @@ pub(crate) struct Settings {
     pub(crate) context_tokens: Option<usize>,
     pub(crate) force_cpu: bool,
     pub(crate) self_test: bool,
+    /// Without a token for so long, an engine is taken for hung.
+    pub(crate) engine_timeout: Duration,
 }
 
 impl EnginePlan {
@@ -64,6 +68,7 @@ impl EnginePlan {
             context_tokens: args.context.map(|tokens| tokens as usize),
             force_cpu: args.cpu,
             self_test: args.self_test,
+            engine_timeout: args.engine_timeout,
         };
         Ok(Self::Models { models, settings })
     }
@@ -76,8 +81,17 @@ impl EnginePlan {
         }
     }
 
-    /// Loads it, as one of `shares` engines that divide the machine's cores.
+    /// Loads it, as one of `shares` engines that divide the machine's cores. What runs models is watched.
     pub(crate) async fn load(&self, shares: usize, progress: &Arc<Progress>) -> anyhow::Result<Arc<dyn Engine>> {
+        let engine = self.load_unwatched(shares, progress).await?;
+        match self {
+            // It cannot hang, and what it is measured for must not change.
+            Self::Synthetic { .. } => Ok(engine),
+            Self::Models { settings, .. } => Ok(Arc::new(Watched::new(engine, settings.engine_timeout))),
+        }
+    }
+
+    async fn load_unwatched(&self, shares: usize, progress: &Arc<Progress>) -> anyhow::Result<Arc<dyn Engine>> {
         let (models, settings) = match self {
             Self::Synthetic { tokens_per_second, words } => {
                 return Ok(Arc::new(SyntheticEngine::new(*tokens_per_second).words(*words)));

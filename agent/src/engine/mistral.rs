@@ -6,11 +6,13 @@
 //!
 //! The way of a request: [`template`] renders the conversation, whose texts [`prompt_escape`] makes harmless, [`vocabulary`] makes tokens of it, [`pool`]
 //! gives it a place, [`reading`] has the engine read it by [`request`]s, and [`generation`] makes the answer: [`guide`] says which tokens may come,
-//! [`sampler`] chooses one, [`tool_calls`] tells text and calls apart. [`run`] puts these together.
+//! [`sampler`] chooses one, [`tool_calls`] tells text and calls apart. [`run`] puts these together. [`engines`] replaces those that
+//! hang.
 //!
 //! The way of a model: [`source`] says where it is, [`files`] what its files say ([`gguf`], [`safetensors`]) and [`identity`] which one it is,
 //! [`pipeline`] has mistral.rs load it, [`quiet`] makes one line of whatever goes wrong there, and [`load`] puts it all together.
 
+mod engines;
 mod files;
 mod generation;
 mod gguf;
@@ -48,8 +50,12 @@ pub use self::{
     source::{ModelSource, ModelSpec, SourceError},
     template_source::ChatTemplateError,
 };
-use self::{load::Loaded, pool::Pool};
-use super::{Engine, EngineError, Generate, GenerateFuture, Sampling, TokenStream};
+use self::{
+    load::Loaded,
+    pool::{Place, Pool},
+    run::Prepared,
+};
+use super::{Engine, EngineError, Generate, GenerateFuture, RestartFuture, Sampling, TokenStream};
 
 /// Models run by mistral.rs.
 pub struct MistralEngine {
@@ -100,19 +106,32 @@ impl MistralEngine {
     async fn start(&self, request: Generate) -> Result<TokenStream, EngineError> {
         let model = self.find(&request.model)?;
         check(&request.sampling, request.continuation.is_some())?;
-        let gone = || EngineError::Failed("the engine is shutting down".to_owned());
         let asking = model.clone();
         let prepared = tokio::task::spawn_blocking(move || run::prepare(&asking, &request));
-        let prepared = match prepared.await.map_err(|_| gone())??.into_finished() {
+        let prepared = match prepared.await.map_err(|_| shutting_down())??.into_finished() {
             Ok(stream) => return Ok(stream),
             Err(prepared) => *prepared,
         };
-        let known = |engine: usize| model.engines[engine].held.lock().worth(&prepared.owner, &prepared.tokens);
-        let place = model.pool.acquire(known).await.ok_or_else(gone)?;
-        let (started, stream) = oneshot::channel();
-        tokio::spawn(run::run(model.clone(), place, prepared, started));
-        stream.await.map_err(|_| gone())?
+        let known = |engine: usize| model.engines.get(engine).held.lock().worth(&prepared.owner, &prepared.tokens);
+        let place = tokio::select! {
+            place = model.pool.acquire(known) => place.ok_or_else(shutting_down)?,
+            reason = model.engines.broken() => return Err(EngineError::Failed(reason)),
+        };
+        begin(model, place, prepared).await
     }
+}
+
+/// Has the engine of this place begin, in a task that ends when the engine has hung.
+async fn begin(model: &Arc<Loaded>, place: Place, prepared: Prepared) -> Result<TokenStream, EngineError> {
+    let engine = model.engines.get(place.engine());
+    let (started, stream) = oneshot::channel();
+    let hung = engine.hung.clone();
+    tokio::spawn(hung.run_until_cancelled_owned(run::run(model.clone(), engine, place, prepared, started)));
+    stream.await.map_err(|_| shutting_down())?
+}
+
+fn shutting_down() -> EngineError {
+    EngineError::Failed("the engine is shutting down".to_owned())
 }
 
 impl Engine for MistralEngine {
@@ -141,6 +160,11 @@ impl Engine for MistralEngine {
 
     fn idle(&self, model: &str) -> bool {
         self.find(model).is_ok_and(|model| model.pool.free() > 0)
+    }
+
+    fn restart(&self, model: &str) -> RestartFuture<'_> {
+        let model = self.find(model).cloned();
+        Box::pin(async move { model?.restart().await })
     }
 }
 

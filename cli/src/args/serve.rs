@@ -202,4 +202,8 @@ pub(crate) struct EngineArgs {
     /// Before serving, check that requests at the same time do not change each other's text; refuse to serve if they do.
     #[arg(long)]
     pub(crate) self_test: bool,
+    /// Without a token for so long, an engine is taken for hung: its request ends with an error, and it is built anew. The first token may take
+    /// longer, by once this time for each 600 bytes of the prompt. More for a machine that needs minutes for a prompt.
+    #[arg(long, env = "TITAN_ENGINE_TIMEOUT", default_value = "60s", value_name = "SECONDS", value_parser = values::engine_timeout)]
+    pub(crate) engine_timeout: Duration,
 }

@@ -82,6 +82,19 @@ fn the_defaults_are_those_of_the_contract() {
 }
 
 #[test]
+fn an_engine_is_given_the_time_that_its_machine_needs() {
+    let Command::Agent(agent) = parse("titan agent").unwrap() else { panic!("not agent") };
+    assert_eq!(agent.engine.engine_timeout, titan_agent::engine::watched::DEFAULT_ENGINE_TIMEOUT);
+    let Command::Up(up) = parse("titan up --engine-timeout 90").unwrap() else { panic!("not up") };
+    assert_eq!(up.engine.engine_timeout, Duration::from_secs(90));
+    for name in ["agent", "up"] {
+        let mut command = Cli::command();
+        let help = command.find_subcommand_mut(name).unwrap().render_long_help().to_string();
+        assert!(help.contains("--engine-timeout <SECONDS>") && help.contains("TITAN_ENGINE_TIMEOUT"), "{name}: {help}");
+    }
+}
+
+#[test]
 fn durations_have_a_unit_or_are_seconds() {
     for (text, milliseconds) in
         [("300s", 300_000), ("5m", 300_000), ("300", 300_000), ("1h", 3_600_000), ("1.5s", 1500), ("250ms", 250)]
@@ -105,6 +118,8 @@ fn a_value_out_of_range_is_named_with_its_flag() {
         ("titan coord --http-port 65536", "--http-port", "'65536'"),
         ("titan coord --bind localhost", "--bind", "'localhost'"),
         ("titan agent --max-jobs 0", "--max-jobs", "'0'"),
+        ("titan agent --engine-timeout 0", "--engine-timeout", "'0'"),
+        ("titan up --engine-timeout 2h", "--engine-timeout", "'2h'"),
         ("titan agent --engine gpt", "--engine", "'gpt'"),
         ("titan agent --engine synthetic --rate fast", "--rate", "'fast'"),
         ("titan up --agents 0", "--agents", "'0'"),

@@ -8,6 +8,8 @@ use titan_coord::{MAX_BOOKING_TIMEOUT, MAX_HEARTBEAT_TIMEOUT, MAX_TOKEN_TTL, Wei
 const SECOND: Duration = Duration::from_secs(1);
 /// Longest time to let running generations finish: longer than that, nobody waits for a server to stop.
 const MAX_DRAIN: Duration = Duration::from_secs(60 * 60);
+/// Longest time between two tokens: an engine that is slower than that serves nobody.
+const MAX_ENGINE_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
 /// `300s`, `5m`, `1h`, `500ms`, or seconds.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
@@ -44,6 +46,11 @@ pub(crate) fn booking_timeout(text: &str) -> Result<Duration, String> {
 /// `--drain-time`.
 pub(crate) fn drain_time(text: &str) -> Result<Duration, String> {
     duration_in(text, Duration::ZERO..=MAX_DRAIN)
+}
+
+/// `--engine-timeout`.
+pub(crate) fn engine_timeout(text: &str) -> Result<Duration, String> {
+    duration_in(text, SECOND..=MAX_ENGINE_TIMEOUT)
 }
 
 fn duration_in(text: &str, range: RangeInclusive<Duration>) -> Result<Duration, String> {

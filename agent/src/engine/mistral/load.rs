@@ -2,20 +2,20 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use mistralrs::{Model, ModelCategory};
-use parking_lot::Mutex;
+use mistralrs::ModelCategory;
 use titan_proto::v1::{Message, ModelInfo};
 
 use super::{
     super::Reasoning,
     ChatTemplateError, GgufError, ModelSource, ModelSpec, SafetensorsError, SourceError,
+    engines::{Build, Engines},
     files::ModelFiles,
     hub, memory,
     pipeline::{self, Settings},
     pool::Pool,
     prompt_escape::{BREAKERS, PromptEscape},
     quiet::one_line,
-    reading::{Held, ReadingSpeed},
+    reading::ReadingSpeed,
     template::{ChatTemplate, TemplateError},
     template_source::TemplateSource,
     vocabulary::Vocabulary,
@@ -124,7 +124,7 @@ pub enum LoadError {
 /// A model ready to generate.
 pub(super) struct Loaded {
     pub(super) names: Vec<String>,
-    pub(super) engines: Vec<LoadedEngine>,
+    pub(super) engines: Engines,
     pub(super) pool: Arc<Pool>,
     pub(super) context_tokens: usize,
     pub(super) vocabulary: Arc<Vocabulary>,
@@ -135,18 +135,6 @@ pub(super) struct Loaded {
     pub(super) reading_speed: ReadingSpeed,
     /// Without a name: it has several.
     pub(super) info: ModelInfo,
-}
-
-/// One engine of a model.
-pub(super) struct LoadedEngine {
-    pub(super) model: Arc<Model>,
-    pub(super) held: Mutex<Held>,
-}
-
-impl LoadedEngine {
-    fn new(model: Model) -> Self {
-        Self { model: Arc::new(model), held: Mutex::default() }
-    }
 }
 
 /// Loads one model; `shares` models divide the free memory.
@@ -202,12 +190,12 @@ pub(super) async fn load(
 
     let fitting = || memory::fitting_engines(config.max_jobs, memory, files.needs().engine_bytes(context_tokens));
     let engines = if on_cpu { config.engines.unwrap_or_else(fitting) } else { 1 };
-    let mut models = vec![LoadedEngine::new(first.model)];
+    let mut models = vec![first.model];
     progress(1, engines.max(1));
     // One after another: loading reads the whole file and needs more memory than running.
     while models.len() < engines {
         let next = pipeline::build(&name, &files, &source, settings).await.map_err(refused)?;
-        models.push(LoadedEngine::new(next.model));
+        models.push(next.model);
         progress(models.len(), engines);
     }
     let pool = Pool::new(models.len(), settings.sequences);
@@ -218,10 +206,20 @@ pub(super) async fn load(
         places: i32::try_from(pool.places()).unwrap_or(i32::MAX),
         ..info
     };
-    let cache_tokens = (on_cpu && vocabulary.sentinels().len() == 2).then(|| cache_tokens(context_tokens));
+    let kept = memory::cache_tokens(context_tokens, memory / models.len() as u64, files.needs());
+    let cache_tokens = vocabulary.can_end_unseen().then_some(kept).filter(|_| on_cpu);
+    let origin = spec.source.clone();
+    let build_another: Build = Box::new(move || {
+        let (name, files, source, origin) = (name.clone(), files.clone(), source.clone(), origin.clone());
+        Box::pin(async move {
+            let built = pipeline::build(&name, &files, &source, settings).await;
+            let refused = |reason| LoadError::Refused { model: name, origin, reason, hub: false };
+            Ok(built.map_err(refused)?.model)
+        })
+    });
     Ok(Loaded {
         names: spec.names.clone(),
-        engines: models,
+        engines: Engines::new(models, build_another),
         pool,
         context_tokens,
         vocabulary: Arc::new(vocabulary),
@@ -232,14 +230,6 @@ pub(super) async fn load(
         info,
     })
 }
-
-/// Tokens of conversations that an engine keeps beside what it computes: half of a context, which a conversation hardly ever fills.
-fn cache_tokens(context_tokens: usize) -> usize {
-    (context_tokens / 2).max(MIN_CACHE_TOKENS)
-}
-
-/// A conversation of a few turns, and the pieces in which it is read.
-const MIN_CACHE_TOKENS: usize = 4096;
 
 /// The model's files, fetched from the hub if need be, and looked at.
 async fn files(name: &str, source: &ModelSource, force_cpu: bool) -> Result<ModelFiles, LoadError> {

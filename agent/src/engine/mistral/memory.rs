@@ -33,6 +33,16 @@ pub(super) fn fitting_engines(max_jobs: usize, memory_bytes: u64, engine_bytes: 
     max_jobs.min(cores).min(usize::try_from(fitting).unwrap_or(usize::MAX)).max(1)
 }
 
+/// Tokens of conversations that an engine keeps beside what it computes: a whole context where the memory is there.
+pub(super) fn cache_tokens(context_tokens: usize, memory_bytes: u64, needs: Needs) -> usize {
+    let left = ((memory_bytes as f64 * MEMORY_SHARE) as u64).saturating_sub(needs.engine_bytes(context_tokens));
+    let fitting = usize::try_from(left / needs.token_bytes.max(1)).unwrap_or(usize::MAX);
+    fitting.min(context_tokens).max(MIN_CACHE_TOKENS)
+}
+
+/// A conversation of a few turns, and the pieces in which it is read.
+const MIN_CACHE_TOKENS: usize = 2048;
+
 /// Memory that is free now.
 pub(super) fn available_bytes() -> u64 {
     let mut system = sysinfo::System::new();
@@ -53,5 +63,13 @@ mod tests {
         assert_eq!(fitting_engines(1_000_000, u64::MAX, 1), cores);
         assert_eq!(fitting_engines(8, 1000, 900), 1, "memory for less than one still gives one");
         assert_eq!(fitting_engines(0, 0, 0), 1);
+    }
+
+    #[test]
+    fn what_is_kept_is_a_context_where_the_memory_is_there() {
+        let needs = Needs { weight_bytes: 1 << 30, token_bytes: 1 << 10 };
+        assert_eq!(cache_tokens(8192, u64::MAX, needs), 8192);
+        assert_eq!(cache_tokens(8192, 0, needs), MIN_CACHE_TOKENS);
+        assert_eq!(cache_tokens(512, u64::MAX, needs), MIN_CACHE_TOKENS);
     }
 }

@@ -104,10 +104,14 @@ async fn load(name: &str, files: &ModelFiles, template: &str, settings: Settings
             SchedulerConfig::DefaultScheduler { method: DefaultSchedulerMethod::Fixed(settings.sequences.try_into()?) }
         }
     };
-    let engine = EngineConfig { prefix_cache_n: PREFIX_CACHE, ..EngineConfig::default() };
+    let tokenizer = tokenizer.ok_or_else(|| anyhow::anyhow!("it has no tokenizer"))?;
+    // On a CPU the cache is never evicted: it is on only where its entries can be looked after.
+    let looked_after = || files.vocabulary(&tokenizer, metadata.eos_tok.clone()).is_ok_and(|it| it.can_end_unseen());
+    let no_prefix_cache = settings.on_cpu && !looked_after();
+    let engine = EngineConfig { prefix_cache_n: PREFIX_CACHE, no_prefix_cache, ..EngineConfig::default() };
     Ok(Built {
         model: build_model_from_pipeline(pipeline, scheduler, AddModelConfig::new(engine)).await,
-        tokenizer: tokenizer.ok_or_else(|| anyhow::anyhow!("it has no tokenizer"))?,
+        tokenizer,
         end_tokens: metadata.eos_tok.clone(),
         context_tokens: metadata.max_seq_len,
     })

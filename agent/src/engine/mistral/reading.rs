@@ -123,6 +123,12 @@ impl ReadingSpeed {
         usize::try_from(tokens).unwrap_or(usize::MAX).clamp(*PIECE_TOKENS.start(), *PIECE_TOKENS.end())
     }
 
+    /// The longest time that an engine should take for a step: a piece and a half.
+    pub(super) fn longest_step(&self) -> Duration {
+        let nanoseconds = self.nanoseconds_per_token.load(Relaxed);
+        Duration::from_nanos(nanoseconds.saturating_mul(self.piece() as u64)).mul_f64(1.5)
+    }
+
     fn read(&self, tokens: usize, took: Duration) {
         let each = took.as_nanos() as u64 / tokens.max(1) as u64;
         self.nanoseconds_per_token.store(each.max(1), Relaxed);

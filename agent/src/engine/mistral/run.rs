@@ -9,11 +9,12 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     super::{Continuation, EngineError, Generate, TokenStream, ToolChoice},
+    engines::LoadedEngine,
     generation::{Generation, Next, Wanted},
     guide::Guide,
     load::Loaded,
     pool::Place,
-    reading::PromptReader,
+    reading::{Held, PromptReader},
     request::{self, Outcome, only},
     sampler::Sampler,
     template::TemplateError,
@@ -147,15 +148,16 @@ fn room(prompt_tokens: usize, context_tokens: usize) -> Option<usize> {
 /// Runs in its own task: a caller who goes away must not take a half-asked engine with him.
 pub(super) async fn run(
     model: Arc<Loaded>,
+    engine: Arc<LoadedEngine>,
     place: Place,
     prepared: Prepared,
     started: oneshot::Sender<Result<TokenStream, EngineError>>,
 ) {
     let Prepared { owner, tokens, replayed, max_tokens, mut generation, events, stream } = prepared;
+    place.set_events(&events);
     if started.send(Ok(stream)).is_err() {
         return;
     }
-    let engine = &model.engines[place.engine()];
     if let Some(budget) = model.cache_tokens {
         let reader = PromptReader {
             model: &engine.model,
@@ -177,7 +179,8 @@ pub(super) async fn run(
     let chooser = Arc::new(Chooser {
         state: Mutex::new(Choosing { generation, replayed, given: Vec::new(), over: false }),
         model: model.clone(),
-        place,
+        held: engine.held.clone(),
+        _place: place,
         owner,
         prompt: tokens.clone(),
     });
@@ -187,14 +190,9 @@ pub(super) async fn run(
             let state = Arc::downgrade(&chooser);
             drop(chooser);
             let outcome = sequence.finish().await;
-            if outcome == Outcome::Finished {
-                return;
-            }
-            match state.upgrade() {
-                Some(chooser) => chooser.fail(&outcome),
-                None => {
-                    let _ = events.try_send(Err(failure(outcome)));
-                }
+            // Where the engine has let go of it already, the chooser has said itself that its answer is not whole.
+            if let (true, Some(chooser)) = (outcome != Outcome::Finished, state.upgrade()) {
+                chooser.fail(&outcome);
             }
             return;
         }
@@ -217,7 +215,9 @@ fn failure(outcome: Outcome) -> EngineError {
 struct Chooser {
     state: Mutex<Choosing>,
     model: Arc<Loaded>,
-    place: Place,
+    /// Of the engine that the sequence is in. The engine itself is not held: its own thread would be the last to drop it.
+    held: Arc<Mutex<Held>>,
+    _place: Place,
     owner: String,
     prompt: Vec<u32>,
 }
@@ -232,7 +232,7 @@ struct Choosing {
 
 impl Chooser {
     fn fail(&self, outcome: &Outcome) {
-        self.model.engines[self.place.engine()].held.lock().clear();
+        self.held.lock().clear();
         let mut state = self.state.lock();
         state.over = true;
         state.generation.fail(failure(outcome.clone()));
@@ -258,7 +258,7 @@ impl CustomLogitsProcessor for Chooser {
                 if !std::mem::replace(&mut state.over, true) && self.model.cache_tokens.is_some() {
                     self.place.finishes();
                     let computed = [self.prompt.as_slice(), &state.given].concat();
-                    self.model.engines[self.place.engine()].held.lock().add(&self.owner, computed);
+                    self.held.lock().add(&self.owner, computed);
                 }
                 state.generation.send_end();
                 // The last token is never computed: it is not the one that comes there when the conversation goes on.
@@ -272,8 +272,9 @@ impl Drop for Chooser {
     fn drop(&mut self) {
         let state = self.state.get_mut();
         if !state.over {
-            // The engine crashed, and what it held is gone.
-            self.model.engines[self.place.engine()].held.lock().clear();
+            // The engine crashed, and what it held is gone; or it ended the sequence by itself.
+            state.generation.fail(failure(Outcome::Finished));
+            self.held.lock().clear();
         }
     }
 }

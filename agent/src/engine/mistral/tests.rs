@@ -2,38 +2,38 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod hung;
+
 use std::{sync::Arc, time::Duration};
 
 use mistralrs::{Request, core::TokenizationRequest};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use super::{
     super::{EngineError, Event, FinishReason, Generate, Sampling, TokenStream, fetch},
-    MistralConfig, ModelSource, ModelSpec,
+    MistralConfig, ModelSource, ModelSpec, begin,
     load::{self, Loaded},
     run,
 };
 
-async fn loaded() -> Arc<Loaded> {
+async fn loaded(engines: usize) -> Loaded {
     let path = tokio::task::spawn_blocking(fetch::test_model).await.unwrap().unwrap();
     let spec = ModelSpec::new("test", ModelSource::GgufFile(path));
     let config = MistralConfig {
         models: vec![spec.clone()],
-        max_jobs: 1,
-        engines: Some(1),
+        max_jobs: engines,
+        engines: Some(engines),
         context_tokens: Some(300),
         force_cpu: true,
     };
-    Arc::new(load::load(&spec, &config, 1, &|_| {}).await.unwrap())
+    load::load(&spec, &config, 1, &|_| {}).await.unwrap()
 }
 
 async fn generate(model: &Arc<Loaded>, prompt: &str, sampling: Sampling) -> Result<TokenStream, EngineError> {
     let asked = Generate::new("test", prompt, sampling);
     let prepared = run::prepare(model, &asked)?;
     let place = model.pool.acquire(|_| 0).await.unwrap();
-    let (started, stream) = oneshot::channel();
-    tokio::spawn(run::run(model.clone(), place, prepared, started));
-    stream.await.unwrap()
+    begin(model, place, prepared).await
 }
 
 async fn last_event(mut stream: TokenStream) -> Result<Event, EngineError> {
@@ -46,7 +46,7 @@ async fn last_event(mut stream: TokenStream) -> Result<Event, EngineError> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_dangers_are_there_and_are_held_off() {
-    let model = loaded().await;
+    let model = Arc::new(loaded(1).await);
     user_text_would_be_read_as_control_tokens(&model);
     answers_end_with_the_context(&model).await;
     a_crashed_engine_is_an_error_and_comes_back(&model).await;
@@ -93,7 +93,7 @@ async fn a_crashed_engine_is_an_error_and_comes_back(model: &Arc<Loaded>) {
         reasoning_effort: None,
         response,
     };
-    model.engines[0].model.inner().get_sender(None).unwrap().send(Request::Tokenize(request)).await.unwrap();
+    model.engines.get(0).model.inner().get_sender(None).unwrap().send(Request::Tokenize(request)).await.unwrap();
     let last = last_event(stream).await;
     assert!(matches!(last, Err(EngineError::Failed(_))), "a crash looks like {last:?}");
     // The place comes back with the engine.

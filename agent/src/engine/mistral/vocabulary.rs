@@ -180,15 +180,20 @@ impl Vocabulary {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// Whether the token ends an answer.
+    /// Whether the token ends an answer: an end-of-sequence token, or a hidden one that means the end to mistral.rs.
     pub(super) fn is_end(&self, token: u32) -> bool {
-        self.ends.contains(&token)
+        self.ends.contains(&token) || self.sentinels().contains(&token)
     }
 
     /// A token that ends a sequence in mistral.rs and is not `next`. What mistral.rs caches of a sequence counts its last token although that one
     /// was never computed: it must be one that does not come there when the conversation goes on. `None` where the model has no such token.
     pub(super) fn sentinel(&self, next: Option<u32>) -> Option<u32> {
         self.sentinels.iter().copied().find(|token| Some(*token) != next)
+    }
+
+    /// Whether there is always a [`Vocabulary::sentinel`]: without one nothing can be kept of a conversation.
+    pub(super) fn can_end_unseen(&self) -> bool {
+        self.sentinels.len() > 1
     }
 
     /// All tokens that [`Vocabulary::sentinel`] may give: the first two are enough.
