@@ -1,12 +1,15 @@
 //! The engine trait: what the agent asks of whatever generates text.
 //!
 //! - [`mistral`]: the real one. The only module that names a mistral.rs type.
+//! - [`openai`]: a server that its owner runs beside the agent. [`composite`]: several engines as one.
 //! - [`synthetic`]: tokens at a fixed rate, for transports and benchmarks. Chosen by its own name, never a fallback.
 //! - [`isolation`]: the test that requests do not corrupt each other. [`fetch`]: gets the default model. [`stop`]: stop texts in a stream.
 
+pub mod composite;
 pub mod fetch;
 pub mod isolation;
 pub mod mistral;
+pub mod openai;
 mod requantize;
 pub mod stop;
 pub mod synthetic;

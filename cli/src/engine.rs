@@ -1,13 +1,17 @@
 //! From `--model` to an engine: what is to be loaded is checked at once, loading comes later.
 
+mod keys;
+
 use std::sync::Arc;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use titan_agent::engine::{
     Engine,
+    composite::{CompositeEngine, CompositeError},
     fetch::{DEFAULT_MODEL_NAME, default_model},
     isolation::isolation_test,
     mistral::{MistralConfig, MistralEngine, ModelSource, ModelSpec},
+    openai::{ServerEngine, ServerSpec},
     synthetic::{SYNTHETIC_MODEL, SyntheticEngine},
 };
 
@@ -27,8 +31,10 @@ pub(crate) enum EnginePlan {
 pub(crate) enum Planned {
     /// The default model, under this name; it may have to be fetched.
     Default(String),
-    /// Any other.
+    /// Any other that the agent runs itself.
     Spec(ModelSpec),
+    /// One on a server that its owner runs.
+    Server(ServerSpec),
 }
 
 /// How models are run.
@@ -48,6 +54,8 @@ impl EnginePlan {
         if models.is_empty() {
             models.push(Planned::Default(DEFAULT_MODEL_NAME.to_owned()));
         }
+        check_names(&models)?;
+        keys::give(&mut models, &args.model_keys, std::env::var(keys::VARIABLE).ok())?;
         let settings = Settings {
             max_jobs: usize::from(args.max_jobs),
             engines: args.engines.map(usize::from),
@@ -74,31 +82,66 @@ impl EnginePlan {
             }
             Self::Models { models, settings } => (models, settings),
         };
-        let mut specs = Vec::new();
+        let (mut specs, mut engines) = (Vec::new(), Vec::<Box<dyn Engine>>::new());
         for model in models {
-            specs.push(model.spec(progress).await?);
+            if let Planned::Server(spec) = model {
+                progress.spin(&format!("looking for the server of {}", spec.name));
+                engines.push(Box::new(ServerEngine::start(spec.clone(), settings.max_jobs).await?));
+            }
+            specs.extend(model.spec(progress).await?);
         }
-        // Where several agents share a machine, each takes its part of the cores; memory is looked at when each is loaded.
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let max_jobs = if shares > 1 { settings.max_jobs.min(cores / shares).max(1) } else { settings.max_jobs };
-        let config = MistralConfig {
-            models: specs,
-            max_jobs,
-            engines: settings.engines,
-            context_tokens: settings.context_tokens,
-            force_cpu: settings.force_cpu,
-        };
-        let engine = MistralEngine::load(config, &|loaded| progress.load(loaded)).await?;
-        if settings.self_test {
-            self_test(&engine, models, progress).await?;
+        if !specs.is_empty() {
+            engines.push(Box::new(load_models(specs, settings, shares, models, progress).await?));
         }
-        Ok(Arc::new(engine))
+        match engines.pop() {
+            Some(only) if engines.is_empty() => Ok(Arc::from(only)),
+            last => Ok(Arc::new(CompositeEngine::new(engines.into_iter().chain(last).collect(), &self.names())?)),
+        }
     }
+}
+
+/// The models that the agent runs itself, as one of `shares` engines.
+async fn load_models(
+    specs: Vec<ModelSpec>,
+    settings: &Settings,
+    shares: usize,
+    models: &[Planned],
+    progress: &Arc<Progress>,
+) -> anyhow::Result<MistralEngine> {
+    // Where several agents share a machine, each takes its part of the cores; memory is looked at when each is loaded.
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let max_jobs = if shares > 1 { settings.max_jobs.min(cores / shares).max(1) } else { settings.max_jobs };
+    let config = MistralConfig {
+        models: specs,
+        max_jobs,
+        engines: settings.engines,
+        context_tokens: settings.context_tokens,
+        force_cpu: settings.force_cpu,
+    };
+    let engine = MistralEngine::load(config, &|loaded| progress.load(loaded)).await?;
+    if settings.self_test {
+        self_test(&engine, models, progress).await?;
+    }
+    Ok(engine)
+}
+
+/// A server's model shares its name with no other. Among the rest, one source may have several names, and is merged later.
+fn check_names(models: &[Planned]) -> anyhow::Result<()> {
+    let on_servers = models.iter().filter(|model| matches!(model, Planned::Server(_)));
+    for name in on_servers.flat_map(Planned::names) {
+        if models.iter().flat_map(Planned::names).filter(|other| *other == name).count() > 1 {
+            bail!(CompositeError::NameTwice(name.to_owned()));
+        }
+    }
+    Ok(())
 }
 
 impl Planned {
     /// `NAME=SOURCE`, `SOURCE`, or the default model's name in either place.
     pub(crate) fn parse(text: &str) -> anyhow::Result<Self> {
+        if ServerSpec::names_server(text) {
+            return Ok(Self::Server(ServerSpec::parse(text).context("--model")?));
+        }
         let (name, source) = text.split_once('=').unwrap_or((DEFAULT_MODEL_NAME, text));
         if source == DEFAULT_MODEL_NAME && !name.is_empty() {
             return Ok(Self::Default(name.to_owned()));
@@ -111,23 +154,28 @@ impl Planned {
         match self {
             Self::Default(name) => vec![name],
             Self::Spec(spec) => spec.names.iter().map(String::as_str).collect(),
+            Self::Server(spec) => vec![&spec.name],
         }
     }
 
-    async fn spec(&self, progress: &Arc<Progress>) -> anyhow::Result<ModelSpec> {
+    /// What the agent has to load; nothing of a server's model.
+    async fn spec(&self, progress: &Arc<Progress>) -> anyhow::Result<Option<ModelSpec>> {
         let name = match self {
             Self::Default(name) => name.clone(),
-            Self::Spec(spec) => return Ok(spec.clone()),
+            Self::Spec(spec) => return Ok(Some(spec.clone())),
+            Self::Server(_) => return Ok(None),
         };
         let progress = Arc::clone(progress);
         let fetch =
             tokio::task::spawn_blocking(move || default_model(&|step| progress.fetch(DEFAULT_MODEL_NAME, step)));
-        Ok(ModelSpec { names: vec![name], source: ModelSource::GgufFile(fetch.await??) })
+        Ok(Some(ModelSpec { names: vec![name], source: ModelSource::GgufFile(fetch.await??) }))
     }
 }
 
+/// Of the models that the agent runs itself: what a server's owner tests is the owner's.
 async fn self_test(engine: &dyn Engine, models: &[Planned], progress: &Progress) -> anyhow::Result<()> {
-    for name in models.iter().filter_map(|model| model.names().first().copied()) {
+    let own = models.iter().filter(|model| !matches!(model, Planned::Server(_)));
+    for name in own.filter_map(|model| model.names().first().copied()) {
         progress.spin(&format!("testing that requests to {name} stay apart"));
         let report = isolation_test(engine, name).await.context("--self-test: not serving")?;
         tracing::info!(model = name, elapsed_ms = report.elapsed.as_millis() as u64, "isolation test passed");
@@ -148,6 +196,20 @@ mod tests {
             assert!(matches!(&planned, Planned::Default(name) if name == expected), "{planned:?}");
         }
         assert!(matches!(Planned::parse("q=Qwen/Qwen3-0.6B").unwrap(), Planned::Spec(spec) if spec.names == ["q"]));
+    }
+
+    #[test]
+    fn a_url_is_a_model_on_a_server_and_has_its_name_to_itself() {
+        let plan = |texts: &[&str]| {
+            let models: Vec<Planned> = texts.iter().map(|text| Planned::parse(text).unwrap()).collect();
+            check_names(&models).map(|()| models.iter().flat_map(Planned::names).map(str::to_owned).collect::<Vec<_>>())
+        };
+        assert_eq!(plan(&["a=http://h/v1#m", "smollm2:135m", "http://h/v1#m"]).unwrap(), ["a", "smollm2:135m", "m"]);
+        for twice in [["a=http://h/v1#m", "a=smollm2:135m"], ["a=http://h/v1#m", "a=http://h/v1#n"]] {
+            assert!(plan(&twice).unwrap_err().to_string().contains("\"a\""));
+        }
+        let message = format!("{:#}", Planned::parse("http://127.0.0.1:8000/v1").unwrap_err());
+        assert!(message.contains("--model") && message.contains("NAME="), "{message}");
     }
 
     #[test]

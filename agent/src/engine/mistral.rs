@@ -11,7 +11,7 @@ mod continuation;
 mod gguf;
 mod load;
 mod pool;
-mod prompt_escape;
+pub(super) mod prompt_escape;
 mod request;
 mod run;
 mod sampler;
