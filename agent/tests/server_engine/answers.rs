@@ -95,13 +95,18 @@ async fn a_refusal_is_told_in_the_servers_words() {
     assert!(matches!(&error, EngineError::Failed(why) if why.contains("gateway")), "{error}");
 }
 
+/// The script's server writes when it has nothing else to do; what it breaks off before is never sent.
+fn flushed() -> Step {
+    Step::Pause(Duration::from_millis(100))
+}
+
 #[tokio::test]
 async fn a_stream_that_breaks_ends_early_or_is_none_is_an_error_and_never_an_end() {
     let said = || Step::event(&text("a"));
     let done = || Step::text("data: [DONE]\n\n");
     let ended = || Step::event(&finish("stop"));
     let cases: Vec<(Vec<Step>, &str)> = vec![
-        (vec![said(), Step::Break], "was lost"),
+        (vec![said(), flushed(), Step::Break], "was lost"),
         (vec![said()], "ended the stream before"),
         (vec![said(), ended()], "ended the stream before"),
         (vec![said(), ended(), Step::text("data: [DONE]")], "ended the stream before"),
@@ -124,7 +129,7 @@ async fn a_stream_that_breaks_ends_early_or_is_none_is_an_error_and_never_an_end
 
 #[tokio::test]
 async fn what_came_before_the_break_has_come() {
-    let steps = vec![Step::event(&text("a")), Step::event(&text("b")), Step::Break];
+    let steps = vec![Step::event(&text("a")), Step::event(&text("b")), flushed(), Step::Break];
     let server = Scripted::completing(move |_| Reply::Stream(steps.clone()));
     let engine = server.engine().await;
     let (pieces, end) = all(engine.generate(ask(8)).await.unwrap()).await;

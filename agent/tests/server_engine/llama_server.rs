@@ -70,8 +70,8 @@ impl LlamaServer {
         {
             arguments.push(argument.to_owned());
         }
-        // No spinning while it waits for its other threads: the machine may be full.
-        arguments.extend(["--threads", "2", "--poll", "0"].map(str::to_owned));
+        // On a machine that is full, threads that wait for each other at every layer make no progress.
+        arguments.extend(["--threads", "1"].map(str::to_owned));
         arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
         let mut server = Self { child: spawn(&binary, &arguments), addr, binary, arguments };
         server.well().await;

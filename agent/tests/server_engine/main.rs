@@ -30,18 +30,14 @@ pub(crate) fn ask(max_tokens: u32) -> Generate {
 /// Every piece and the end, or the error that took its place.
 pub(crate) async fn all(mut stream: TokenStream) -> (Vec<Piece>, Result<Usage, EngineError>) {
     let mut pieces = Vec::new();
-    let read = async {
-        loop {
-            match stream.recv().await {
-                Some(Ok(Event::Piece(piece))) => pieces.push(piece),
-                Some(Ok(Event::Done(usage))) => return Ok(usage),
-                Some(Err(error)) => return Err(error),
-                None => panic!("a stream without an end"),
-            }
+    loop {
+        let event = tokio::time::timeout(PATIENCE, stream.recv()).await.expect("the stream neither goes on nor ends");
+        match event.expect("a stream has an end") {
+            Ok(Event::Piece(piece)) => pieces.push(piece),
+            Ok(Event::Done(usage)) => return (pieces, Ok(usage)),
+            Err(error) => return (pieces, Err(error)),
         }
-    };
-    let end = tokio::time::timeout(PATIENCE, read).await.expect("the stream neither goes on nor ends");
-    (pieces, end)
+    }
 }
 
 /// An answer that must come whole.

@@ -24,11 +24,6 @@ impl PromptEscape {
         Self { controls, first_characters, breaker }
     }
 
-    /// The same with another character in between.
-    pub(in crate::engine) fn with_breaker(self, breaker: char) -> Self {
-        Self { breaker, ..self }
-    }
-
     /// The text with every control token broken up; all else is unchanged.
     pub(in crate::engine) fn apply(&self, text: &str) -> String {
         let mut out = String::with_capacity(text.len());

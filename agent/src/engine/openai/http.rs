@@ -20,8 +20,7 @@ use crate::engine::EngineError;
 
 /// Longest time to connect. The server is this machine or a neighbour; a request that cannot reach it is better sent to another agent.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long a connection that nobody uses is kept: less than the 5 s after which llama.cpp and uvicorn close theirs, since a request that
-/// meets the closing of its connection fails.
+/// How long a TLS connection that nobody uses is kept: less than the 5 s after which uvicorn closes its own.
 const IDLE_TIME: Duration = Duration::from_secs(2);
 /// Longest body of an answer to a question about the server, or of a refusal. A list of models of a hosted service has some hundred kB.
 const MAX_BODY_BYTES: usize = 4 << 20;
@@ -72,6 +71,9 @@ impl Http {
             .tls_backend_preconfigured(tls_config(&spec.url).map_err(|error| error.to_string())?)
             .default_headers(headers)
             .connect_timeout(CONNECT_TIMEOUT)
+            // A request that meets the closing of an old connection fails, and the server seems dead. Without TLS a new one costs next to
+            // nothing.
+            .pool_max_idle_per_host(if spec.url.scheme() == "https" { usize::MAX } else { 0 })
             .pool_idle_timeout(IDLE_TIME)
             // A server that answers completions does not redirect; whoever does would get the prompt and the key.
             .redirect(redirect::Policy::none())

@@ -125,6 +125,13 @@ struct Tokens {
     tokens: Vec<Value>,
 }
 
+impl Tokens {
+    /// Whether this text is one token. The server gives texts as such, and lists of bytes for what is none.
+    fn have(&self, text: &str) -> bool {
+        self.tokens.iter().any(|token| token.get("piece").is_some_and(|piece| piece == text))
+    }
+}
+
 /// Asks the server what it is.
 pub(super) async fn look(http: &Http, spec: &ServerSpec) -> Result<Facts, Trouble> {
     let models: Models = http.json("models", PATIENCE).await.map_err(|error| match error.status() {
@@ -192,44 +199,41 @@ async fn llama_cpp(http: &Http, facts: &mut Facts) -> Result<(), Trouble> {
     facts.quantization = props.model_ftype.clone().unwrap_or_default();
     facts.tools = props.chat_template_caps.get("supports_tools").and_then(Value::as_bool).unwrap_or(false);
     facts.reasoning = props.chat_template.contains("enable_thinking") || props.chat_template.contains("<think>");
-    let found = controls(http, &props).await?;
-    facts.escape = PromptEscape::new(found, BREAKERS[0]);
-    // Some tokenizers drop invisible characters before they look for control tokens.
-    for breaker in BREAKERS {
-        let escape = facts.escape.clone().with_breaker(breaker);
-        let sample = escape.sample();
-        let (broken_up, plain) = (escape.apply(&sample), token_count(http, &escape.apply(&sample), false).await?);
-        if token_count(http, &broken_up, true).await? == plain {
-            facts.escape = escape;
-            break;
-        }
-    }
+    facts.escape = escape(http, &props).await?;
     Ok(())
 }
 
-/// The texts that the server's tokenizer takes for control tokens, of all that its template mentions and of every usual one.
-async fn controls(http: &Http, props: &Props) -> Result<Vec<String>, HttpError> {
-    let mut candidates: Vec<String> = [&props.bos_token, &props.eos_token].into_iter().cloned().collect();
+/// What breaks up the texts that the server's tokenizer takes for control tokens, of all that its template mentions and of every usual one.
+async fn escape(http: &Http, props: &Props) -> Result<PromptEscape, HttpError> {
+    let mut candidates = vec![props.bos_token.clone(), props.eos_token.clone()];
     candidates.extend(marks(&props.chat_template));
     candidates.extend(marks(&props.chat_template_tool_use));
     candidates.truncate(MAX_CANDIDATES);
     candidates.extend(COMMON_CONTROLS.map(str::to_owned));
-    candidates.retain(|text| text.chars().nth(1).is_some());
     candidates.sort_unstable();
     candidates.dedup();
-    let mut found = Vec::new();
-    for candidate in candidates {
-        // One token where control tokens are read, and several where they are not.
-        if token_count(http, &candidate, true).await? == 1 && token_count(http, &candidate, false).await? > 1 {
-            found.push(candidate);
+    let all = candidates.join("\n");
+    // One token where control tokens are read, and several where they are not.
+    let (read, plain) = (tokens(http, &all, true).await?, tokens(http, &all, false).await?);
+    if read.tokens.iter().all(|token| token.get("piece").is_none()) {
+        // A server too old to give them.
+        return Ok(PromptEscape::new(COMMON_CONTROLS.map(str::to_owned), BREAKERS[0]));
+    }
+    candidates.retain(|text| read.have(text) && !plain.have(text));
+    // Some tokenizers drop invisible characters before they look for control tokens.
+    for breaker in BREAKERS {
+        let escape = PromptEscape::new(candidates.iter().cloned(), breaker);
+        let broken_up = tokens(http, &escape.apply(&escape.sample()), true).await?;
+        if !candidates.iter().any(|text| text.chars().nth(1).is_some() && broken_up.have(text)) {
+            return Ok(escape);
         }
     }
-    Ok(found)
+    Ok(PromptEscape::new(candidates, ' '))
 }
 
-async fn token_count(http: &Http, text: &str, parse_special: bool) -> Result<usize, HttpError> {
-    let question = json!({"content": text, "add_special": false, "parse_special": parse_special});
-    http.ask::<Tokens>("/tokenize", &question, PATIENCE).await.map(|answer| answer.tokens.len())
+async fn tokens(http: &Http, text: &str, parse_special: bool) -> Result<Tokens, HttpError> {
+    let question = json!({"content": text, "add_special": false, "parse_special": parse_special, "with_pieces": true});
+    http.ask("/tokenize", &question, PATIENCE).await
 }
 
 async fn ollama(http: &Http, facts: &mut Facts) {

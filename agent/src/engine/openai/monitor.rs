@@ -166,13 +166,15 @@ impl Server {
 
     async fn check(&self, kind: Kind) -> Result<(), Trouble> {
         let path = if kind == Kind::Ollama { "/api/version" } else { "/health" };
-        let asked = match self.http.get(path, HEALTH_PATIENCE).await {
-            // No such question there.
-            Err(error) if matches!(error.status(), Some(404 | 405 | 501)) => {
-                self.http.get("models", HEALTH_PATIENCE).await
-            }
-            asked => asked,
-        };
+        let mut asked = self.http.get(path, HEALTH_PATIENCE).await;
+        if matches!(asked, Err(HttpError::Unreachable(_))) {
+            // It may have been the connection alone, which the server had closed.
+            asked = self.http.get(path, HEALTH_PATIENCE).await;
+        }
+        // No such question there.
+        if matches!(asked.as_ref().map_err(HttpError::status), Err(Some(404 | 405 | 501))) {
+            asked = self.http.get("models", HEALTH_PATIENCE).await;
+        }
         asked.map(drop).map_err(|error| match error.status() {
             Some(401 | 403) => Trouble::Key(error.to_string()),
             _ => Trouble::Http(error),
