@@ -1,15 +1,18 @@
 //! The engine trait: what the agent asks of whatever generates text.
 //!
 //! - [`mistral`]: the real one. The only module that names a mistral.rs type.
+//! - [`openai`]: a server that its owner runs beside the agent. [`composite`]: several engines as one.
 //! - [`synthetic`]: tokens at a fixed rate, for transports and benchmarks. Chosen by its own name, never a fallback.
 //! - [`watched`]: an engine around any of them that notices when it hangs or fails, has it built anew, and says how well it is.
 //! - [`isolation`]: the test that requests do not corrupt each other. [`fetch`]: gets the default model. [`stop`]: stop texts in a stream.
 
+pub mod composite;
 pub mod fetch;
 mod health;
 pub mod isolation;
 pub mod mistral;
 mod model_cache;
+pub mod openai;
 mod requantize;
 pub mod stop;
 pub mod synthetic;

@@ -1,5 +1,7 @@
 //! From `--model` to an engine: what is to be loaded is checked at once, loading comes later.
 
+mod keys;
+
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -9,9 +11,11 @@ use std::{
 use anyhow::{Context as _, bail};
 use titan_agent::engine::{
     Engine,
+    composite::{CompositeEngine, CompositeError},
     fetch::{DEFAULT_MODEL_NAME, default_model},
     isolation::isolation_test,
     mistral::{MistralConfig, MistralEngine, ModelSource, ModelSpec},
+    openai::{ServerEngine, ServerSpec},
     synthetic::{SYNTHETIC_MODEL, SyntheticEngine},
     watched::Watched,
 };
@@ -36,8 +40,10 @@ pub(crate) enum Planned {
         /// In place of its own.
         chat_template: Option<PathBuf>,
     },
-    /// Any other.
+    /// Any other that the agent runs itself.
     Spec(ModelSpec),
+    /// One on a server that its owner runs.
+    Server(ServerSpec),
 }
 
 /// How models are run.
@@ -62,6 +68,8 @@ impl EnginePlan {
         for text in &args.chat_templates {
             set_chat_template(&mut models, text)?;
         }
+        check_names(&models)?;
+        keys::give(&mut models, &args.model_keys, std::env::var(keys::VARIABLE).ok())?;
         let settings = Settings {
             max_jobs: usize::from(args.max_jobs),
             engines: args.engines.map(usize::from),
@@ -98,26 +106,58 @@ impl EnginePlan {
             }
             Self::Models { models, settings } => (models, settings),
         };
-        let mut specs = Vec::new();
+        let (mut specs, mut engines) = (Vec::new(), Vec::<Box<dyn Engine>>::new());
         for model in models {
-            specs.push(model.spec(progress).await?);
+            if let Planned::Server(spec) = model {
+                progress.spin(&format!("looking for the server of {}", spec.name));
+                engines.push(Box::new(ServerEngine::start(spec.clone(), settings.max_jobs).await?));
+            }
+            specs.extend(model.spec(progress).await?);
         }
-        // Where several agents share a machine, each takes its part of the cores; memory is looked at when each is loaded.
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let max_jobs = if shares > 1 { settings.max_jobs.min(cores / shares).max(1) } else { settings.max_jobs };
-        let config = MistralConfig {
-            models: specs,
-            max_jobs,
-            engines: settings.engines,
-            context_tokens: settings.context_tokens,
-            force_cpu: settings.force_cpu,
-        };
-        let engine = MistralEngine::load(config, &|loaded| progress.load(loaded)).await?;
-        if settings.self_test {
-            self_test(&engine, models, progress).await?;
+        if !specs.is_empty() {
+            engines.push(Box::new(load_models(specs, settings, shares, models, progress).await?));
         }
-        Ok(Arc::new(engine))
+        match engines.pop() {
+            Some(only) if engines.is_empty() => Ok(Arc::from(only)),
+            last => Ok(Arc::new(CompositeEngine::new(engines.into_iter().chain(last).collect(), &self.names())?)),
+        }
     }
+}
+
+/// The models that the agent runs itself, as one of `shares` engines.
+async fn load_models(
+    specs: Vec<ModelSpec>,
+    settings: &Settings,
+    shares: usize,
+    models: &[Planned],
+    progress: &Arc<Progress>,
+) -> anyhow::Result<MistralEngine> {
+    // Where several agents share a machine, each takes its part of the cores; memory is looked at when each is loaded.
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let max_jobs = if shares > 1 { settings.max_jobs.min(cores / shares).max(1) } else { settings.max_jobs };
+    let config = MistralConfig {
+        models: specs,
+        max_jobs,
+        engines: settings.engines,
+        context_tokens: settings.context_tokens,
+        force_cpu: settings.force_cpu,
+    };
+    let engine = MistralEngine::load(config, &|loaded| progress.load(loaded)).await?;
+    if settings.self_test {
+        self_test(&engine, models, progress).await?;
+    }
+    Ok(engine)
+}
+
+/// A server's model shares its name with no other. Among the rest, one source may have several names, and is merged later.
+fn check_names(models: &[Planned]) -> anyhow::Result<()> {
+    let on_servers = models.iter().filter(|model| matches!(model, Planned::Server(_)));
+    for name in on_servers.flat_map(Planned::names) {
+        if models.iter().flat_map(Planned::names).filter(|other| *other == name).count() > 1 {
+            bail!(CompositeError::NameTwice(name.to_owned()));
+        }
+    }
+    Ok(())
 }
 
 impl Planned {
@@ -127,6 +167,9 @@ impl Planned {
 
     /// `NAME=SOURCE`, `SOURCE`, or the default model's name in either place.
     pub(crate) fn parse(text: &str) -> anyhow::Result<Self> {
+        if ServerSpec::names_server(text) {
+            return Ok(Self::Server(ServerSpec::parse(text).context("--model")?));
+        }
         let (name, source) = text.split_once('=').unwrap_or((DEFAULT_MODEL_NAME, text));
         if source == DEFAULT_MODEL_NAME && !name.is_empty() {
             return Ok(Self::default_model(name));
@@ -139,18 +182,21 @@ impl Planned {
         match self {
             Self::Default { name, .. } => vec![name],
             Self::Spec(spec) => spec.names.iter().map(String::as_str).collect(),
+            Self::Server(spec) => vec![&spec.name],
         }
     }
 
-    async fn spec(&self, progress: &Arc<Progress>) -> anyhow::Result<ModelSpec> {
+    /// What the agent has to load; nothing of a server's model.
+    async fn spec(&self, progress: &Arc<Progress>) -> anyhow::Result<Option<ModelSpec>> {
         let (name, chat_template) = match self {
             Self::Default { name, chat_template } => (name.clone(), chat_template.clone()),
-            Self::Spec(spec) => return Ok(spec.clone()),
+            Self::Spec(spec) => return Ok(Some(spec.clone())),
+            Self::Server(_) => return Ok(None),
         };
         let progress = Arc::clone(progress);
         let fetch =
             tokio::task::spawn_blocking(move || default_model(&|step| progress.fetch(DEFAULT_MODEL_NAME, step)));
-        Ok(ModelSpec { chat_template, ..ModelSpec::new(name, ModelSource::GgufFile(fetch.await??)) })
+        Ok(Some(ModelSpec { chat_template, ..ModelSpec::new(name, ModelSource::GgufFile(fetch.await??)) }))
     }
 }
 
@@ -174,15 +220,19 @@ pub(crate) fn set_chat_template(models: &mut [Planned], text: &str) -> anyhow::R
     if !Path::new(file).is_file() {
         bail!("--chat-template {text}: there is no file {file:?}");
     }
-    let (Planned::Default { chat_template, .. } | Planned::Spec(ModelSpec { chat_template, .. })) = model;
+    let (Planned::Default { chat_template, .. } | Planned::Spec(ModelSpec { chat_template, .. })) = model else {
+        bail!("--chat-template {text}: a server renders its models' conversations itself, so the template belongs there");
+    };
     if chat_template.replace(file.into()).is_some() {
         bail!("--chat-template {text}: this model has been given one already");
     }
     Ok(())
 }
 
+/// Of the models that the agent runs itself: what a server's owner tests is the owner's.
 async fn self_test(engine: &dyn Engine, models: &[Planned], progress: &Progress) -> anyhow::Result<()> {
-    for name in models.iter().filter_map(|model| model.names().first().copied()) {
+    let own = models.iter().filter(|model| !matches!(model, Planned::Server(_)));
+    for name in own.filter_map(|model| model.names().first().copied()) {
         progress.spin(&format!("testing that requests to {name} stay apart"));
         let report = isolation_test(engine, name).await.context("--self-test: not serving")?;
         tracing::info!(model = name, elapsed_ms = report.elapsed.as_millis() as u64, "isolation test passed");
@@ -215,6 +265,7 @@ mod tests {
         let template = |model: &Planned| match model {
             Planned::Default { chat_template, .. } => chat_template.clone(),
             Planned::Spec(spec) => spec.chat_template.clone(),
+            Planned::Server(_) => None,
         };
         for (at, name) in ["one", "two"].into_iter().enumerate() {
             let mut models = models();
@@ -236,6 +287,20 @@ mod tests {
             let message = set_chat_template(&mut models(), &text).unwrap_err().to_string();
             assert!(message.contains("--chat-template") && message.contains(says), "{message}");
         }
+    }
+
+    #[test]
+    fn a_url_is_a_model_on_a_server_and_has_its_name_to_itself() {
+        let plan = |texts: &[&str]| {
+            let models: Vec<Planned> = texts.iter().map(|text| Planned::parse(text).unwrap()).collect();
+            check_names(&models).map(|()| models.iter().flat_map(Planned::names).map(str::to_owned).collect::<Vec<_>>())
+        };
+        assert_eq!(plan(&["a=http://h/v1#m", "smollm2:135m", "http://h/v1#m"]).unwrap(), ["a", "smollm2:135m", "m"]);
+        for twice in [["a=http://h/v1#m", "a=smollm2:135m"], ["a=http://h/v1#m", "a=http://h/v1#n"]] {
+            assert!(plan(&twice).unwrap_err().to_string().contains("\"a\""));
+        }
+        let message = format!("{:#}", Planned::parse("http://127.0.0.1:8000/v1").unwrap_err());
+        assert!(message.contains("--model") && message.contains("NAME="), "{message}");
     }
 
     #[test]

@@ -23,7 +23,7 @@ mod load;
 mod memory;
 mod pipeline;
 mod pool;
-mod prompt_escape;
+pub(super) mod prompt_escape;
 mod quiet;
 mod reading;
 mod request;

@@ -160,6 +160,8 @@ const AGENT_EXAMPLES: &str = "\
 Examples:
   titan agent                                     the default model, for a coordinator on this machine
   titan agent --model llama3=./llama3.gguf --model Qwen/Qwen3-0.6B --max-jobs 8
+  titan agent --model qwen=http://127.0.0.1:8000/v1#Qwen/Qwen3-8B --max-jobs 64
+                                                  a model on a vLLM, SGLang, llama.cpp or Ollama server
   titan agent --id agent-1 --bind 0.0.0.0 --public-host gpu-box.example \\
               --coordinator coordinator.example:50051 --self-test
                                                   for other machines (needs certificates: titan certs --help)
@@ -178,15 +180,20 @@ pub(crate) enum EngineKind {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct EngineArgs {
     /// A model and its name: NAME=SOURCE, or SOURCE alone, which names itself. SOURCE is a .gguf file, a directory of
-    /// safetensors, or a name on the Hugging Face hub (org/name, org/name/file.gguf). Of a model in several files
-    /// (NAME-00001-of-00003.gguf) any of them will do. May be repeated [default: smollm2:135m,
-    /// fetched once with pip]
+    /// safetensors, a name on the Hugging Face hub (org/name, org/name/file.gguf), or an OpenAI-compatible server that runs
+    /// already and its name of the model (http://127.0.0.1:8000/v1#MODEL; #MODEL may be left out where it has one). Of a model in
+    /// several files (NAME-00001-of-00003.gguf) any of them will do. May be repeated [default: smollm2:135m, fetched once with pip]
     #[arg(long = "model", value_name = "NAME=SOURCE")]
     pub(crate) models: Vec<String>,
     /// A chat template in place of a model's own, for one that has none or a bad one: NAME=FILE, or FILE where there is one model. FILE is a
     /// Jinja template, or JSON with the field chat_template, such as tokenizer_config.json. May be repeated.
     #[arg(long = "chat-template", value_name = "NAME=FILE")]
     pub(crate) chat_templates: Vec<String>,
+    /// The file that holds the API key of the server of the model NAME, and nothing else; may be repeated. Without it, the
+    /// variable TITAN_MODEL_KEY is the key, if the servers without a file are one. No key is taken from the command line, and
+    /// none is logged.
+    #[arg(long = "model-key", value_name = "NAME=FILE", value_parser = values::key_file)]
+    pub(crate) model_keys: Vec<(String, PathBuf)>,
     /// Generations at once; what is beyond that is refused.
     #[arg(long, env = "MAX_CONCURRENT_JOBS", default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) max_jobs: u16,

@@ -5,18 +5,18 @@
 
 /// Breaks control tokens in text up.
 #[derive(Clone, Debug)]
-pub(super) struct PromptEscape {
+pub(in crate::engine) struct PromptEscape {
     controls: Vec<String>,
     first_characters: Vec<char>,
     breaker: char,
 }
 
 /// What may stand between the first and the second character, the least visible first. Which one a tokenizer does not skip is tried when the model is loaded.
-pub(super) const BREAKERS: [char; 3] = ['\u{200b}', '\u{2060}', ' '];
+pub(in crate::engine) const BREAKERS: [char; 3] = ['\u{200b}', '\u{2060}', ' '];
 
 impl PromptEscape {
     /// Texts of one character cannot be broken up and are left out.
-    pub(super) fn new(controls: impl IntoIterator<Item = String>, breaker: char) -> Self {
+    pub(in crate::engine) fn new(controls: impl IntoIterator<Item = String>, breaker: char) -> Self {
         let controls: Vec<String> = controls.into_iter().filter(|control| control.chars().nth(1).is_some()).collect();
         let mut first_characters: Vec<char> = controls.iter().filter_map(|control| control.chars().next()).collect();
         first_characters.sort_unstable();
@@ -25,7 +25,7 @@ impl PromptEscape {
     }
 
     /// The text with every control token broken up; all else is unchanged.
-    pub(super) fn apply(&self, text: &str) -> String {
+    pub(in crate::engine) fn apply(&self, text: &str) -> String {
         let mut out = String::with_capacity(text.len());
         for (at, character) in text.char_indices() {
             out.push(character);
@@ -39,7 +39,7 @@ impl PromptEscape {
     }
 
     /// All control tokens, to try on a tokenizer.
-    pub(super) fn sample(&self) -> String {
+    pub(in crate::engine) fn sample(&self) -> String {
         self.controls.join(" ")
     }
 }
