@@ -221,7 +221,9 @@ pub(crate) fn set_chat_template(models: &mut [Planned], text: &str) -> anyhow::R
         bail!("--chat-template {text}: there is no file {file:?}");
     }
     let (Planned::Default { chat_template, .. } | Planned::Spec(ModelSpec { chat_template, .. })) = model else {
-        bail!("--chat-template {text}: a server renders its models' conversations itself, so the template belongs there");
+        bail!(
+            "--chat-template {text}: a server renders its models' conversations itself, so the template belongs there"
+        );
     };
     if chat_template.replace(file.into()).is_some() {
         bail!("--chat-template {text}: this model has been given one already");

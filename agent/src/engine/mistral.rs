@@ -158,6 +158,11 @@ impl Engine for MistralEngine {
         self.pools().map(|pool| pool.places() - pool.free()).sum()
     }
 
+    fn cached_prefixes(&self) -> Vec<u64> {
+        let engines = self.models.iter().flat_map(|model| model.engines.all());
+        engines.flat_map(|engine| engine.held.lock().digests()).collect()
+    }
+
     fn idle(&self, model: &str) -> bool {
         self.find(model).is_ok_and(|model| model.pool.free() > 0)
     }

@@ -262,7 +262,7 @@ impl Generation {
     }
 
     fn usage(&self, completion_tokens: u32, finish_reason: FinishReason) -> Usage {
-        Usage { prompt_tokens: self.prompt_tokens, completion_tokens, finish_reason }
+        Usage { prompt_tokens: self.prompt_tokens, cached_tokens: 0, completion_tokens, finish_reason }
     }
 }
 

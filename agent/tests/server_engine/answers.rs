@@ -24,7 +24,10 @@ async fn an_answer_comes_whole_however_the_network_cuts_it() {
         let (whole, pieces, end) = answer(&engine, ask(8)).await;
         assert_eq!((whole.as_str(), pieces.len()), ("é🙂 b", 3), "cut every {size} bytes");
         assert_eq!(pieces[1].reasoning, "hm");
-        assert_eq!(end, Usage { prompt_tokens: 9, completion_tokens: 3, finish_reason: FinishReason::Length });
+        assert_eq!(
+            end,
+            Usage { prompt_tokens: 9, cached_tokens: 0, completion_tokens: 3, finish_reason: FinishReason::Length }
+        );
     }
 }
 

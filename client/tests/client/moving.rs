@@ -2,12 +2,12 @@
 
 use futures_util::StreamExt as _;
 use titan_client::{
-    Builder, ClientError, Feature, Generation, Message, Processed, Prompt, Reasoning, TitanClient, Tool, ToolCall,
-    ToolChoice, WirePreference,
+    Builder, ClientError, Feature, Generation, Message, Processed, Prompt, Reasoning, Tool, ToolCall, ToolChoice,
+    WirePreference,
 };
 use tonic::Code;
 
-use crate::{MODEL, TestAgent, World, builder, certs, coordinator::Place, soon};
+use crate::{MODEL, TestAgent, World, builder, coordinator::Place, soon};
 
 /// Its answer does not end unless it is continued.
 const HANGS: &str = "then hang";

@@ -59,6 +59,11 @@ impl Engines {
         self.current[at].lock().clone()
     }
 
+    /// All of them.
+    pub(super) fn all(&self) -> impl Iterator<Item = Arc<LoadedEngine>> {
+        self.current.iter().map(|engine| engine.lock().clone())
+    }
+
     /// Waits until there is no engine left, and the last one could not be built anew; returns why.
     pub(super) async fn broken(&self) -> String {
         let mut broken = self.broken.subscribe();

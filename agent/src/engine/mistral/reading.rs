@@ -65,15 +65,17 @@ impl Held {
         self.entries.push(tokens);
     }
 
-    /// What the entries are of.
-    pub(super) fn set_digests(&mut self, digests: Vec<u64>) {
-        self.digests = digests;
+    /// What the last entry is of.
+    pub(super) fn set_digests(&mut self, digests: &[u64]) {
+        self.digests.retain(|digest| !digests.contains(digest));
+        self.digests.extend(digests);
         let surplus = self.digests.len().saturating_sub(MAX_DIGESTS);
         self.digests.drain(..surplus);
     }
 
-    pub(super) fn digests(&self) -> &[u64] {
-        &self.digests
+    /// The most recent first.
+    pub(super) fn digests(&self) -> Vec<u64> {
+        self.digests.iter().rev().copied().collect()
     }
 
     /// The engine has dropped everything.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use mistralrs::{CustomLogitsProcessor, Tensor};
 use parking_lot::Mutex;
 use rand::distr::{Alphanumeric, SampleString};
+use titan_proto::digest::prefixes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
@@ -25,6 +26,8 @@ use super::{
 /// A request that is ready for a place: what the model reads, and what becomes of its answer.
 pub(super) struct Prepared {
     pub(super) owner: String,
+    /// Of the conversation's beginnings: PROTOCOL.md §19.
+    digests: Vec<u64>,
     /// The conversation as tokens, and the beginning of the answer where that is read.
     pub(super) tokens: Vec<u32>,
     /// The beginning of the answer where it is generated again.
@@ -90,7 +93,8 @@ pub(super) fn prepare(model: &Loaded, asked: &Generate) -> Result<Prepared, Engi
     if let Some(continuation) = &asked.continuation {
         generation.begin(&begun, continuation)?;
     }
-    Ok(Prepared { owner: asked.owner.clone(), tokens, replayed, max_tokens, generation, events, stream })
+    let digests = prefixes(&asked.owner, &asked.model, &asked.tools, &asked.messages);
+    Ok(Prepared { owner: asked.owner.clone(), digests, tokens, replayed, max_tokens, generation, events, stream })
 }
 
 impl Prepared {
@@ -153,7 +157,7 @@ pub(super) async fn run(
     prepared: Prepared,
     started: oneshot::Sender<Result<TokenStream, EngineError>>,
 ) {
-    let Prepared { owner, tokens, replayed, max_tokens, mut generation, events, stream } = prepared;
+    let Prepared { owner, digests, tokens, replayed, max_tokens, mut generation, events, stream } = prepared;
     place.set_events(&events);
     if started.send(Ok(stream)).is_err() {
         return;
@@ -180,8 +184,9 @@ pub(super) async fn run(
         state: Mutex::new(Choosing { generation, replayed, given: Vec::new(), over: false }),
         model: model.clone(),
         held: engine.held.clone(),
-        _place: place,
+        place,
         owner,
+        digests,
         prompt: tokens.clone(),
     });
     let outcome = match request::begin(&engine.model, tokens, steps, stop, chooser.clone()).await {
@@ -217,8 +222,9 @@ struct Chooser {
     model: Arc<Loaded>,
     /// Of the engine that the sequence is in. The engine itself is not held: its own thread would be the last to drop it.
     held: Arc<Mutex<Held>>,
-    _place: Place,
+    place: Place,
     owner: String,
+    digests: Vec<u64>,
     prompt: Vec<u32>,
 }
 
@@ -258,7 +264,9 @@ impl CustomLogitsProcessor for Chooser {
                 if !std::mem::replace(&mut state.over, true) && self.model.cache_tokens.is_some() {
                     self.place.finishes();
                     let computed = [self.prompt.as_slice(), &state.given].concat();
-                    self.held.lock().add(&self.owner, computed);
+                    let mut held = self.held.lock();
+                    held.add(&self.owner, computed);
+                    held.set_digests(&self.digests);
                 }
                 state.generation.send_end();
                 // The last token is never computed: it is not the one that comes there when the conversation goes on.

@@ -61,11 +61,6 @@ impl ChatTemplate {
         self.source.contains("<think>") || self.source.contains("enable_thinking")
     }
 
-    /// The source, for a digest.
-    pub(super) fn source(&self) -> &str {
-        &self.source
-    }
-
     /// The text of the conversation, up to where the answer begins. `escape` makes every text in it harmless.
     pub(super) fn render(
         &self,

@@ -227,6 +227,7 @@ impl Vocabulary {
     }
 
     /// The text of these tokens from the beginning of an answer.
+    #[cfg(test)]
     pub(super) fn text(self: &Arc<Self>, tokens: &[u32]) -> String {
         let mut text = TextStream::new(self.clone());
         tokens.iter().map(|token| text.push(*token)).collect()

@@ -81,12 +81,18 @@ struct Token {
     logprob: Option<f32>,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
 struct ChunkUsage {
     #[serde(default)]
     prompt_tokens: u32,
     #[serde(default)]
     completion_tokens: u32,
+    prompt_tokens_details: Option<PromptTokensDetails>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+struct PromptTokensDetails {
+    cached_tokens: Option<u32>,
 }
 
 /// An answer in progress.
@@ -170,10 +176,11 @@ impl Answer {
             finish_reason = FinishReason::ToolCalls;
         }
         // A server that tells no usage leaves the number of pieces, which is what `Continuation::completion_tokens` counts then too.
-        let usage = self.usage.unwrap_or(ChunkUsage { prompt_tokens: 0, completion_tokens: self.counted });
+        let usage = self.usage.unwrap_or(ChunkUsage { completion_tokens: self.counted, ..ChunkUsage::default() });
         let generated = if self.silent { 0 } else { usage.completion_tokens };
         Ok(Usage {
             prompt_tokens: usage.prompt_tokens.saturating_sub(self.continued_tokens),
+            cached_tokens: usage.prompt_tokens_details.map_or(0, |details| details.cached_tokens.unwrap_or(0)),
             completion_tokens: generated.saturating_add(self.continued_tokens),
             finish_reason: if self.silent { FinishReason::Length } else { finish_reason },
         })
@@ -324,7 +331,10 @@ mod tests {
         let (pieces, usage) = all(&request(), &chunks).unwrap();
         let texts: Vec<_> = pieces.iter().map(|piece| (piece.text.as_str(), piece.reasoning.as_str())).collect();
         assert_eq!(texts, [("", "hm"), ("", "hm"), ("a", "")]);
-        assert_eq!(usage, Usage { prompt_tokens: 9, completion_tokens: 4, finish_reason: FinishReason::Length });
+        assert_eq!(
+            usage,
+            Usage { prompt_tokens: 9, cached_tokens: 0, completion_tokens: 4, finish_reason: FinishReason::Length }
+        );
     }
 
     #[test]
@@ -413,7 +423,10 @@ mod tests {
         request.sampling.max_tokens = 0;
         let (pieces, usage) = all(&request, &chunks).unwrap();
         assert!(pieces.is_empty(), "nothing was still to come");
-        assert_eq!(usage, Usage { prompt_tokens: 9, completion_tokens: 3, finish_reason: FinishReason::Length });
+        assert_eq!(
+            usage,
+            Usage { prompt_tokens: 9, cached_tokens: 0, completion_tokens: 3, finish_reason: FinishReason::Length }
+        );
     }
 
     #[test]

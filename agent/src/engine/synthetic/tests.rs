@@ -29,7 +29,10 @@ async fn tokens_come_in_order_on_an_absolute_schedule() {
         }
     }
     let Some(Ok(Event::Done(usage))) = stream.recv().await else { panic!("no end") };
-    assert_eq!(usage, Usage { prompt_tokens: 3, completion_tokens: 100, finish_reason: FinishReason::Length });
+    assert_eq!(
+        usage,
+        Usage { prompt_tokens: 3, cached_tokens: 0, completion_tokens: 100, finish_reason: FinishReason::Length }
+    );
     assert_eq!(start.elapsed().as_millis(), 99 * 20);
     assert!(stream.recv().await.is_none());
 }

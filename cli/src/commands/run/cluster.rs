@@ -24,7 +24,14 @@ pub(super) async fn start(args: &RunArgs) -> anyhow::Result<Target> {
         set_chat_template(&mut models, text)?;
     }
     // One request at a time needs one engine.
-    let settings = Settings { max_jobs: 1, engines: None, context_tokens: None, force_cpu: false, self_test: false, engine_timeout: DEFAULT_ENGINE_TIMEOUT };
+    let settings = Settings {
+        max_jobs: 1,
+        engines: None,
+        context_tokens: None,
+        force_cpu: false,
+        self_test: false,
+        engine_timeout: DEFAULT_ENGINE_TIMEOUT,
+    };
     let plan = EnginePlan::Models { models, settings };
     let model = plan.names().into_iter().next().context("the model has no name")?;
 
