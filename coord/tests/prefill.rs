@@ -66,6 +66,7 @@ async fn the_chosen_agent_hears_what_its_client_will_ask() {
         max_tokens: 7,
         temperature: 0.7,
         options: HashMap::from([("seed".into(), "5".into())]),
+        ..Prefill::default()
     };
     assert_eq!(ack.prefill, Some(expected));
 }
