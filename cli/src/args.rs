@@ -3,9 +3,9 @@
 //! Values that can be checked alone are checked here (`values`), so that the error names the flag and the value. What fits
 //! together is checked by each part's own `Config::validate`, before anything is bound.
 
-#[cfg_attr(not(feature = "engines"), expect(dead_code, reason = "the command line is the same in every build"))]
+#[cfg_attr(not(feature = "engines"), allow(dead_code, reason = "the command line is the same in every build"))]
 pub(crate) mod demo;
-#[cfg_attr(not(feature = "engines"), expect(dead_code, reason = "the command line is the same in every build"))]
+#[cfg_attr(not(feature = "engines"), allow(dead_code, reason = "the command line is the same in every build"))]
 pub(crate) mod serve;
 pub(crate) mod values;
 
