@@ -14,13 +14,16 @@ use titan_agent::engine::{
     composite::{CompositeEngine, CompositeError},
     fetch::{DEFAULT_MODEL_NAME, default_model},
     isolation::isolation_test,
-    mistral::{MistralConfig, MistralEngine, ModelSource, ModelSpec},
+    mistral::{GpuOptions, MistralConfig, MistralEngine, ModelSource, ModelSpec},
     openai::{ServerEngine, ServerSpec},
     synthetic::{SYNTHETIC_MODEL, SyntheticEngine},
     watched::Watched,
 };
 
-use crate::{args::serve::EngineArgs, progress::Progress};
+use crate::{
+    args::serve::{EngineArgs, KvCacheType},
+    progress::Progress,
+};
 
 /// What will generate the text, checked but not loaded.
 #[derive(Clone, Debug)]
@@ -54,6 +57,7 @@ pub(crate) struct Settings {
     pub(crate) context_tokens: Option<usize>,
     pub(crate) force_cpu: bool,
     pub(crate) self_test: bool,
+    pub(crate) gpu: GpuOptions,
     /// Without a token for so long, an engine is taken for hung.
     pub(crate) engine_timeout: Duration,
 }
@@ -76,6 +80,10 @@ impl EnginePlan {
             context_tokens: args.context.map(|tokens| tokens as usize),
             force_cpu: args.cpu,
             self_test: args.self_test,
+            gpu: GpuOptions {
+                cache_mib: args.gpu_memory.map(|mib| mib as usize),
+                small_cache: args.kv_cache_type == KvCacheType::F8e4m3,
+            },
             engine_timeout: args.engine_timeout,
         };
         Ok(Self::Models { models, settings })
@@ -141,9 +149,11 @@ async fn load_models(
         engines: settings.engines,
         context_tokens: settings.context_tokens,
         force_cpu: settings.force_cpu,
+        gpu: settings.gpu.clone(),
     };
     let engine = MistralEngine::load(config, &|loaded| progress.load(loaded)).await?;
-    if settings.self_test {
+    // Where sequences share an engine the test is not a choice: whether they stay apart depends on the machine.
+    if settings.self_test || engine.shares_engines() {
         self_test(&engine, models, progress).await?;
     }
     Ok(engine)

@@ -4,7 +4,7 @@ use std::fmt;
 
 use titan_proto::v1::ModelInfo;
 
-use super::{Engine, EngineError, Generate, GenerateFuture, Health};
+use super::{Engine, EngineError, Generate, GenerateFuture, Health, RestartFuture};
 
 /// Engines side by side, found by the names of their models.
 pub struct CompositeEngine {
@@ -109,6 +109,13 @@ impl Engine for CompositeEngine {
     fn idle(&self, model: &str) -> bool {
         self.of(model).is_some_and(|engine| engine.idle(model))
     }
+
+    fn restart(&self, model: &str) -> RestartFuture<'_> {
+        match self.of(model) {
+            Some(engine) => engine.restart(model),
+            None => Box::pin(std::future::ready(Ok(()))),
+        }
+    }
 }
 
 impl fmt::Debug for CompositeEngine {
@@ -156,6 +163,11 @@ mod tests {
             self.models.len()
         }
 
+        fn restart(&self, model: &str) -> RestartFuture<'_> {
+            let told = EngineError::Failed(format!("restarted {model}"));
+            Box::pin(async move { Err(told) })
+        }
+
         fn idle(&self, _model: &str) -> bool {
             self.health == Health::Healthy
         }
@@ -200,6 +212,12 @@ mod tests {
         let engines =
             vec![fake(&["a"], half_open, &[]), fake(&["b"], degraded("x"), &[]), fake(&["c"], degraded("y"), &[])];
         assert_eq!(CompositeEngine::new(engines, &[]).unwrap().health(), degraded("b: x; c: y"));
+    }
+
+    #[tokio::test]
+    async fn a_restart_reaches_the_engine_of_the_model() {
+        let error = both().restart("c").await.unwrap_err();
+        assert!(error.to_string().contains("restarted c"), "{error}");
     }
 
     #[test]

@@ -45,7 +45,7 @@ use tokio::sync::oneshot;
 
 pub use self::{
     gguf::GgufError,
-    load::{LoadError, LoadProgress, MistralConfig},
+    load::{GpuOptions, LoadError, LoadProgress, MistralConfig},
     safetensors::SafetensorsError,
     source::{ModelSource, ModelSpec, SourceError},
     template_source::ChatTemplateError,
@@ -74,7 +74,7 @@ impl MistralEngine {
         }
         let mut models = Vec::new();
         for (at, spec) in specs.iter().enumerate() {
-            models.push(Arc::new(load::load(spec, &config, specs.len() - at, on_progress).await?));
+            models.push(Arc::new(load::load(spec, &config, (at, specs.len()), on_progress).await?));
         }
         Ok(Self { models })
     }
@@ -82,6 +82,11 @@ impl MistralEngine {
     /// How many generations run at once, all models together.
     pub fn places(&self) -> usize {
         self.models.iter().map(|model| model.pool.places()).sum()
+    }
+
+    /// Whether one of its engines runs several generations at once, so that the isolation test has something to test.
+    pub fn shares_engines(&self) -> bool {
+        self.models.iter().any(|model| model.pool.places_each() > 1)
     }
 
     /// How many generations could start now without waiting.

@@ -24,6 +24,7 @@ async fn load(path: &Path, chat_template: Option<PathBuf>) -> Result<MistralEngi
         engines: Some(1),
         context_tokens: None,
         force_cpu: true,
+        gpu: Default::default(),
     };
     MistralEngine::load(config, &|_| {}).await
 }

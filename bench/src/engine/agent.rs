@@ -37,6 +37,7 @@ impl ThroughAgent {
             engines: Some(1),
             context_tokens: None,
             force_cpu: true,
+            gpu: Default::default(),
         };
         let engine = MistralEngine::load(config, &|_| ()).await?;
         let agent = Agent::bind(agent_config(lab.path(), 1)?, Arc::new(engine)).await?;

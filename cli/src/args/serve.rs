@@ -176,6 +176,15 @@ pub(crate) enum EngineKind {
     Synthetic,
 }
 
+/// Numbers of the cache of conversations on a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum KvCacheType {
+    /// As the model computes.
+    Auto,
+    /// 8-bit floats.
+    F8e4m3,
+}
+
 /// The models, and how they are run.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct EngineArgs {
@@ -206,7 +215,14 @@ pub(crate) struct EngineArgs {
     /// Use the CPU even where there is a GPU.
     #[arg(long)]
     pub(crate) cpu: bool,
-    /// Before serving, check that requests at the same time do not change each other's text; refuse to serve if they do.
+    /// MiB of a GPU's memory that each model keeps conversations in [default: what is free of it, shared between the models]
+    #[arg(long, value_name = "MIB", conflicts_with = "cpu", value_parser = clap::value_parser!(u32).range(64..))]
+    pub(crate) gpu_memory: Option<u32>,
+    /// How a GPU keeps conversations: f8e4m3 takes half of the memory.
+    #[arg(long, value_enum, default_value_t = KvCacheType::Auto, conflicts_with = "cpu")]
+    pub(crate) kv_cache_type: KvCacheType,
+    /// Before serving, check that requests at the same time do not change each other's text; refuse to serve if they do. Always
+    /// done where requests share an engine, as on a GPU.
     #[arg(long)]
     pub(crate) self_test: bool,
     /// Without a token for so long, an engine is taken for hung: its request ends with an error, and it is built anew. The first token may take

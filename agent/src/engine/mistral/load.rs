@@ -34,6 +34,17 @@ pub struct MistralConfig {
     pub context_tokens: Option<usize>,
     /// Uses the CPU even where this build finds a GPU. Defaults to false.
     pub force_cpu: bool,
+    /// For models on a GPU.
+    pub gpu: GpuOptions,
+}
+
+/// How a GPU is used. On a CPU nothing of this matters.
+#[derive(Clone, Debug, Default)]
+pub struct GpuOptions {
+    /// MiB of each model's cache of conversations. Defaults to a share of what the card has, the same for each model.
+    pub cache_mib: Option<usize>,
+    /// Keeps that cache in 8-bit floats: twice the conversations, slightly different numbers. Defaults to false.
+    pub small_cache: bool,
 }
 
 /// An engine has been loaded.
@@ -137,11 +148,11 @@ pub(super) struct Loaded {
     pub(super) info: ModelInfo,
 }
 
-/// Loads one model; `shares` models divide the free memory.
+/// Loads one model, the one at position `at` of `of`, which divide the memory.
 pub(super) async fn load(
     spec: &ModelSpec,
     config: &MistralConfig,
-    shares: usize,
+    (at, of): (usize, usize),
     on_progress: &(dyn Fn(&LoadProgress) + Send + Sync),
 ) -> Result<Loaded, LoadError> {
     let name = spec.names.first().cloned().ok_or(LoadError::NoModel)?;
@@ -161,16 +172,30 @@ pub(super) async fn load(
     let template = ChatTemplate::new(source.text.clone(), files.special_tokens()).map_err(unusable)?;
 
     let on_cpu = config.force_cpu || mistralrs::best_device(false).is_ok_and(|device| device.is_cpu());
-    let settings =
-        Settings { force_cpu: config.force_cpu, on_cpu, sequences: if on_cpu { 1 } else { config.max_jobs.max(1) } };
+    let settings = Settings {
+        force_cpu: config.force_cpu,
+        on_cpu,
+        sequences: if on_cpu { 1 } else { config.max_jobs.max(1) },
+        gpu_share: (at + 1) as f32 / of.max(1) as f32,
+        gpu_cache_mib: config.gpu.cache_mib,
+        gpu_small_cache: config.gpu.small_cache,
+        context_tokens: config.context_tokens,
+    };
     // Memory is looked at before the first engine takes its part of it.
-    let memory = memory::available_bytes() / shares.max(1) as u64;
+    let memory = memory::available_bytes() / (of - at).max(1) as u64;
     let refused =
         |reason: String| LoadError::Refused { model: name.clone(), origin: spec.source.clone(), reason, hub: false };
     let first = pipeline::build(&name, &files, &source, settings).await.map_err(refused)?;
     let category = first.model.inner().get_model_category(None);
     if !matches!(category, Ok(ModelCategory::Text | ModelCategory::Multimodal { .. })) {
         return Err(LoadError::NotText { model: name });
+    }
+    let first_sequences = first.sequences;
+    if first_sequences < settings.sequences {
+        tracing::warn!(
+            model = name,
+            "paged attention is off: the model does not fit the GPU, or the build cannot do it; it runs one generation at a time"
+        );
     }
     let context_tokens = config.context_tokens.unwrap_or(first.context_tokens).min(first.context_tokens);
     // mistral.rs' own first: it ends a sequence at these only.
@@ -198,7 +223,7 @@ pub(super) async fn load(
         models.push(next.model);
         progress(models.len(), engines);
     }
-    let pool = Pool::new(models.len(), settings.sequences);
+    let pool = Pool::new(models.len(), first_sequences);
     let info = ModelInfo {
         context_tokens: context_tokens as i64,
         tools: template.calls().is_some(),

@@ -7,7 +7,7 @@ use std::{fs, path::PathBuf, sync::Arc};
 
 use mistralrs::{
     AutoDeviceMapParams, CustomLogitsProcessor, DeviceMapSetting, GgufModelBuilder, IsqType, MemoryGpuConfig, Model,
-    PagedAttentionConfig, PagedAttentionMetaBuilder, Tensor, TextModelBuilder,
+    PagedAttentionConfig, PagedAttentionMetaBuilder, PagedCacheType, Tensor, TextModelBuilder,
     core::{
         AdapterPaths, AddModelConfig, DefaultSchedulerMethod, EngineConfig, GGUFLoaderBuilder, GGUFSpecificConfig,
         Loader, LocalModelPaths, ModelDType, ModelPaths, NormalLoaderBuilder, NormalSpecificConfig, SchedulerConfig,
@@ -35,6 +35,12 @@ pub(super) struct Settings {
     pub(super) on_cpu: bool,
     /// Sequences that an engine may have at once.
     pub(super) sequences: usize,
+    /// Share of what a GPU may be used for that is taken when this model is loaded: 1 with the last one.
+    pub(super) gpu_share: f32,
+    pub(super) gpu_cache_mib: Option<usize>,
+    pub(super) gpu_small_cache: bool,
+    /// Bounds the context below the model's own.
+    pub(super) context_tokens: Option<usize>,
 }
 
 /// An engine, and what its pipeline knows.
@@ -43,8 +49,11 @@ pub(super) struct Built {
     pub(super) tokenizer: Arc<Tokenizer>,
     /// Tokens at which mistral.rs ends a generation.
     pub(super) end_tokens: Vec<u32>,
-    /// Tokens of the model's context.
+    /// Tokens of the model's context, as far as the cache has room for it.
     pub(super) context_tokens: usize,
+    /// Sequences that it may have at once. On a GPU without paged attention that is one: parts of the model are on the CPU then, where sequences
+    /// corrupt each other.
+    pub(super) sequences: usize,
 }
 
 /// Share of a GPU's memory for weights and the paged KV cache together. mistral.rs' own default is a pool of 4,096 tokens for all sequences.
@@ -75,12 +84,19 @@ async fn load(name: &str, files: &ModelFiles, template: &str, settings: Settings
     let device = mistralrs::best_device(settings.force_cpu)?;
     let paged = match settings.on_cpu {
         true => None,
-        false => paged_attention()?,
+        false => paged_attention(settings)?,
     };
     // Read while the model is loaded, for its template (of which the tokens that end an answer are a part) and special tokens.
     let folder = tempfile::tempdir()?;
     let paths = paths(files, folder.path().join("tokenizer_config.json"), template)?;
-    let mapper = DeviceMapSetting::Auto(AutoDeviceMapParams::default_text());
+    let mapper = DeviceMapSetting::Auto(match settings.on_cpu {
+        true => AutoDeviceMapParams::default_text(),
+        // The room that the map leaves on the card for a sequence; mistral.rs' own default is 4,096 tokens.
+        false => AutoDeviceMapParams::Text {
+            max_seq_len: settings.context_tokens.unwrap_or(AutoDeviceMapParams::DEFAULT_MAX_SEQ_LEN),
+            max_batch_size: 1,
+        },
+    });
     let (loader, quantized): (Box<dyn Loader>, _) = match files {
         ModelFiles::Gguf(_) => {
             let config = GGUFSpecificConfig::default();
@@ -98,10 +114,18 @@ async fn load(name: &str, files: &ModelFiles, template: &str, settings: Settings
         let pipeline = pipeline.lock().await;
         (pipeline.tokenizer(), pipeline.get_metadata())
     };
-    let scheduler = match metadata.cache_config.clone().filter(|_| paged.is_some()) {
-        Some(config) => SchedulerConfig::PagedAttentionMeta { max_num_seqs: settings.sequences, config },
+    // What is asked for is not what one gets: mistral.rs turns paged attention off where a layer is on the CPU, with a line in its log.
+    let pages = metadata.cache_config.clone().filter(|_| paged.is_some());
+    let (scheduler, sequences, room) = match pages {
+        // A prompt that is longer than its pool would be ignored without an answer.
+        Some(config) => {
+            let room = config.num_gpu_blocks.saturating_mul(config.block_size);
+            let max_num_seqs = settings.sequences;
+            (SchedulerConfig::PagedAttentionMeta { max_num_seqs, config }, max_num_seqs, room)
+        }
         None => {
-            SchedulerConfig::DefaultScheduler { method: DefaultSchedulerMethod::Fixed(settings.sequences.try_into()?) }
+            let method = DefaultSchedulerMethod::Fixed(std::num::NonZeroUsize::MIN);
+            (SchedulerConfig::DefaultScheduler { method }, 1, usize::MAX)
         }
     };
     let tokenizer = tokenizer.ok_or_else(|| anyhow::anyhow!("it has no tokenizer"))?;
@@ -113,12 +137,19 @@ async fn load(name: &str, files: &ModelFiles, template: &str, settings: Settings
         model: build_model_from_pipeline(pipeline, scheduler, AddModelConfig::new(engine)).await,
         tokenizer,
         end_tokens: metadata.eos_tok.clone(),
-        context_tokens: metadata.max_seq_len,
+        context_tokens: metadata.max_seq_len.min(room),
+        sequences,
     })
 }
 
-fn paged_attention() -> anyhow::Result<Option<PagedAttentionConfig>> {
-    let config = PagedAttentionMetaBuilder::default().with_gpu_memory(MemoryGpuConfig::Utilization(GPU_UTILIZATION));
+fn paged_attention(settings: Settings) -> anyhow::Result<Option<PagedAttentionConfig>> {
+    let memory = match settings.gpu_cache_mib {
+        Some(mib) => MemoryGpuConfig::MbAmount(mib),
+        // Of the whole card, what is taken already included: so each model's part ends where the next one's begins.
+        None => MemoryGpuConfig::Utilization(GPU_UTILIZATION * settings.gpu_share),
+    };
+    let cache_type = if settings.gpu_small_cache { PagedCacheType::F8E4M3 } else { PagedCacheType::Auto };
+    let config = PagedAttentionMetaBuilder::default().with_gpu_memory(memory).with_paged_cache_type(cache_type);
     Ok(mistralrs::paged_attn_supported().then(|| config.build()).transpose()?)
 }
 

@@ -111,6 +111,11 @@ impl Pool {
         self.table.lock().engines.len() * self.places
     }
 
+    /// Places of each engine.
+    pub(super) fn places_each(&self) -> usize {
+        self.places
+    }
+
     /// Places that nobody holds.
     pub(super) fn free(&self) -> usize {
         self.permits.available_permits()

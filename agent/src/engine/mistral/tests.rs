@@ -25,8 +25,9 @@ async fn loaded(engines: usize) -> Loaded {
         engines: Some(engines),
         context_tokens: Some(300),
         force_cpu: true,
+        gpu: Default::default(),
     };
-    load::load(&spec, &config, 1, &|_| {}).await.unwrap()
+    load::load(&spec, &config, (0, 1), &|_| {}).await.unwrap()
 }
 
 async fn generate(model: &Arc<Loaded>, prompt: &str, sampling: Sampling) -> Result<TokenStream, EngineError> {

@@ -30,6 +30,7 @@ pub(super) async fn start(args: &RunArgs) -> anyhow::Result<Target> {
         context_tokens: None,
         force_cpu: false,
         self_test: false,
+        gpu: Default::default(),
         engine_timeout: DEFAULT_ENGINE_TIMEOUT,
     };
     let plan = EnginePlan::Models { models, settings };
