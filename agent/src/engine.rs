@@ -314,6 +314,11 @@ pub trait Engine: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Whether it computes on a GPU of this machine, so that the GPU's memory is its load.
+    fn uses_gpu(&self) -> bool {
+        false
+    }
+
     /// Generations that wait for a free sequence now.
     fn queued(&self) -> usize {
         0

@@ -73,7 +73,9 @@ impl Agent {
         }
         let source = coordinator.clone().map(|coordinator| Box::new(coordinator) as Box<dyn KeySource>);
         // Loading a GPU driver takes a while.
-        let telemetry = tokio::task::spawn_blocking(Telemetry::new).await.map_err(io::Error::other)?;
+        let uses_gpu = engine.uses_gpu();
+        let telemetry =
+            tokio::task::spawn_blocking(move || Telemetry::new(uses_gpu)).await.map_err(io::Error::other)?;
         let (admission, abort) = (Admission::new(config.max_jobs), CancellationToken::new());
         let prefills =
             Prefills::new(Arc::clone(&engine), models.clone(), admission.clone(), abort.clone(), config.prefill_wait);

@@ -40,10 +40,11 @@ struct Reader {
 }
 
 impl Telemetry {
-    /// Loads the GPU driver's library, if there is one.
-    pub(crate) fn new() -> Self {
-        let nvml =
-            Nvml::init().inspect_err(|error| tracing::debug!(%error, "no NVML: GPU memory is not reported")).ok();
+    /// Loads the GPU driver's library, if there is one and the engine computes on a GPU: that of another program's GPU says nothing about this agent.
+    pub(crate) fn new(uses_gpu: bool) -> Self {
+        let nvml = uses_gpu.then(Nvml::init).and_then(|nvml| {
+            nvml.inspect_err(|error| tracing::warn!(%error, "no NVML: GPU memory is not reported")).ok()
+        });
         let reader = Reader { system: System::new(), nvml, last: None };
         Self { reader: Arc::new(Mutex::new(reader)) }
     }
@@ -120,7 +121,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_machine_has_memory() {
-        let sample = Telemetry::new().sample().await;
+        let sample = Telemetry::new(true).sample().await;
         assert!(sample.total_ram_mb > 0 && sample.free_ram_mb > 0, "{sample:?}");
         assert!(sample.free_ram_mb <= sample.total_ram_mb && sample.free_vram_mb <= sample.total_vram_mb, "{sample:?}");
         assert!((0.0..=100.0).contains(&sample.cpu_percent), "{sample:?}");

@@ -86,6 +86,8 @@ pub struct Piece {
 pub struct Usage {
     /// Tokens of the prompt, the chat template's included.
     pub prompt_tokens: u32,
+    /// Of these, the agent had computed before: the beginning of a conversation that goes on.
+    pub cached_tokens: u32,
     /// Tokens of the answer.
     pub completion_tokens: u32,
     /// From the request's arrival at the agent to its place in the engine, in milliseconds.
@@ -392,6 +394,7 @@ impl Usage {
     fn read(metadata: &HashMap<String, String>) -> Self {
         Self {
             prompt_tokens: number(metadata, "prompt_tokens"),
+            cached_tokens: number(metadata, "cached_tokens"),
             completion_tokens: number(metadata, "completion_tokens"),
             queue_ms: number(metadata, "queue_ms"),
             ttft_ms: number(metadata, "ttft_ms"),

@@ -110,6 +110,10 @@ impl Engine for CompositeEngine {
         self.of(model).is_some_and(|engine| engine.idle(model))
     }
 
+    fn uses_gpu(&self) -> bool {
+        self.engines.iter().any(|engine| engine.uses_gpu())
+    }
+
     fn restart(&self, model: &str) -> RestartFuture<'_> {
         match self.of(model) {
             Some(engine) => engine.restart(model),

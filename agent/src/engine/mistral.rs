@@ -163,6 +163,10 @@ impl Engine for MistralEngine {
         self.pools().map(|pool| pool.places() - pool.free()).sum()
     }
 
+    fn uses_gpu(&self) -> bool {
+        self.models.iter().any(|model| !model.on_cpu)
+    }
+
     fn cached_prefixes(&self) -> Vec<u64> {
         let engines = self.models.iter().flat_map(|model| model.engines.all());
         engines.flat_map(|engine| engine.held.lock().digests()).collect()

@@ -139,6 +139,10 @@ impl Engine for Watched {
         self.watch.engine.cached_prefixes()
     }
 
+    fn uses_gpu(&self) -> bool {
+        self.watch.engine.uses_gpu()
+    }
+
     fn queued(&self) -> usize {
         self.watch.engine.queued()
     }

@@ -12,5 +12,6 @@ mod models;
 mod moves;
 mod parts;
 mod prefill;
+mod real_conversations;
 mod real_model;
 mod support;

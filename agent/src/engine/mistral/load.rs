@@ -144,6 +144,7 @@ pub(super) struct Loaded {
     /// Tokens of conversations that each engine may keep; `None` where it keeps none, or looks after them itself.
     pub(super) cache_tokens: Option<usize>,
     pub(super) reading_speed: ReadingSpeed,
+    pub(super) on_cpu: bool,
     /// Without a name: it has several.
     pub(super) info: ModelInfo,
 }
@@ -252,6 +253,7 @@ pub(super) async fn load(
         escape,
         cache_tokens,
         reading_speed: ReadingSpeed::default(),
+        on_cpu,
         info,
     })
 }
