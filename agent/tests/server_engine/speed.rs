@@ -13,8 +13,8 @@ use crate::{
     llama_server::{LlamaServer, client},
 };
 
-const ROUNDS: usize = 12;
-const TOKENS: i32 = 200;
+const ROUNDS: usize = 6;
+const TOKENS: i32 = 100;
 const PROMPT: &str = "Write a long story about the sea.";
 
 /// A measurement, and no test: `cargo test -p titan-agent --test server_engine -- --ignored --nocapture what_the_agent_costs`.

@@ -201,8 +201,8 @@ pub(crate) struct EngineArgs {
     /// The file that holds the API key of the server of the model NAME, and nothing else; may be repeated. Without it, the
     /// variable TITAN_MODEL_KEY is the key, if the servers without a file are one. No key is taken from the command line, and
     /// none is logged.
-    #[arg(long = "model-key", value_name = "NAME=FILE", value_parser = values::key_file)]
-    pub(crate) model_keys: Vec<(String, PathBuf)>,
+    #[arg(long = "model-key", value_name = "NAME=FILE")]
+    pub(crate) model_keys: Vec<String>,
     /// Generations at once; what is beyond that is refused.
     #[arg(long, env = "MAX_CONCURRENT_JOBS", default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) max_jobs: u16,

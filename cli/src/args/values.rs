@@ -1,6 +1,6 @@
 //! Parsers of single values. What they return on failure is shown by clap after the flag's name and the value.
 
-use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
+use std::{ops::RangeInclusive, time::Duration};
 
 use titan_coord::{MAX_BOOKING_TIMEOUT, MAX_HEARTBEAT_TIMEOUT, MAX_TOKEN_TTL, Weights};
 
@@ -78,14 +78,6 @@ pub(crate) fn key_value(text: &str) -> Result<(String, String), String> {
     let pair = text.split_once('=').filter(|(key, _)| !key.trim().is_empty());
     let (key, value) = pair.ok_or_else(|| "give KEY=VALUE, for example top_k=40".to_owned())?;
     Ok((key.trim().to_owned(), value.to_owned()))
-}
-
-/// `NAME=FILE`. The refusal repeats nothing: it may be the key itself that was given.
-pub(crate) fn key_file(text: &str) -> Result<(String, PathBuf), String> {
-    let pair = text.split_once('=').filter(|(name, file)| !name.trim().is_empty() && !file.trim().is_empty());
-    let (name, file) =
-        pair.ok_or_else(|| "give NAME=FILE, where FILE holds the key: qwen=/etc/titan/qwen.key".to_owned())?;
-    Ok((name.trim().to_owned(), PathBuf::from(file.trim())))
 }
 
 /// `http://host:port`, or `host:port`; without a slash at its end.

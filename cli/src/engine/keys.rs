@@ -1,22 +1,19 @@
 //! Which key goes to which server.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use titan_agent::engine::openai::{ApiKey, ServerSpec};
 
 use super::Planned;
+use crate::commands::Usage;
 
 /// The key of servers that have no file. The variables of other programs, such as OPENAI_API_KEY, are not looked at: they hold a key for
 /// somebody else, who would be told it.
 pub(super) const VARIABLE: &str = "TITAN_MODEL_KEY";
 
-/// Gives each server its key: the one in its file, or else the variable's.
-pub(super) fn give(
-    models: &mut [Planned],
-    files: &[(String, PathBuf)],
-    variable: Option<String>,
-) -> anyhow::Result<()> {
+/// Gives each server its key: the one in its file, or else the variable's. `files` are `--model-key` as written.
+pub(super) fn give(models: &mut [Planned], files: &[String], variable: Option<String>) -> anyhow::Result<()> {
     let mut servers: Vec<&mut ServerSpec> = models
         .iter_mut()
         .filter_map(|model| match model {
@@ -24,15 +21,20 @@ pub(super) fn give(
             _ => None,
         })
         .collect();
-    for (name, file) in files {
-        let Some(server) = servers.iter_mut().find(|server| server.name == *name) else {
+    for text in files {
+        let pair = text.split_once('=').map(|(name, file)| (name.trim(), file.trim()));
+        let Some((name, file)) = pair.filter(|(name, file)| !name.is_empty() && !file.is_empty()) else {
+            // What was given is not repeated, as clap would: it may be the key itself.
+            bail!(Usage("--model-key: give NAME=FILE, where FILE holds the key: qwen=/etc/titan/qwen.key".to_owned()));
+        };
+        let Some(server) = servers.iter_mut().find(|server| server.name == name) else {
             let names: Vec<&str> = servers.iter().map(|server| server.name.as_str()).collect();
             bail!("--model-key {name}: no model on a server has this name; there are: {}", names.join(", "));
         };
         if server.key.is_some() {
             bail!("--model-key {name} is given twice");
         }
-        server.key = Some(ApiKey::from_file(file).with_context(|| format!("--model-key {name}"))?);
+        server.key = Some(ApiKey::from_file(Path::new(file)).with_context(|| format!("--model-key {name}"))?);
     }
     let Some(variable) = variable.filter(|key| !key.trim().is_empty()) else { return Ok(()) };
     let without: Vec<&mut ServerSpec> = servers.into_iter().filter(|server| server.key.is_none()).collect();
@@ -60,7 +62,7 @@ mod tests {
         let files = files.iter().map(|(name, key)| {
             let file = folder.path().join(name);
             std::fs::write(&file, key).unwrap();
-            ((*name).to_owned(), file)
+            format!("{name}={}", file.display())
         });
         give(&mut models, &files.collect::<Vec<_>>(), variable.map(str::to_owned))?;
         let key = |model: &Planned| match model {
@@ -87,6 +89,15 @@ mod tests {
         assert_eq!(given(&["a=http://h:1#m", "b=http://h:1#n"], &[], Some("k")).unwrap(), [key("k"), key("k")]);
         let message = given(&["a=http://h:1", "b=http://h:2"], &[], Some("hidden")).unwrap_err().to_string();
         assert!(message.contains("http://h:2") && !message.contains("hidden"), "{message}");
+    }
+
+    #[test]
+    fn a_key_on_the_command_line_is_not_repeated() {
+        for text in ["sk-hidden", "a=", "=sk-hidden"] {
+            let mut models = [Planned::parse("a=http://h:1").unwrap()];
+            let message = give(&mut models, &[text.to_owned()], None).unwrap_err().to_string();
+            assert!(message.contains("NAME=FILE") && !message.contains("hidden"), "{message}");
+        }
     }
 
     #[test]
