@@ -23,7 +23,7 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// A real model: tokens/s of mistral.rs alone and through an agent over gRPC and QUIC, in turn, in one process
+    /// A real model: what an agent adds to mistral.rs alone, over gRPC and QUIC; with --matrix what engines cost, beside llama.cpp
     Engine(EngineArgs),
     /// Many paced token streams from one agent, over gRPC and QUIC on loopback: does the rate hold, and what does a token cost
     Load(LoadArgs),
@@ -58,12 +58,26 @@ pub(crate) struct EngineArgs {
     /// A model as a .gguf file. Defaults to the embedded default model, fetched once
     #[arg(long, value_name = "FILE")]
     pub(crate) model: Option<PathBuf>,
-    /// Rounds; each runs every subject once, in an order that changes. Six or more give a 95 % interval
-    #[arg(long, default_value_t = 18, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    /// Rounds; each runs every subject once, in an order that changes. Six or more give a 95 % interval. With --matrix 6 by default
+    #[arg(long, default_value_t = 18, default_value_if("matrix", "true", "6"), value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) rounds: u32,
     /// Tokens a run generates
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(8..=4096))]
     pub(crate) tokens: u32,
+    /// Measures generation and first tokens behind prompts of several lengths, two answers at once, and turn 2 of a conversation: by mistral.rs
+    /// alone, through an agent over QUIC, and by llama.cpp, on the same file and all cores
+    #[arg(long, conflicts_with_all = ["prompt", "plaintext", "self_test", "assert"])]
+    pub(crate) matrix: bool,
+    /// For --matrix: tokens of the prompts
+    #[arg(long, value_name = "TOKENS", requires = "matrix", value_delimiter = ',', default_values_t = [300, 1000], value_parser = clap::value_parser!(u32).range(64..=32_768))]
+    pub(crate) contexts: Vec<u32>,
+    /// For --matrix: a llama.cpp server. Defaults to what scripts/llama-server.sh has built
+    #[arg(long, value_name = "FILE", requires = "matrix")]
+    pub(crate) llama_server: Option<PathBuf>,
+    /// For --matrix: writes the table between the markers of this document, docs/ENGINES.md
+    #[arg(long, value_name = "FILE", requires = "matrix")]
+    #[serde(skip)]
+    pub(crate) publish: Option<PathBuf>,
     /// What the model is asked. Its answer should be longer than --tokens
     #[arg(long, default_value = "Write a long story about a lighthouse keeper and the sea.")]
     pub(crate) prompt: String,
@@ -204,6 +218,27 @@ mod tests {
     fn the_definition_is_consistent() {
         use clap::CommandFactory as _;
         Args::command().debug_assert();
+    }
+
+    fn engine(arguments: &str) -> Result<EngineArgs, clap::Error> {
+        EngineArgs::try_parse_from(["engine"].into_iter().chain(arguments.split_whitespace()))
+    }
+
+    #[test]
+    fn the_matrix_takes_longer_a_round_and_has_fewer() {
+        let args = engine("").unwrap();
+        assert_eq!((args.rounds, args.matrix), (18, false));
+        let args = engine("--matrix").unwrap();
+        assert_eq!((args.rounds, args.contexts), (6, vec![300, 1000]));
+        assert_eq!(engine("--matrix --rounds 3 --contexts 64,128").unwrap().contexts, [64, 128]);
+    }
+
+    #[test]
+    fn what_belongs_to_one_kind_of_measurement_is_refused_for_the_other() {
+        for wrong in ["--contexts 300", "--publish x", "--llama-server x", "--matrix --prompt x", "--matrix --assert"] {
+            assert!(engine(wrong).is_err(), "{wrong}");
+        }
+        assert!(engine("--matrix --contexts 63").is_err(), "a prompt has a system message, which takes room");
     }
 
     #[test]

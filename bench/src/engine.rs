@@ -3,10 +3,13 @@
 //! One process holds mistral.rs alone ([`baseline`]) and an agent with its own engine ([`agent`]), both with one sequence and the same
 //! model. Each round runs every subject once, in an order that changes; subjects are compared within a round ([`compare`]), so
 //! that a machine that is busy for a minute slows them alike.
+//!
+//! [`matrix`] is the other half, `--matrix`: long prompts, several at once and conversations, beside llama.cpp.
 
 mod agent;
 mod baseline;
 mod compare;
+mod matrix;
 mod sample;
 
 use std::{path::PathBuf, time::Duration};
@@ -14,13 +17,14 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::Context as _;
 use serde::Serialize;
 use titan_agent::engine::fetch::{self, FetchProgress};
+use titan_proto::v1::Message;
 use tokio_util::sync::CancellationToken;
 
 use self::{
     agent::ThroughAgent,
     baseline::MistralAlone,
     compare::{Comparison, ORDERS, compare, table},
-    sample::{Sample, Stopwatch},
+    sample::{Sample, Stopwatch, Timing, Tokens},
 };
 use crate::{
     args::EngineArgs, environment::Environment, lab::Lab, progress::Progress, report::Report, usage::Usage, wire::Wire,
@@ -51,6 +55,9 @@ const PAUSE: Duration = Duration::from_millis(300);
 
 /// Runs the rounds, prints the table and writes the file.
 pub(crate) async fn run(args: EngineArgs, interrupt: CancellationToken) -> anyhow::Result<()> {
+    if args.matrix {
+        return matrix::run(args, interrupt).await;
+    }
     let environment = Environment::read();
     let model = model_file(&args).await?;
     let samples = tokio::select! {
@@ -92,13 +99,13 @@ struct Bench {
 impl Bench {
     async fn set_up(args: &EngineArgs, model: PathBuf) -> anyhow::Result<Self> {
         eprintln!("loading {} twice, for mistral.rs alone and for the agent", model.display());
-        let alone = MistralAlone::load(&model).await.context("loading the model into mistral.rs")?;
-        let agent = ThroughAgent::start(model, Lab::new()?, args.plaintext).await?;
+        let alone = MistralAlone::load(&model, false).await.context("loading the model into mistral.rs")?;
+        let agent = ThroughAgent::start(model, Lab::new()?, args.plaintext, 1).await?;
         Ok(Self { alone, agent })
     }
 
     /// All rounds, or those that `interrupt` lets come.
-    async fn measure(mut self, args: &EngineArgs, interrupt: &CancellationToken) -> anyhow::Result<Vec<Sample>> {
+    async fn measure(self, args: &EngineArgs, interrupt: &CancellationToken) -> anyhow::Result<Vec<Sample>> {
         let mut subjects = vec![Subject::MistralAlone, Subject::AgentGrpc, Subject::AgentQuic];
         if args.self_test {
             subjects.push(Subject::MistralAgain);
@@ -124,21 +131,27 @@ impl Bench {
         Ok(samples)
     }
 
-    async fn run(&mut self, subject: Subject, round: u32, args: &EngineArgs) -> anyhow::Result<Sample> {
+    async fn run(&self, subject: Subject, round: u32, args: &EngineArgs) -> anyhow::Result<Sample> {
+        let messages = [message("user", &args.prompt)];
         let before = Usage::now()?;
         let mut watch = Stopwatch::start();
         let tokens = match subject {
             Subject::MistralAlone | Subject::MistralAgain => {
-                self.alone.generate(&args.prompt, args.tokens, &mut watch).await
+                self.alone.generate(&messages, args.tokens, &mut watch).await
             }
-            Subject::AgentGrpc => self.agent.generate(Wire::Grpc, &args.prompt, args.tokens, &mut watch).await,
-            Subject::AgentQuic => self.agent.generate(Wire::Quic, &args.prompt, args.tokens, &mut watch).await,
+            Subject::AgentGrpc => self.agent.generate(Wire::Grpc, &messages, args.tokens, &mut watch).await,
+            Subject::AgentQuic => self.agent.generate(Wire::Quic, &messages, args.tokens, &mut watch).await,
         }?;
         let cpu_s = Usage::now()?.since(&before).cpu_s();
         watch
-            .sample(subject, round, tokens, cpu_s)
+            .sample(subject, round, tokens.completion, cpu_s)
             .context("the model gave no text to measure: another --prompt may help")
     }
+}
+
+/// One message of a conversation.
+fn message(role: &str, content: &str) -> Message {
+    Message { role: role.to_owned(), content: content.to_owned(), ..Message::default() }
 }
 
 /// The subjects in this round's order: over six rounds each comes first, second and last, and after each other, equally often.

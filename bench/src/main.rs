@@ -1,6 +1,6 @@
 //! `titan-bench`: what the wires of TitanCompute cost, measured on your machine.
 //!
-//! - `engine`: a real model by mistral.rs alone, and through an agent over each wire.
+//! - `engine`: a real model by mistral.rs alone, through an agent over each wire, and by llama.cpp.
 //! - `load`: a thousand paced token streams from one agent, over each wire.
 //! - `net`: both wires and what users would pick instead, over emulated networks.
 //! - `chaos`: nothing of an answer is lost or repeated, whatever networks and agents do.
@@ -9,7 +9,8 @@
 //!
 //! Reading order: `args`, then `engine`, `load`, `net`, `chaos` or `route`. Beside them `stats` (pure), `usage` (what a process used),
 //! `environment` (the machine), `report` (JSON, Markdown, pages), `lab` (a private CA and tokens), `wire` (one client for both
-//! wires), `process` (what is measured runs in a process of its own), `open_files` (room for sockets), `progress`. Whatever measures puts its results into a [`report::Report`].
+//! wires), `process` (what is measured runs in a process of its own), `open_files` (room for sockets), `sse` (event streams),
+//! `progress`. Whatever measures puts its results into a [`report::Report`].
 
 mod args;
 mod chaos;
@@ -23,6 +24,7 @@ mod process;
 mod progress;
 mod report;
 mod route;
+mod sse;
 mod stats;
 mod usage;
 mod wire;

@@ -3,7 +3,7 @@
 //! It says in one line of JSON where it listens, answers each line on standard input with one line of what it has used, and ends when
 //! standard input does. That end comes also when the parent is killed, so nothing is left behind.
 
-use std::{ffi::OsStr, io::BufRead as _, process::Stdio, time::Duration};
+use std::{ffi::OsStr, io::BufRead as _, os::unix::process::CommandExt as _, process::Stdio, time::Duration};
 
 use anyhow::Context as _;
 use serde::{Serialize, de::DeserializeOwned};
@@ -84,6 +84,18 @@ pub(crate) fn spawn(
         anyhow::bail!("the process of {name} has no standard input or output");
     };
     Ok((child, stdin, BufReader::new(stdout).lines()))
+}
+
+/// Has what `command` starts get `signal` when this thread ends, however that happens: for programs that do not watch their standard input.
+/// The thread must be one that lasts, as those of a runtime do.
+pub(crate) fn end_with_this_thread(command: &mut std::process::Command, signal: libc::c_int) {
+    // SAFETY: between fork and exec only a system call that is async-signal-safe.
+    unsafe {
+        command.pre_exec(move || match libc::prctl(libc::PR_SET_PDEATHSIG, signal) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        });
+    }
 }
 
 /// Ends what was started by [`spawn`].

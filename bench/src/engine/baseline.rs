@@ -4,8 +4,9 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use mistralrs::{GgufModelBuilder, Model, RequestBuilder, Response, SamplingParams, TextMessageRole};
+use titan_proto::v1::Message;
 
-use super::Stopwatch;
+use super::{Stopwatch, Tokens};
 
 /// One engine with one sequence.
 pub(super) struct MistralAlone {
@@ -13,27 +14,43 @@ pub(super) struct MistralAlone {
 }
 
 impl MistralAlone {
-    /// Loads a GGUF file as the agent does: without the prefix cache, one sequence, on the CPU.
-    pub(super) async fn load(file: &Path) -> anyhow::Result<Self> {
+    /// Loads a GGUF file: one sequence, on the CPU. The prefix cache, where it is wanted, keeps every answer for as long as this lives.
+    pub(super) async fn load(file: &Path, prefix_cache: bool) -> anyhow::Result<Self> {
         let folder = file.parent().context("the model has no directory")?.display().to_string();
         let name = file.file_name().context("the model has no file name")?.to_string_lossy().into_owned();
         let runtime = tokio::runtime::Handle::current();
         // The builder's future reads and converts weights without ever yielding.
         let built = tokio::task::spawn_blocking(move || {
-            let builder = GgufModelBuilder::new(folder, vec![name]);
-            runtime.block_on(builder.with_prefix_cache_n(None).with_max_num_seqs(1).with_force_cpu().build())
+            let mut builder = GgufModelBuilder::new(folder, vec![name]).with_max_num_seqs(1).with_force_cpu();
+            if !prefix_cache {
+                builder = builder.with_prefix_cache_n(None);
+            }
+            runtime.block_on(builder.build())
         });
         Ok(Self { model: built.await?? })
     }
 
-    /// Generates greedily and returns the number of tokens.
-    pub(super) async fn generate(&self, prompt: &str, tokens: u32, watch: &mut Stopwatch) -> anyhow::Result<u32> {
+    /// Generates greedily.
+    pub(super) async fn generate(
+        &self,
+        messages: &[Message],
+        tokens: u32,
+        watch: &mut Stopwatch,
+    ) -> anyhow::Result<Tokens> {
         let sampling = SamplingParams {
             temperature: Some(0.0),
             max_len: Some(usize::try_from(tokens)?),
             ..SamplingParams::neutral()
         };
-        let request = RequestBuilder::new().add_message(TextMessageRole::User, prompt).set_sampling(sampling);
+        let request = messages.iter().fold(RequestBuilder::new(), |request, message| {
+            let role = match message.role.as_str() {
+                "system" => TextMessageRole::System,
+                "assistant" => TextMessageRole::Assistant,
+                _ => TextMessageRole::User,
+            };
+            request.add_message(role, &message.content)
+        });
+        let request = request.set_sampling(sampling);
         let mut stream = self.model.stream_chat_request(request).await?;
         while let Some(response) = stream.next().await {
             let chunk = match response {
@@ -48,7 +65,11 @@ impl MistralAlone {
             watch.text(choice.delta.content.as_deref().unwrap_or_default());
             if choice.finish_reason.is_some() {
                 let usage = chunk.usage.context("mistral.rs counted no tokens")?;
-                return Ok(u32::try_from(usage.completion_tokens)?);
+                return Ok(Tokens {
+                    prompt: u32::try_from(usage.prompt_tokens)?,
+                    cached: None,
+                    completion: u32::try_from(usage.completion_tokens)?,
+                });
             }
         }
         anyhow::bail!("mistral.rs' engine broke down")

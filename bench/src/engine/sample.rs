@@ -1,6 +1,6 @@
 //! One run of one subject.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde::Serialize;
 
@@ -24,6 +24,37 @@ pub(super) struct Sample {
     pub(super) cpu_s: f64,
     #[serde(skip)]
     pub(super) text: String,
+}
+
+/// What an engine counted in one answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Tokens {
+    /// The chat template's included.
+    pub(super) prompt: u32,
+    /// Those of the prompt that the engine had computed before, where it tells.
+    pub(super) cached: Option<u32>,
+    pub(super) completion: u32,
+}
+
+/// When the texts of one answer came.
+#[derive(Clone, Debug)]
+pub(super) struct Timing {
+    pub(super) start: Instant,
+    pub(super) first: Instant,
+    pub(super) last: Instant,
+    pub(super) text: String,
+}
+
+impl Timing {
+    /// From the request to the first text.
+    pub(super) fn first_token_s(&self) -> f64 {
+        (self.first - self.start).as_secs_f64()
+    }
+
+    /// Tokens after the first text by the time from the first text to the last.
+    pub(super) fn decode_tokens_per_second(&self, tokens: u32) -> f64 {
+        f64::from(tokens.saturating_sub(1)) / (self.last - self.first).as_secs_f64()
+    }
 }
 
 /// Takes the times of one run.
@@ -60,28 +91,33 @@ impl Stopwatch {
     }
 
     fn sample_at(self, now: Instant, subject: Subject, round: u32, tokens: u32, cpu_s: f64) -> Option<Sample> {
-        let (first, last) = (self.first?, self.last?);
-        let (decode, total) = (last - first, now - self.start);
-        if decode == Duration::ZERO {
-            return None;
-        }
+        let timing = self.timing()?;
+        let total = now - timing.start;
         Some(Sample {
             round,
             subject,
             tokens,
-            first_token_s: (first - self.start).as_secs_f64(),
+            first_token_s: timing.first_token_s(),
             total_s: total.as_secs_f64(),
-            decode_tokens_per_second: f64::from(tokens.saturating_sub(1)) / decode.as_secs_f64(),
+            decode_tokens_per_second: timing.decode_tokens_per_second(tokens),
             total_tokens_per_second: f64::from(tokens) / total.as_secs_f64(),
             cpu_s,
-            text: self.text,
+            text: timing.text,
         })
+    }
+
+    /// `None` where there were not at least two texts.
+    pub(super) fn timing(self) -> Option<Timing> {
+        let (first, last) = (self.first?, self.last?);
+        (last > first).then_some(Timing { start: self.start, first, last, text: self.text })
     }
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+
+    use std::time::Duration;
 
     use super::*;
 

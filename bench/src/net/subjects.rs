@@ -4,7 +4,7 @@
 //! differs between two subjects is the protocol and its implementation.
 //!
 //! - `titan`: a coordinator and an agent, and the client library; `apart`: the same with agents in processes that can be killed. `grpc`: a service written with tonic, over HTTP/2 and (`h3`) HTTP/3.
-//! - `origin`: server-sent events as OpenAI's API has them; `http` reads them, `sse` parses them. `websocket`: the same over WebSocket.
+//! - `origin`: server-sent events as OpenAI's API has them; `http` reads them. `websocket`: the same over WebSocket.
 //! - `relay`: what nginx and smg, which stand before an origin, have in common; `nginx` and `smg`: their settings.
 //! - `tokens`: from the engine to a stream.
 
@@ -16,7 +16,6 @@ mod nginx;
 mod origin;
 mod relay;
 mod smg;
-mod sse;
 #[cfg(test)]
 mod tests;
 mod titan;

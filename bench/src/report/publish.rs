@@ -6,7 +6,7 @@ use anyhow::Context as _;
 
 use super::{csv, html::Contents, markdown, svg};
 
-/// The README's figures stand between two of these.
+/// A document's figures stand between two of these.
 const MARKER: &str = "<!-- titan-bench -->";
 /// What is published together, so that the repository stays small.
 const MOST_BYTES: usize = 2 * 1024 * 1024;
@@ -58,6 +58,16 @@ fn source(contents: &Contents) -> String {
     )
 }
 
+/// Replaces what stands between the markers of a document.
+pub(super) fn replace(document: &Path, inside: &str) -> anyhow::Result<()> {
+    let name = || document.display().to_string();
+    let text = fs::read_to_string(document).with_context(|| format!("cannot read {}", name()))?;
+    let text = between_markers(&text, inside).with_context(name)?;
+    fs::write(document, text).with_context(|| format!("cannot write {}", name()))?;
+    eprintln!("published: {}", name());
+    Ok(())
+}
+
 fn between_markers(text: &str, inside: &str) -> anyhow::Result<String> {
     let missing = || format!("needs two lines {MARKER}, between which the figures go");
     let (before, rest) = text.split_once(MARKER).with_context(missing)?;
@@ -82,6 +92,20 @@ mod tests {
         for wrong in ["none".to_owned(), MARKER.to_owned(), MARKER.repeat(3)] {
             assert!(between_markers(&wrong, "new").is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_document_is_named_when_its_figures_have_no_place() {
+        let root = tempfile::tempdir().unwrap();
+        let document = root.path().join("ENGINES.md");
+        let error = format!("{:#}", replace(&document, "x").unwrap_err());
+        assert!(error.contains("cannot read") && error.contains("ENGINES.md"), "{error}");
+        fs::write(&document, "nothing").unwrap();
+        let error = format!("{:#}", replace(&document, "x").unwrap_err());
+        assert!(error.contains(MARKER) && error.contains("ENGINES.md"), "{error}");
+        fs::write(&document, format!("a\n{MARKER}\n{MARKER}\nb\n")).unwrap();
+        replace(&document, "x").unwrap();
+        assert_eq!(fs::read_to_string(&document).unwrap(), format!("a\n{MARKER}\n\nx\n\n{MARKER}\nb\n"));
     }
 
     #[test]

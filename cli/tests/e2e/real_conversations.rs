@@ -99,7 +99,7 @@ async fn a_call_comes_back_whole_also_when_its_agent_dies_half_way() {
         let mut generation = client.generate(prompt(7)).await.unwrap();
         let first = IDS.iter().position(|id| *id == generation.agent_id()).unwrap();
         let mut pieces = 0;
-        while let Some(piece) = generation.next().await {
+        while let Some(piece) = generation.next_piece().await {
             piece.unwrap();
             pieces += 1;
             let arguments = generation.tool_calls().first().map_or(0, |call| call.arguments.len());

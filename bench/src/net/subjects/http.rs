@@ -33,11 +33,13 @@ use tower::Service;
 use super::{
     grpc::{PING_INTERVAL, PING_TIMEOUT},
     origin::{Chunk, DONE, PATH},
-    sse::Parser,
     tokens::PROMPT,
     trust::{Dialer, Trust},
 };
-use crate::net::subject::{Answer, Client, Held, Pending, Tokens};
+use crate::{
+    net::subject::{Answer, Client, Held, Pending, Tokens},
+    sse::Parser,
+};
 
 /// Which HTTP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

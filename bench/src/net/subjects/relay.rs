@@ -17,7 +17,7 @@ use super::{
     http::{Sse, Version},
     trust::Trust,
 };
-use crate::net::subject::Client as _;
+use crate::{net::subject::Client as _, process::end_with_this_thread};
 
 /// The relay is at the first port of the subject, its origin and what else it opens follow.
 pub(super) const ORIGIN: u16 = 1;
@@ -59,16 +59,13 @@ impl Relay {
         let file = || fs::File::options().create(true).append(true).open(output);
         let (stdout, stderr) = (file()?, file()?);
         command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
-        let signal = end_by.signal();
-        // SAFETY: between fork and exec only system calls that are async-signal-safe.
+        end_with_this_thread(&mut command, end_by.signal());
+        // SAFETY: between fork and exec only a system call that is async-signal-safe.
         unsafe {
-            command.pre_exec(move || {
+            command.pre_exec(|| {
                 let limit = libc::rlimit { rlim_cur: OPEN_FILES, rlim_max: OPEN_FILES };
                 // Without the right to raise the limit it stays what it is.
                 libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
-                if libc::prctl(libc::PR_SET_PDEATHSIG, signal) != 0 {
-                    return Err(std::io::Error::last_os_error());
-                }
                 Ok(())
             });
         }

@@ -7,7 +7,7 @@ const MAX_EVENT_BYTES: usize = 64 * 1024;
 
 /// An event stream as it comes.
 #[derive(Debug, Default)]
-pub(super) struct Parser {
+pub(crate) struct Parser {
     /// A line whose end has not come yet.
     line: Vec<u8>,
     /// The last byte was a CR: an LF after it belongs to the same line end.
@@ -19,7 +19,7 @@ pub(super) struct Parser {
 
 /// Not an event stream, or none that a server here sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum SseError {
+pub(crate) enum SseError {
     #[error("an event has more than {MAX_EVENT_BYTES} bytes")]
     TooLong,
     #[error("an event is not UTF-8")]
@@ -28,7 +28,7 @@ pub(super) enum SseError {
 
 impl Parser {
     /// Takes the next bytes, however they are cut.
-    pub(super) fn push(&mut self, bytes: &[u8]) -> Result<(), SseError> {
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<(), SseError> {
         for &byte in bytes {
             let after_cr = std::mem::replace(&mut self.after_cr, byte == b'\r');
             match byte {
@@ -42,7 +42,7 @@ impl Parser {
     }
 
     /// The data of the next complete event.
-    pub(super) fn next(&mut self) -> Option<String> {
+    pub(crate) fn next(&mut self) -> Option<String> {
         self.events.pop_front()
     }
 
