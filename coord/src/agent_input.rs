@@ -378,7 +378,8 @@ mod tests {
         let with = |infos| AgentRegistration { model_info: infos, ..registration() };
         assert_eq!(profile(with(vec![info(|_| ())])).unwrap().digest("default"), Some(&*"0123456789abcdef".repeat(4)));
         assert_eq!(profile(with(vec![info(|i| i.digest.clear())])).unwrap().digest("default"), None);
-        let wrong: [(&str, fn(&mut ModelInfo)); 9] = [
+        type Change = fn(&mut ModelInfo);
+        let wrong: [(&str, Change); 9] = [
             ("`gpt` is none of supported_models", |i| i.name = "gpt".into()),
             ("engine of `default` must have at most 128", |i| i.engine = "e".repeat(129)),
             ("source of `default` must have at most 1024", |i| i.source = "a\nb".into()),

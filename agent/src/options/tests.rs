@@ -376,7 +376,8 @@ fn sampling_as_fields_is_the_same_as_by_name() {
             r.options = HashMap::from([(name.to_owned(), "1".to_owned())]);
         });
     }
-    let wrong: [(&str, fn(&mut v1::Sampling)); 7] = [
+    type Change = fn(&mut v1::Sampling);
+    let wrong: [(&str, Change); 7] = [
         ("sampling.top_p is \"NaN\"; accepted is", |s| s.top_p = Some(f32::NAN)),
         ("sampling.top_k is \"0\"", |s| s.top_k = Some(0)),
         ("sampling.min_p is \"-1\"", |s| s.min_p = Some(-1.0)),
