@@ -21,7 +21,7 @@ pub(super) enum ModelFiles {
     /// One GGUF file, or several that belong together.
     Gguf(Gguf),
     /// A directory of safetensors.
-    Safetensors(Safetensors),
+    Safetensors(Box<Safetensors>),
 }
 
 /// The type to which plain weights are brought on a CPU, for which they are too slow: eight bits halve them and lose next to nothing.
@@ -35,7 +35,7 @@ impl ModelFiles {
                 Gguf::open(path).map(Self::Gguf).map_err(|error| LoadError::Gguf { path: path.clone(), error })
             }
             ModelSource::SafetensorsDir(path) => Safetensors::open(path)
-                .map(Self::Safetensors)
+                .map(|model| Self::Safetensors(Box::new(model)))
                 .map_err(|error| LoadError::Safetensors { path: path.clone(), error }),
             ModelSource::Hub(_) => Err(LoadError::Refused {
                 model: name.to_owned(),

@@ -150,7 +150,7 @@ fn paged_attention(settings: Settings) -> anyhow::Result<Option<PagedAttentionCo
     };
     let cache_type = if settings.gpu_small_cache { PagedCacheType::F8E4M3 } else { PagedCacheType::Auto };
     let config = PagedAttentionMetaBuilder::default().with_gpu_memory(memory).with_paged_cache_type(cache_type);
-    Ok(mistralrs::paged_attn_supported().then(|| config.build()).transpose()?)
+    mistralrs::paged_attn_supported().then(|| config.build()).transpose()
 }
 
 /// What mistral.rs may read. `tokenizer_config` is written: it holds what the model's files say, and the template that was chosen.

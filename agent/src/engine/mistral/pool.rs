@@ -288,9 +288,9 @@ mod tests {
         assert_eq!((pool.waiting(), pool.free()), (0, 1));
     }
 
-    fn sequence(
-        place: &Place,
-    ) -> (mpsc::Sender<Result<Event, EngineError>>, mpsc::Receiver<Result<Event, EngineError>>) {
+    type Events<T> = Result<T, EngineError>;
+
+    fn sequence(place: &Place) -> (mpsc::Sender<Events<Event>>, mpsc::Receiver<Events<Event>>) {
         let (events, stream) = mpsc::channel(1);
         place.set_events(&events);
         (events, stream)

@@ -74,7 +74,7 @@ mod tests {
     #[tokio::test]
     async fn a_panic_is_an_error_of_one_line() {
         assert_eq!(run(|| 7).await, Ok(7));
-        let failed = run(|| Err::<(), _>("a\nb").unwrap()).await.unwrap_err();
+        let failed = run(|| -> () { panic!("a\nb") }).await.unwrap_err();
         assert!(!failed.contains('\n') && failed.contains("a"), "{failed}");
         let id = 7;
         assert_eq!(

@@ -116,7 +116,7 @@ pub(super) fn compare(readings: &[Reading], contexts: &[u32], contenders: &[Cont
             })
         });
         let results: Vec<ContenderResult> = results.collect();
-        (!results.is_empty()).then(|| Comparison { measure, rounds: rounds.len(), results })
+        (!results.is_empty()).then_some(Comparison { measure, rounds: rounds.len(), results })
     });
     compared.collect()
 }
