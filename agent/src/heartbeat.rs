@@ -245,6 +245,8 @@ impl<'a> Session<'a> {
             let machine_totals = AgentRegistration {
                 total_ram_mb: machine.total_ram_mb,
                 total_vram_mb: machine.total_vram_mb,
+                // What a server's models are is known when the server is there.
+                model_info: core.engine.model_info(),
                 ..self.heartbeat.registration.clone()
             };
             registration = Some(machine_totals);
