@@ -41,7 +41,6 @@ async fn the_real_model_behaves() {
         a_slow_reader_does_not_slow_another_one,
         waiting_requests_are_counted_and_may_leave,
         fifty_cancels_leave_nothing_behind,
-        memory_does_not_grow_with_requests,
         stop_texts_never_reach_the_reader,
         a_continued_answer_is_the_undisturbed_one,
         a_continuation_that_is_read_begins_where_the_text_ended,
@@ -56,6 +55,7 @@ async fn the_real_model_behaves() {
         control_tokens_in_user_text_are_text,
         values_out_of_range_are_refused_before_they_reach_the_engine,
         an_engine_that_was_cancelled_during_prefill_is_not_given_away,
+        memory_does_not_grow_with_requests,
     ]
     .into();
     for (name, case) in cases {
@@ -202,16 +202,16 @@ async fn fifty_cancels_leave_nothing_behind(engine: &MistralEngine) {
 }
 
 async fn memory_does_not_grow_with_requests(engine: &MistralEngine) {
-    // Different prompts: the prefix cache, which is off, would keep each, at 11 MB.
+    // Different prompts: each leaves 12 MB behind, until an engine keeps as many tokens as its context holds, which is 190 MB.
     let one = async |round: u32| answer(engine, &format!("{round} and {round}?"), Sampling::greedy(2)).await.unwrap();
     for round in 0..3 {
         one(round).await;
     }
     let before = engine_support::resident_bytes();
-    for round in 100..112 {
+    for round in 100..164 {
         one(round).await;
     }
-    assert_grown_less(before, 60);
+    assert_grown_less(before, 480);
 }
 
 /// Megabytes; the allocator's own wavering is some tens.
