@@ -203,7 +203,10 @@ async fn fifty_cancels_leave_nothing_behind(engine: &MistralEngine) {
 
 async fn memory_does_not_grow_with_requests(engine: &MistralEngine) {
     // Different prompts: each leaves 12 MB behind, until an engine keeps as many tokens as its context holds, which is 190 MB.
-    let one = async |round: u32| answer(engine, &format!("{round} and {round}?"), Sampling::greedy(2)).await.unwrap();
+    let one = async |round: u32| {
+        let asked = Generate { owner: "one".to_owned(), ..ask(&format!("{round} and {round}?"), Sampling::greedy(2)) };
+        answer_to(engine, asked).await.unwrap()
+    };
     for round in 0..3 {
         one(round).await;
     }

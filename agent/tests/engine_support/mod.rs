@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used, dead_code)]
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use titan_agent::engine::{
     Engine, EngineError, Event, FinishReason, Generate, Sampling, Usage, fetch,
@@ -29,8 +32,11 @@ pub(crate) async fn engine(engines: usize) -> MistralEngine {
     MistralEngine::load(config, &|_| {}).await.unwrap()
 }
 
+/// Asked by somebody of his own, for whom nothing is kept: what is kept rounds differently. tests/conversations.rs is about that.
 pub(crate) fn ask(prompt: &str, sampling: Sampling) -> Generate {
-    Generate::new(MODEL, prompt, sampling)
+    static ASKED: AtomicU64 = AtomicU64::new(0);
+    let owner = format!("client {}", ASKED.fetch_add(1, Ordering::Relaxed));
+    Generate { owner, ..Generate::new(MODEL, prompt, sampling) }
 }
 
 /// Of an answer that has not come yet.
