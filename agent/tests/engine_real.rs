@@ -202,17 +202,22 @@ async fn fifty_cancels_leave_nothing_behind(engine: &MistralEngine) {
 }
 
 async fn memory_does_not_grow_with_requests(engine: &MistralEngine) {
-    // Different prompts: each leaves 12 MB behind, until an engine keeps as many tokens as its context holds, which is 190 MB.
-    let one = async |round: u32| {
-        let asked = Generate { owner: "one".to_owned(), ..ask(&format!("{round} and {round}?"), Sampling::greedy(2)) };
+    let one = async |owner: String, round: u32| {
+        let asked = Generate { owner, ..ask(&format!("{round} and {round}?"), Sampling::greedy(2)) };
         answer_to(engine, asked).await.unwrap()
     };
+    // Each of another client: what the one before left behind is dropped.
     for round in 0..3 {
-        one(round).await;
+        one(format!("first {round}"), round).await;
     }
     let before = engine_support::resident_bytes();
-    for round in 100..164 {
-        one(round).await;
+    for round in 100..112 {
+        one(format!("other {round}"), round).await;
+    }
+    assert_grown_less(before, 60);
+    // All of one client: each leaves 12 MB behind, until an engine keeps as many tokens as its context holds, which is 190 MB.
+    for round in 200..264 {
+        one("one".to_owned(), round).await;
     }
     assert_grown_less(before, 480);
 }
