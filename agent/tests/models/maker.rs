@@ -4,7 +4,7 @@
 //! which piece of the script a token is (or that it is none), and the output weights give the piece that comes then, and the end token after the
 //! last one. So an answer is the script, whatever was asked.
 
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test that includes this file uses a part of it")]
 
 // Named, since other packages' tests take this file in by its path.
 #[path = "maker/gguf.rs"]
