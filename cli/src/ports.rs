@@ -24,6 +24,7 @@ pub(crate) struct Wanted {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protocol {
     Tcp,
+    #[cfg_attr(not(feature = "engines"), allow(dead_code, reason = "only what serves a model listens for QUIC"))]
     Udp,
 }
 

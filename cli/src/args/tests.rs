@@ -84,7 +84,7 @@ fn the_defaults_are_those_of_the_contract() {
 #[test]
 fn an_engine_is_given_the_time_that_its_machine_needs() {
     let Command::Agent(agent) = parse("titan agent").unwrap() else { panic!("not agent") };
-    assert_eq!(agent.engine.engine_timeout, titan_agent::engine::watched::DEFAULT_ENGINE_TIMEOUT);
+    assert_eq!(agent.engine.engine_timeout, Duration::from_secs(60));
     let Command::Up(up) = parse("titan up --engine-timeout 90").unwrap() else { panic!("not up") };
     assert_eq!(up.engine.engine_timeout, Duration::from_secs(90));
     for name in ["agent", "up"] {
