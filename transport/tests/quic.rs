@@ -18,7 +18,9 @@ use tower::util::BoxCloneSyncService;
 use support::{
     Env, HANG, Wire,
     echo::{Blob, Client, Echo, Probe, blob, chat, produce, unary},
-    eventually, serve, sessions, tls,
+    eventually,
+    relay::{Path, Relay},
+    serve, sessions, tls,
 };
 use titan_transport::{
     CallError, ConnectError, EarlyDataSafe, QuicChannel, QuicConnector, limits::MAX_CALLS_PER_CONNECTION,
@@ -91,7 +93,10 @@ async fn a_server_of_another_name_is_not_trusted() {
 
 #[tokio::test]
 async fn a_returning_client_sends_its_call_before_the_handshake() {
-    let env = Env::new(Wire::Quic).await;
+    let mut env = Env::new(Wire::Quic).await;
+    // Far enough away that a busy machine cannot complete the handshake before the call is sent, as loopback would.
+    let relay = Relay::new(env.addr, Path { delay: Duration::from_millis(150), ..Path::default() }, 1).await;
+    env.quic = env.connector.as_ref().map(|connector| connector.channel(relay.addr.to_string(), tls::SERVER_NAME));
     let channel = returning(&env).await;
     // The handler asks when the handshake is complete, and is told.
     let answer = unary(client(&channel), early(blob("confirm", 0))).await.unwrap().into_inner();

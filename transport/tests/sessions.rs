@@ -20,7 +20,9 @@ use tower::util::BoxCloneSyncService;
 use support::{
     HANG,
     echo::{Blob, Echo, Probe, blob, unary},
-    eventually, tls,
+    eventually,
+    relay::{self, Relay},
+    tls,
 };
 use titan_transport::{
     ChannelStats, EarlyDataSafe, QuicConnector, QuicListener, QuicOptions, QuicServerConfig, serve_quic,
@@ -106,7 +108,11 @@ fn ends_in_session(path: &Path) -> bool {
 
 #[tokio::test]
 async fn a_new_process_starts_with_early_data_and_every_one_leaves_a_session_for_the_next() {
-    let (server, dir) = (Server::new().await, tempfile::tempdir().unwrap());
+    let (mut server, dir) = (Server::new().await, tempfile::tempdir().unwrap());
+    // Far enough away that a busy machine cannot complete the handshake before the call is sent, as loopback would.
+    let far = relay::Path { delay: std::time::Duration::from_millis(150), ..relay::Path::default() };
+    let relay = Relay::new(server.addr, far, 1).await;
+    server.addr = relay.addr;
     let first = server.visit(dir.path()).await;
     assert_eq!((first.full_handshakes, first.stored_sessions), (1, 0));
     // More often than a server gives sessions to one connection. The answers are over before the handshake's last packet has arrived.
