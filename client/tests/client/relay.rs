@@ -6,12 +6,17 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
+    time::Duration,
 };
 
 use tokio::{
     net::{TcpListener, TcpStream, UdpSocket},
-    sync::watch,
+    sync::{
+        mpsc::{self, UnboundedSender},
+        watch,
+    },
     task::JoinHandle,
+    time::{Instant, sleep_until},
 };
 
 /// Passes packets of one client on to a server.
@@ -25,8 +30,19 @@ pub(crate) struct Relay {
 impl Relay {
     /// A path to `server` that works.
     pub(crate) async fn to(server: SocketAddr) -> Self {
-        let front = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let rear = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        Self::with_delay(server, Duration::ZERO).await
+    }
+
+    /// A path that is longer than the pauses of a busy machine, so that what is sent before the handshake is complete is sent before it:
+    /// over loopback a handshake takes no time. It is shorter than what QUIC is given before gRPC is tried.
+    pub(crate) async fn far(server: SocketAddr) -> Self {
+        Self::with_delay(server, Duration::from_millis(50)).await
+    }
+
+    async fn with_delay(server: SocketAddr, delay: Duration) -> Self {
+        let front = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        let rear = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        let (to_server, to_client) = (delayed(rear.clone(), delay), delayed(front.clone(), delay));
         let addr = front.local_addr().unwrap();
         let (forward, back) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(true)));
         let flags = (forward.clone(), back.clone());
@@ -37,12 +53,12 @@ impl Relay {
                     Ok((len, from)) = front.recv_from(&mut up) => {
                         client = Some(from);
                         if flags.0.load(SeqCst) {
-                            rear.send_to(&up[..len], server).await.ok();
+                            to_server.send((Instant::now(), up[..len].to_vec(), server)).ok();
                         }
                     }
                     Ok((len, _)) = rear.recv_from(&mut down) => {
                         if let Some(client) = client.filter(|_| flags.1.load(SeqCst)) {
-                            front.send_to(&down[..len], client).await.ok();
+                            to_client.send((Instant::now(), down[..len].to_vec(), client)).ok();
                         }
                     }
                 }
@@ -56,6 +72,20 @@ impl Relay {
         self.forward.store(forward, SeqCst);
         self.back.store(back, SeqCst);
     }
+}
+
+/// Sends packets in their order, each `delay` after it came. Ends with what brings them.
+fn delayed(socket: Arc<UdpSocket>, delay: Duration) -> UnboundedSender<(Instant, Vec<u8>, SocketAddr)> {
+    let (sender, mut packets) = mpsc::unbounded_channel::<(Instant, Vec<u8>, SocketAddr)>();
+    tokio::spawn(async move {
+        while let Some((came, packet, to)) = packets.recv().await {
+            if !delay.is_zero() {
+                sleep_until(came + delay).await;
+            }
+            socket.send_to(&packet, to).await.ok();
+        }
+    });
+    sender
 }
 
 impl Drop for Relay {

@@ -16,7 +16,8 @@ use titan_proto::rest::GrpcTls;
 use tonic::{Code, Status};
 
 use crate::{
-    MODEL, TestAgent, TestCoordinator, World, builder, certs, coordinator::error, refused, say, sessions, soon,
+    MODEL, TestAgent, TestCoordinator, World, builder, certs, coordinator::error, refused, relay::Relay, say, sessions,
+    soon,
 };
 
 #[tokio::test]
@@ -36,6 +37,8 @@ async fn the_second_request_goes_straight_to_the_agent() {
 #[tokio::test]
 async fn after_a_reconnect_there_is_no_rest_call_and_no_full_handshake() {
     let world = World::new().await;
+    let relay = Relay::far(world.agent.quic).await;
+    world.coordinator.name([world.agent.place_with(GrpcTls::None, Some(relay.addr))]);
     world.say("one").await;
     world.reconnect().await;
     let (text, generation) = world.say("two three").await;
@@ -50,6 +53,8 @@ async fn after_a_reconnect_there_is_no_rest_call_and_no_full_handshake() {
 #[tokio::test]
 async fn forgotten_routes_are_asked_again_and_sessions_resumed() {
     let world = World::new().await;
+    let relay = Relay::far(world.agent.quic).await;
+    world.coordinator.name([world.agent.place_with(GrpcTls::None, Some(relay.addr))]);
     world.say("one").await;
     sessions(&world.client).await;
     world.client.forget();

@@ -1,8 +1,9 @@
 //! A client with a directory of sessions stands for a process.
 
 use titan_client::{ClientStats, Feature};
+use titan_proto::rest::GrpcTls;
 
-use crate::{World, builder, say, soon};
+use crate::{World, builder, relay::Relay, say, soon};
 
 /// One process: says something, and ends.
 async fn visit(world: &World, dir: &std::path::Path, features: &[Feature]) -> ClientStats {
@@ -18,6 +19,8 @@ async fn visit(world: &World, dir: &std::path::Path, features: &[Feature]) -> Cl
 #[tokio::test]
 async fn the_next_process_sends_its_prompt_as_early_data() {
     let (world, dir) = (World::new().await, tempfile::tempdir().unwrap());
+    let relay = Relay::far(world.agent.quic).await;
+    world.coordinator.name([world.agent.place_with(GrpcTls::None, Some(relay.addr))]);
     assert_eq!(visit(&world, dir.path(), &[]).await.quic.full_handshakes, 1);
     for _ in 0..4 {
         let quic = visit(&world, dir.path(), &[]).await.quic;
