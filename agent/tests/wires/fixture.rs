@@ -88,6 +88,11 @@ impl Running {
         self.connector.channel(self.quic.clone(), agent_server_name(AGENT))
     }
 
+    /// By a path that a test has made.
+    pub(crate) fn quic_channel_by(&self, path: std::net::SocketAddr) -> QuicChannel {
+        self.connector.channel(path.to_string(), agent_server_name(AGENT))
+    }
+
     /// Waits for the TLS sessions of the QUIC clients, which come after the handshake.
     pub(crate) async fn sessions(&self) {
         soon("a session", async { while !self.connector.sessions_arrive().await {} }).await;

@@ -7,6 +7,9 @@ mod conversations;
 mod coordinator;
 mod fixture;
 mod prefill;
+#[path = "../../../transport/tests/support/relay.rs"]
+#[allow(dead_code, unreachable_pub, reason = "shared with the tests of the transport")]
+mod relay;
 mod resuming;
 mod serving;
 mod streams;
