@@ -14,7 +14,7 @@ use titan_agent::engine::{
     composite::{CompositeEngine, CompositeError},
     fetch::{DEFAULT_MODEL_NAME, default_model},
     isolation::isolation_test,
-    mistral::{GpuOptions, MistralConfig, MistralEngine, ModelSource, ModelSpec},
+    mistral::{GpuOptions, Isq, MistralConfig, MistralEngine, ModelSource, ModelSpec},
     openai::{ServerEngine, ServerSpec},
     synthetic::{SYNTHETIC_MODEL, SyntheticEngine},
     watched::Watched,
@@ -56,6 +56,7 @@ pub(crate) struct Settings {
     pub(crate) engines: Option<usize>,
     pub(crate) context_tokens: Option<usize>,
     pub(crate) force_cpu: bool,
+    pub(crate) isq: Isq,
     pub(crate) self_test: bool,
     pub(crate) gpu: GpuOptions,
     /// Without a token for so long, an engine is taken for hung.
@@ -79,6 +80,7 @@ impl EnginePlan {
             engines: args.engines.map(usize::from),
             context_tokens: args.context.map(|tokens| tokens as usize),
             force_cpu: args.cpu,
+            isq: isq(&args.isq, &models)?,
             self_test: args.self_test,
             gpu: GpuOptions {
                 cache_mib: args.gpu_memory.map(|mib| mib as usize),
@@ -149,6 +151,7 @@ async fn load_models(
         engines: settings.engines,
         context_tokens: settings.context_tokens,
         force_cpu: settings.force_cpu,
+        isq: settings.isq,
         gpu: settings.gpu.clone(),
     };
     let engine = MistralEngine::load(config, &|loaded| progress.load(loaded)).await?;
@@ -157,6 +160,17 @@ async fn load_models(
         self_test(&engine, models, progress).await?;
     }
     Ok(engine)
+}
+
+/// `--isq`, if it changes the weights of some model.
+fn isq(text: &str, models: &[Planned]) -> anyhow::Result<Isq> {
+    let isq: Isq = text.parse().context("--isq")?;
+    let sources = models.iter().filter_map(|model| match model {
+        Planned::Spec(spec) => Some(&spec.source),
+        Planned::Default { .. } | Planned::Server(_) => None,
+    });
+    isq.check(sources)?;
+    Ok(isq)
 }
 
 /// A server's model shares its name with no other. Among the rest, one source may have several names, and is merged later.
@@ -247,7 +261,8 @@ async fn self_test(engine: &dyn Engine, models: &[Planned], progress: &Progress)
     for name in own.filter_map(|model| model.names().first().copied()) {
         progress.spin(&format!("testing that requests to {name} stay apart"));
         let report = isolation_test(engine, name).await.context("--self-test: not serving")?;
-        tracing::info!(model = name, elapsed_ms = report.elapsed.as_millis() as u64, "isolation test passed");
+        let (elapsed_ms, ties) = (report.elapsed.as_millis() as u64, report.ties);
+        tracing::info!(model = name, elapsed_ms, ties, "isolation test passed");
     }
     Ok(())
 }
@@ -265,6 +280,19 @@ mod tests {
             assert!(matches!(&planned, Planned::Default { name, .. } if name == expected), "{planned:?}");
         }
         assert!(matches!(Planned::parse("q=Qwen/Qwen3-0.6B").unwrap(), Planned::Spec(spec) if spec.names == ["q"]));
+    }
+
+    #[test]
+    fn a_type_of_weights_is_for_models_that_have_plain_ones() {
+        let plan =
+            |models: &[&str]| isq("q4k", &models.iter().map(|text| Planned::parse(text).unwrap()).collect::<Vec<_>>());
+        assert_eq!(plan(&["smollm2:135m", "q=Qwen/Qwen3-0.6B"]).unwrap().to_string(), "Q4_K");
+        for models in [["smollm2:135m"], ["q=http://h/v1#m"]] {
+            let message = plan(&models).unwrap_err().to_string();
+            assert!(message.contains("--isq Q4_K") && message.contains("safetensors"), "{message}");
+        }
+        let message = format!("{:#}", isq("q9", &[]).unwrap_err());
+        assert!(message.starts_with("--isq: ") && message.contains("Q4_K"), "{message}");
     }
 
     #[test]

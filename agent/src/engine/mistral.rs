@@ -10,7 +10,7 @@
 //! hang.
 //!
 //! The way of a model: [`source`] says where it is, [`files`] what its files say ([`gguf`], [`safetensors`]) and [`identity`] which one it is,
-//! [`pipeline`] has mistral.rs load it, [`quiet`] makes one line of whatever goes wrong there, and [`load`] puts it all together.
+//! [`isq`] what its weights become, [`pipeline`] has mistral.rs load it, [`quiet`] makes one line of whatever goes wrong there, and [`load`] puts it all together.
 
 mod engines;
 mod files;
@@ -19,6 +19,7 @@ mod gguf;
 mod guide;
 mod hub;
 mod identity;
+mod isq;
 mod load;
 mod memory;
 mod pipeline;
@@ -45,6 +46,7 @@ use tokio::sync::oneshot;
 
 pub use self::{
     gguf::GgufError,
+    isq::{Isq, NothingToQuantize, QuantizedType, UnknownIsq},
     load::{GpuOptions, LoadError, LoadProgress, MistralConfig},
     safetensors::SafetensorsError,
     source::{ModelSource, ModelSpec, SourceError},
@@ -72,6 +74,7 @@ impl MistralEngine {
         if specs.is_empty() {
             return Err(LoadError::NoModel);
         }
+        config.isq.check(specs.iter().map(|spec| &spec.source))?;
         let mut models = Vec::new();
         for (at, spec) in specs.iter().enumerate() {
             models.push(Arc::new(load::load(spec, &config, (at, specs.len()), on_progress).await?));

@@ -27,6 +27,7 @@ pub(crate) async fn engine(engines: usize) -> MistralEngine {
         engines: Some(engines),
         context_tokens: None,
         force_cpu: true,
+        isq: Default::default(),
         gpu: Default::default(),
     };
     MistralEngine::load(config, &|_| {}).await.unwrap()

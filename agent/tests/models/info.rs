@@ -2,12 +2,13 @@
 
 use std::fs;
 
-use titan_agent::engine::Engine;
+use titan_agent::engine::{Engine, mistral::Isq};
 use titan_proto::v1::ModelInfo;
 
 use super::{
-    load,
+    load, load_as,
     maker::{GgufFile, Kind, SmallModel, TEMPLATE, Tokens},
+    said,
 };
 
 async fn info_of(file: &GgufFile) -> ModelInfo {
@@ -95,4 +96,36 @@ async fn safetensors_say_what_they_run_as() {
     let renamed = fs::read_to_string(&config).unwrap().replacen('{', r#"{"_name_or_path": "x", "#, 1);
     fs::write(&config, renamed).unwrap();
     assert_eq!(info_at(folder.path()).await.digest, info.digest);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plain_weights_are_brought_to_the_type_that_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    SmallModel::new(Tokens::ByteLevel).write_safetensors(folder.path());
+    let own = said(&load(folder.path(), None).await.unwrap()).await;
+    let mut digests = Vec::new();
+    for (isq, quantization) in [("auto", "Q8_0"), ("none", "F32"), ("Q4_0", "Q4_0"), ("Q8_0", "Q8_0"), ("q5_1", "Q5_1")]
+    {
+        let model = load_as(folder.path(), None, isq.parse().unwrap()).await.unwrap();
+        let info = model.model_info().remove(0);
+        assert_eq!(info.quantization, quantization, "{isq}");
+        assert_eq!(said(&model).await, own, "{isq}");
+        digests.push(info.digest);
+    }
+    assert_eq!(digests[0], digests[3]);
+    // Answers of models that round differently do not go on with each other.
+    let mut different = digests.clone();
+    different.sort_unstable();
+    different.dedup();
+    assert_eq!(different.len(), digests.len() - 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gguf_file_has_its_type_already() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = SmallModel::new(Tokens::SentencePiece).gguf().write(&folder.path().join("small.gguf"));
+    for isq in [Isq::None, "Q4_K".parse().unwrap()] {
+        let message = load_as(&path, None, isq).await.unwrap_err().to_string();
+        assert!(message.starts_with(&format!("--isq {isq}: ")) && message.contains("give a file"), "{message}");
+    }
 }

@@ -12,11 +12,15 @@ use std::path::{Path, PathBuf};
 
 use titan_agent::engine::{
     Engine, Event, Generate, Sampling,
-    mistral::{LoadError, MistralConfig, MistralEngine, ModelSource, ModelSpec},
+    mistral::{Isq, LoadError, MistralConfig, MistralEngine, ModelSource, ModelSpec},
 };
 
 /// Loads the model at a path, with its own template or that of a file.
 async fn load(path: &Path, chat_template: Option<PathBuf>) -> Result<MistralEngine, LoadError> {
+    load_as(path, chat_template, Isq::Auto).await
+}
+
+async fn load_as(path: &Path, chat_template: Option<PathBuf>, isq: Isq) -> Result<MistralEngine, LoadError> {
     let source = ModelSource::parse(&path.display().to_string())?;
     let config = MistralConfig {
         models: vec![ModelSpec { chat_template, ..ModelSpec::new("small", source) }],
@@ -24,6 +28,7 @@ async fn load(path: &Path, chat_template: Option<PathBuf>) -> Result<MistralEngi
         engines: Some(1),
         context_tokens: None,
         force_cpu: true,
+        isq,
         gpu: Default::default(),
     };
     MistralEngine::load(config, &|_| {}).await

@@ -41,6 +41,7 @@ impl ThroughAgent {
             engines: Some(engines),
             context_tokens: None,
             force_cpu: true,
+            isq: Default::default(),
             gpu: Default::default(),
         };
         let engine = Arc::new(MistralEngine::load(config, &|_| ()).await?);

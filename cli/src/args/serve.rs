@@ -212,6 +212,10 @@ pub(crate) struct EngineArgs {
     /// Tokens that prompt and text may have together, if less than the model allows; memory grows with it.
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(16..))]
     pub(crate) context: Option<u32>,
+    /// What the weights of safetensors are brought to when they are loaded: auto (eight bits on a CPU, as they are on a GPU), none,
+    /// Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K or Q6_K. A GGUF file has weights of some type already.
+    #[arg(long, default_value = "auto", value_name = "TYPE")]
+    pub(crate) isq: String,
     /// Use the CPU even where there is a GPU.
     #[arg(long)]
     pub(crate) cpu: bool,

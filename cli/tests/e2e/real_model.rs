@@ -48,6 +48,7 @@ async fn every_way_to_the_model_gives_the_same_text_alone_and_in_a_crowd() {
         engines: Some(1),
         context_tokens: None,
         force_cpu: true,
+        isq: Default::default(),
         gpu: Default::default(),
     };
     let engine = MistralEngine::load(config, &|_| {}).await.unwrap();

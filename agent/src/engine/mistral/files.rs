@@ -8,6 +8,7 @@ use super::{
     LoadError, ModelSource,
     gguf::Gguf,
     identity::Identity,
+    isq::QuantizedType,
     memory::{F32, KEY_AND_VALUE, Needs},
     safetensors::Safetensors,
     template::SpecialTokens,
@@ -23,9 +24,6 @@ pub(super) enum ModelFiles {
     /// A directory of safetensors.
     Safetensors(Box<Safetensors>),
 }
-
-/// The type to which plain weights are brought on a CPU, for which they are too slow: eight bits halve them and lose next to nothing.
-pub(super) const CPU_QUANTIZATION: &str = "Q8_0";
 
 impl ModelFiles {
     /// Names what is wrong with them. Blocks.
@@ -111,11 +109,11 @@ impl ModelFiles {
         }
     }
 
-    /// What the weights are, with this template. Reads some of them: blocks.
-    pub(super) fn identity(&self, template: &str, on_cpu: bool) -> io::Result<Identity> {
+    /// What the weights are, with this template, when plain ones are brought to `isq`. Reads some of them: blocks.
+    pub(super) fn identity(&self, template: &str, isq: Option<QuantizedType>) -> io::Result<Identity> {
         match self {
             Self::Gguf(gguf) => Identity::of_gguf(gguf, template),
-            Self::Safetensors(model) => Identity::of_safetensors(model, template, on_cpu.then_some(CPU_QUANTIZATION)),
+            Self::Safetensors(model) => Identity::of_safetensors(model, template, isq.map(QuantizedType::name)),
         }
     }
 

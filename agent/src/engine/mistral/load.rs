@@ -10,7 +10,9 @@ use super::{
     ChatTemplateError, GgufError, ModelSource, ModelSpec, SafetensorsError, SourceError,
     engines::{Build, Engines},
     files::ModelFiles,
-    hub, memory,
+    hub,
+    isq::{Isq, NothingToQuantize},
+    memory,
     pipeline::{self, Settings},
     pool::Pool,
     prompt_escape::{BREAKERS, PromptEscape},
@@ -34,6 +36,8 @@ pub struct MistralConfig {
     pub context_tokens: Option<usize>,
     /// Uses the CPU even where this build finds a GPU. Defaults to false.
     pub force_cpu: bool,
+    /// What the weights of safetensors are brought to. Defaults to eight bits on a CPU, and as they are on a GPU.
+    pub isq: Isq,
     /// For models on a GPU.
     pub gpu: GpuOptions,
 }
@@ -64,6 +68,9 @@ pub enum LoadError {
     /// No model at all.
     #[error("no model is configured: give --model NAME=SOURCE")]
     NoModel,
+    /// `isq` would change nothing.
+    #[error(transparent)]
+    Isq(#[from] NothingToQuantize),
     /// The sources contradict each other.
     #[error(transparent)]
     Source(#[from] SourceError),
@@ -176,6 +183,7 @@ pub(super) async fn load(
     let settings = Settings {
         force_cpu: config.force_cpu,
         on_cpu,
+        isq: config.isq.on(on_cpu),
         sequences: if on_cpu { 1 } else { config.max_jobs.max(1) },
         gpu_share: (at + 1) as f32 / of.max(1) as f32,
         gpu_cache_mib: config.gpu.cache_mib,
@@ -305,7 +313,7 @@ async fn info(
     settings: Settings,
 ) -> Result<ModelInfo, String> {
     let (files, text) = (files.clone(), template.text.clone());
-    let identity = tokio::task::spawn_blocking(move || files.identity(&text, settings.on_cpu));
+    let identity = tokio::task::spawn_blocking(move || files.identity(&text, settings.isq));
     let identity = identity.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
     Ok(ModelInfo {
         engine: "mistral.rs".to_owned(),

@@ -6,7 +6,7 @@
 use std::{fs, path::PathBuf, sync::Arc};
 
 use mistralrs::{
-    AutoDeviceMapParams, CustomLogitsProcessor, DeviceMapSetting, GgufModelBuilder, IsqType, MemoryGpuConfig, Model,
+    AutoDeviceMapParams, CustomLogitsProcessor, DeviceMapSetting, GgufModelBuilder, MemoryGpuConfig, Model,
     PagedAttentionConfig, PagedAttentionMetaBuilder, PagedCacheType, Tensor, TextModelBuilder,
     core::{
         AdapterPaths, AddModelConfig, DefaultSchedulerMethod, EngineConfig, GGUFLoaderBuilder, GGUFSpecificConfig,
@@ -22,6 +22,7 @@ use super::{
     files::ModelFiles,
     gguf::PartName,
     hub,
+    isq::QuantizedType,
     quiet::{self, one_line},
     request::{self, Outcome},
     template_source::TemplateSource,
@@ -33,6 +34,8 @@ pub(super) struct Settings {
     pub(super) force_cpu: bool,
     /// The device is a CPU.
     pub(super) on_cpu: bool,
+    /// What plain weights are brought to.
+    pub(super) isq: Option<QuantizedType>,
     /// Sequences that an engine may have at once.
     pub(super) sequences: usize,
     /// Share of what a GPU may be used for that is taken when this model is loaded: 1 with the last one.
@@ -106,7 +109,7 @@ async fn load(name: &str, files: &ModelFiles, template: &str, settings: Settings
             let config = NormalSpecificConfig::default();
             let loader =
                 NormalLoaderBuilder::new(config, None, None, Some(name.to_owned()), false, None).build(None)?;
-            (loader, settings.on_cpu.then_some(IsqType::Q8_0))
+            (loader, settings.isq.map(QuantizedType::for_mistral))
         }
     };
     let pipeline = loader.load_model_from_path(&paths, &ModelDType::Auto, &device, true, mapper, quantized, paged)?;

@@ -25,6 +25,7 @@ async fn loaded(engines: usize) -> Loaded {
         engines: Some(engines),
         context_tokens: Some(300),
         force_cpu: true,
+        isq: Default::default(),
         gpu: Default::default(),
     };
     load::load(&spec, &config, (0, 1), &|_| {}).await.unwrap()

@@ -3,7 +3,10 @@
 use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use titan_agent::{Config, engine::watched::DEFAULT_ENGINE_TIMEOUT};
+use titan_agent::{
+    Config,
+    engine::{mistral::Isq, watched::DEFAULT_ENGINE_TIMEOUT},
+};
 use titan_certs::Role;
 use titan_proto::DEFAULT_MODEL_NAME;
 
@@ -29,6 +32,7 @@ pub(super) async fn start(args: &RunArgs) -> anyhow::Result<Target> {
         engines: None,
         context_tokens: None,
         force_cpu: false,
+        isq: Isq::Auto,
         self_test: false,
         gpu: Default::default(),
         engine_timeout: DEFAULT_ENGINE_TIMEOUT,
