@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Imports run one way (proto <- certs, transport <- client, coord, agent <- cli, bench; emulator <- cli, bench), no source file of ours
+# Imports run one way (proto <- certs, openai, transport <- client, coord, agent <- cli, bench; emulator <- cli, bench), no source file of ours
 # passes 500 lines, and a module's file is name.rs beside name/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -7,13 +7,14 @@ cd "$(dirname "$0")/.."
 declare -A allowed=(
   [titan-proto]=""
   [titan-certs]="titan-proto"
+  [titan-openai]="titan-proto"
   [titan-transport]="titan-proto"
   [titan-client]="titan-proto titan-certs titan-transport"
-  [titan-coord]="titan-proto titan-certs titan-transport"
-  [titan-agent]="titan-proto titan-certs titan-transport"
+  [titan-coord]="titan-proto titan-certs titan-transport titan-openai"
+  [titan-agent]="titan-proto titan-certs titan-transport titan-openai"
   [titan-emulator]=""
-  [titan]="titan-proto titan-certs titan-transport titan-client titan-coord titan-agent titan-emulator"
-  [titan-bench]="titan-proto titan-certs titan-transport titan-client titan-coord titan-agent titan-emulator"
+  [titan]="titan-proto titan-certs titan-transport titan-client titan-coord titan-agent titan-openai titan-emulator"
+  [titan-bench]="titan-proto titan-certs titan-transport titan-client titan-coord titan-agent titan-openai titan-emulator"
 )
 failed=0
 for crate in "${!allowed[@]}"; do
