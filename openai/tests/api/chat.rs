@@ -221,10 +221,10 @@ async fn the_length_of_an_event_does_not_tell_the_length_of_its_token() {
 
 fn with_logprobs() -> Vec<StreamResponse> {
     let top = vec![
-        TopLogprob { token_id: 1, token: b"H".to_vec().into(), logprob: -0.5 },
-        TopLogprob { token_id: 2, token: vec![0xc3].into(), logprob: -1.5 },
+        TopLogprob { token_id: 1, token: b"H".to_vec(), logprob: -0.5 },
+        TopLogprob { token_id: 2, token: vec![0xc3], logprob: -1.5 },
     ];
-    let token = TokenLogprob { token_id: 1, token: b"H".to_vec().into(), logprob: -0.5, top };
+    let token = TokenLogprob { token_id: 1, token: b"H".to_vec(), logprob: -0.5, top };
     vec![StreamResponse { logprobs: vec![token.clone(), token], ..text("HH") }, done("stop")]
 }
 
