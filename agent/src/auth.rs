@@ -30,11 +30,23 @@ pub(crate) trait KeySource: Send + Sync + 'static {
 
 /// What a token is shown for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Purpose {
+pub(crate) enum Purpose<'a> {
     /// To have something generated.
     Begin,
     /// To read on in an answer that began with it. It may have expired since: a long answer outlives its token.
     Resume,
+    /// The one request to this path whose address it stands in.
+    Address(&'a str),
+}
+
+impl Purpose<'_> {
+    /// The path that the token has to be for.
+    fn path(&self) -> Option<&str> {
+        match self {
+            Self::Begin | Self::Resume => None,
+            Self::Address(path) => Some(path),
+        }
+    }
 }
 
 /// Checks tokens for one agent.
@@ -61,7 +73,7 @@ impl Authenticator {
         &self,
         session_token: &str,
         metadata: &MetadataMap,
-        purpose: Purpose,
+        purpose: Purpose<'_>,
     ) -> Result<Claims, Status> {
         let token = token(session_token, metadata)?;
         let asked_at = Instant::now();
@@ -80,12 +92,14 @@ impl Authenticator {
         }
     }
 
-    fn verify(&self, token: &str, purpose: Purpose) -> Result<Claims, TokenError> {
+    fn verify(&self, token: &str, purpose: Purpose<'_>) -> Result<Claims, TokenError> {
         let now = SystemTime::now();
-        match purpose {
-            Purpose::Begin => self.verifier.verify(token, &self.agent_id, now),
-            Purpose::Resume => self.verifier.verify_begun(token, &self.agent_id, now),
-        }
+        let claims = match purpose {
+            Purpose::Begin | Purpose::Address(_) => self.verifier.verify(token, &self.agent_id, now)?,
+            Purpose::Resume => self.verifier.verify_begun(token, &self.agent_id, now)?,
+        };
+        claims.check_path(purpose.path())?;
+        Ok(claims)
     }
 
     /// Whether the keys are newer now than at `asked_at`.

@@ -8,6 +8,7 @@
 //! 2. `service`: the one handler of both wires. What it asks, it asks in this order:
 //!    `auth` (whose token, for what), [`options`] (what to generate), `admission` (is there room), `replay` (did this run already),
 //!    [`engine`] (generate).
+//!    `openai_api` asks it in the words of OpenAI's API, on the TCP port.
 //! 3. `response`: the engine's stream as gRPC messages, with the usage on the last one. `resumable`: the same for answers that can be resumed.
 //!
 //! Beside it, `heartbeat` tells the coordinator that the agent is there and how busy it is (`telemetry`), and brings its keys, and hints of
@@ -21,6 +22,7 @@ mod config;
 mod coordinator;
 pub mod engine;
 mod heartbeat;
+mod openai_api;
 pub mod options;
 mod prefill;
 mod replay;

@@ -85,13 +85,15 @@ impl Prefills {
     }
 
     fn try_begin(self: &Arc<Self>, prefill: Prefill) -> Result<(), Declined> {
-        let Prefill { job_id, model, prompt, max_tokens, temperature, options, messages, tools, client_id } = prefill;
+        let Prefill { job_id, model, prompt, max_tokens, temperature, options, messages, tools, client_id, request } =
+            prefill;
         if !self.models.contains(&model) {
             return Err(Declined::Invalid);
         }
         // The way of the request itself, so that the two are equal where their fields are. The reason of a refusal may quote a value.
-        let request =
+        let parts =
             StreamRequest { prompt, max_tokens, temperature, options, messages, tools, ..StreamRequest::default() };
+        let request = request.unwrap_or(parts);
         let generate = options::generate(request, model, &client_id).map_err(|_| Declined::Invalid)?;
         if self.engine.queued() > 0 || !self.engine.idle(&generate.model) {
             return Err(Declined::Busy);

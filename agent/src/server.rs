@@ -27,6 +27,7 @@ use crate::{
     coordinator::Coordinator,
     engine::Engine,
     heartbeat::Heartbeat,
+    openai_api,
     prefill::Prefills,
     resumable::Kept,
     service::{Core, Service, count},
@@ -125,7 +126,8 @@ impl Agent {
             tls: config.tls.as_ref().map(|tls| tls.http_server_config()).transpose().map_err(io::Error::other)?,
             plaintext: if config.insecure_plaintext { Plaintext::Anywhere } else { Plaintext::LoopbackOnly },
         };
-        let tcp = serve_tcp(listener, routes.clone().into_axum_router(), tcp_config, close.clone());
+        let http = routes.clone().into_axum_router().merge(openai_api::router(Arc::clone(&core)));
+        let tcp = serve_tcp(listener, http, tcp_config, close.clone());
         let tcp = async { at_most_after(&close, tcp).await.unwrap_or(Ok(())) };
         let quic = async {
             if let Some(quic) = quic {

@@ -109,7 +109,7 @@ impl AgentService for Service {
 }
 
 impl Core {
-    async fn start(
+    pub(crate) async fn start(
         &self,
         received_at: Instant,
         peer: Option<&PeerInfo>,

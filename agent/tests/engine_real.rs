@@ -337,14 +337,21 @@ async fn values_out_of_range_are_refused_before_they_reach_the_engine(engine: &M
 
 async fn an_engine_that_was_cancelled_during_prefill_is_not_given_away(engine: &MistralEngine) {
     let alone = answer(engine, QUESTION, Sampling::greedy(8)).await.unwrap().text;
-    // A second or more of prefill on each engine, whose readers leave at once.
+    // A second or more of prefill on each engine, whose readers leave at once. On a busy machine the first may be free again before the second has
+    // begun; then this shows nothing, and is tried again.
     let long = "All work and no play makes Jack a dull boy. ".repeat(8);
-    for _ in 0..engine.places() {
-        drop(engine.generate(ask(&long, Sampling::greedy(8))).await.unwrap());
+    for _ in 0..20 {
+        for _ in 0..engine.places() {
+            drop(engine.generate(ask(&long, Sampling::greedy(8))).await.unwrap());
+        }
+        let all_worked = engine.free_places() == 0;
+        // This one waits for an engine to be free, and is not mixed up with what runs there.
+        assert_eq!(answer(engine, QUESTION, Sampling::greedy(8)).await.unwrap().text, alone);
+        if all_worked {
+            return;
+        }
     }
-    assert_eq!(engine.free_places(), 0, "the engines still work");
-    // This one waits for an engine to be free, and is not mixed up with what runs there.
-    assert_eq!(answer(engine, QUESTION, Sampling::greedy(8)).await.unwrap().text, alone);
+    panic!("cancelled engines are free at once: then they do not compute to the end of their piece");
 }
 
 /// What an engine is asked to go on with after so many events of an answer.

@@ -9,12 +9,15 @@ pub(crate) mod demo;
 pub(crate) mod serve;
 pub(crate) mod values;
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use titan_certs::{LEAF_DAYS, Role};
 use titan_client::Feature;
-use titan_proto::{DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE};
+use titan_proto::{COORDINATOR_HTTP_PORT, DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE};
 
 pub(crate) use self::serve::{AgentArgs, CoordArgs, UpArgs};
 
@@ -37,6 +40,7 @@ Examples:
   titan run \"Why is the sky blue?\"        a small model on this machine, nothing to prepare
   titan run --model ./qwen.gguf \"Hello\"   the same with a model of your own
   titan up                                a local cluster, for titan run, curl and Python beside it
+  titan proxy                             the OpenAI API on this machine, over QUIC to the agents
   titan certs init                        a private CA, for a cluster of several machines
   titan demo roaming                      what a change of network does to a stream, over gRPC and over QUIC
 
@@ -49,6 +53,7 @@ Directories (each can be moved by its environment variable):
 pub(crate) enum Command {
     // The documentation of each stands at its arguments: one here would hide that.
     Run(RunArgs),
+    Proxy(ProxyArgs),
     Up(UpArgs),
     Coord(CoordArgs),
     Agent(AgentArgs),
@@ -138,6 +143,42 @@ Examples:
   titan run -v --repeat 3 --reconnect \"Hello\"                    (route kept, 0-RTT)
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.";
+
+/// Serve the OpenAI API on this machine, carried to the agents over the fast path.
+///
+/// Applications that speak OpenAI's API point their base URL here and need nothing else. Their text then comes over QUIC: it does not stutter
+/// when packets are lost, goes on when this machine changes its network, and when an agent is lost it goes on at another one.
+#[derive(Debug, Args)]
+#[command(after_help = PROXY_EXAMPLES)]
+pub(crate) struct ProxyArgs {
+    /// The coordinator's REST address. It need not be up yet.
+    #[arg(long, env = "COORDINATOR_URL", default_value_t = format!("http://localhost:{COORDINATOR_HTTP_PORT}"), value_name = "URL", value_parser = values::coordinator_url)]
+    pub(crate) coordinator: String,
+    /// Where applications reach it. An address that other machines can reach needs --api-key.
+    #[arg(long, env = "TITAN_PROXY_LISTEN", default_value = "127.0.0.1:8787", value_name = "HOST:PORT")]
+    pub(crate) listen: SocketAddr,
+    /// The key that applications have to show. Better in the variable, since others on this machine see command lines.
+    #[arg(long, env = "TITAN_API_KEY", hide_env_values = true, value_name = "KEY")]
+    pub(crate) api_key: Option<String>,
+    /// What to stream over: `auto` prefers QUIC and falls back to gRPC where UDP does not answer.
+    #[arg(long, value_enum, default_value_t = WireArg::Auto)]
+    pub(crate) wire: WireArg,
+    /// Switch a feature off, to see what it is worth: redundancy, thin-stream, early-data, migration, resume, move, repeat-first. May be
+    /// repeated.
+    #[arg(long, value_name = "FEATURE", value_delimiter = ',')]
+    pub(crate) without: Vec<Feature>,
+    /// Print where it listens as one line of JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) identity: IdentityArgs,
+}
+
+const PROXY_EXAMPLES: &str = "\
+Examples:
+  titan proxy                                            for a coordinator on this machine
+  titan proxy --coordinator https://coord.example:8080   for one elsewhere
+  OPENAI_BASE_URL=http://127.0.0.1:8787/v1 OPENAI_API_KEY=any python app.py";
 
 /// Where this program's certificate is.
 #[derive(Clone, Debug, Default, Args)]

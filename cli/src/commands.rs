@@ -8,6 +8,7 @@ mod coord;
 mod demo;
 #[cfg(not(feature = "engines"))]
 mod no_engines;
+mod proxy;
 mod run;
 #[cfg(feature = "engines")]
 mod up;
@@ -56,6 +57,7 @@ pub(crate) fn prepare(command: &Command) {
 pub(crate) async fn execute(command: Command, verbose: u8) -> anyhow::Result<Outcome> {
     match command {
         Command::Run(args) => run::run(args, verbose).await,
+        Command::Proxy(args) => proxy::proxy(args).await,
         Command::Coord(args) => coord::coord(args).await,
         Command::Certs(command) => certs::certs(command).map(|()| Outcome::Done),
         #[cfg(feature = "engines")]

@@ -21,7 +21,7 @@ use crate::{
     job::Job,
     resume,
     retry::{self, Next},
-    route::{Route, Routes},
+    route::{Lease, Route, Routes},
 };
 
 /// A client of a cluster. Cheap to clone; the clones share routes and connections.
@@ -203,25 +203,22 @@ impl TitanClient {
         self.0.agents.close().await;
     }
 
-    async fn attempt(
-        &self,
-        kept: Option<Arc<Route>>,
-        job: &Arc<Job>,
-        asked_at: Instant,
-    ) -> Result<Generation, ClientError> {
+    async fn attempt(&self, kept: Option<Lease>, job: &Arc<Job>, asked_at: Instant) -> Result<Generation, ClientError> {
         let inner = &*self.0;
-        let (route, routing) = match kept {
-            Some(route) => {
-                tracing::debug!(agent = %route.place.agent_id, "route kept from an earlier request");
-                (route, None)
+        let (lease, routing) = match kept {
+            Some(lease) => {
+                tracing::debug!(agent = %lease.route().place.agent_id, "route kept from an earlier request");
+                (lease, None)
             }
             None => {
                 let asked_at = Instant::now();
                 let route = self.ask_route(&job.prompt, &[], "").await?;
-                inner.routes.lock().put(route.clone(), unix_now());
-                (route, Some(asked_at.elapsed()))
+                let lease = Lease::of(&route);
+                inner.routes.lock().put(route, unix_now());
+                (lease, Some(asked_at.elapsed()))
             }
         };
+        let route = lease.route().clone();
         let agent = inner.agents.at(&route.place);
         match resume::begin(self, &agent, &route, job).await {
             Ok(started) => {
@@ -231,7 +228,7 @@ impl TitanClient {
                     early_data = started.early,
                     "the answer begins",
                 );
-                Ok(Generation::new(self.clone(), job.clone(), started, agent, route, routing, asked_at))
+                Ok(Generation::new(self.clone(), job.clone(), started, agent, lease, routing, asked_at))
             }
             Err(error) => {
                 if retry::route_may_be_wrong(&error) {
@@ -242,7 +239,7 @@ impl TitanClient {
         }
     }
 
-    fn kept_route(&self, model: &str) -> Option<Arc<Route>> {
+    fn kept_route(&self, model: &str) -> Option<Lease> {
         self.0.routes.lock().get(model, unix_now())
     }
 }

@@ -23,7 +23,7 @@ use crate::{
     error::{Progress, classify, is_lost},
     job::{Job, SoFar, is_seen},
     recover::{Broken, Moved, Recovered},
-    route::Route,
+    route::{Lease, Route},
 };
 
 /// A running generation: a stream of texts to append, each as the agent sent it. Dropping it stops the generation at the agent.
@@ -47,6 +47,8 @@ pub struct Generation {
     so_far: SoFar,
     agent: Arc<Agent>,
     route: Arc<Route>,
+    /// Until the answer has ended: then another request may use its route.
+    lease: Option<Lease>,
     wire: Wire,
     early: bool,
     routing: Option<Duration>,
@@ -108,11 +110,12 @@ impl Generation {
         job: Arc<Job>,
         started: Started,
         agent: Arc<Agent>,
-        route: Arc<Route>,
+        lease: Lease,
         routing: Option<Duration>,
         asked_at: Instant,
     ) -> Self {
         let Started { stream, wire, early } = started;
+        let route = lease.route().clone();
         Self {
             source: Source::Stream(Box::new(stream)),
             client,
@@ -124,6 +127,7 @@ impl Generation {
             so_far: SoFar::of(&route.model_digest),
             agent,
             route,
+            lease: Some(lease),
             wire,
             early,
             routing,
@@ -285,6 +289,7 @@ impl Generation {
                     // It begins anew, with the tokens of this agent alone.
                     self.so_far = SoFar::of(&route.model_digest);
                 }
+                self.lease = Some(Lease::of(&route));
                 (self.agent, self.route, self.job, self.received) = (agent, route, job, 0);
             }
         }
@@ -311,7 +316,7 @@ impl Generation {
         self.so_far.add(&message);
         if message.done {
             self.usage = Some(Usage::read(&message.metadata));
-            self.source = Source::Nothing;
+            self.end();
         }
         let seen = is_seen(&message);
         if seen {
@@ -321,6 +326,11 @@ impl Generation {
         let StreamResponse { content, reasoning, tool_calls, logprobs, .. } = message;
         // Tokens that show nothing yet have probabilities all the same.
         (seen || !logprobs.is_empty()).then_some(Piece { text: content, reasoning, tool_calls, logprobs })
+    }
+
+    fn end(&mut self) {
+        self.source = Source::Nothing;
+        self.lease = None;
     }
 
     fn broken_off(&self, message: &str) -> ClientError {
@@ -357,7 +367,7 @@ impl Generation {
             match failed {
                 Ok(source) => this.source = source,
                 Err(error) => {
-                    this.source = Source::Nothing;
+                    this.end();
                     return Poll::Ready(Some(Err(error)));
                 }
             }

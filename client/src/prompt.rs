@@ -140,6 +140,42 @@ impl Prompt {
     }
 }
 
+impl From<StreamRequest> for Prompt {
+    /// What a request asks for. Token, nonce and all that is about the wire are the client's own.
+    fn from(request: StreamRequest) -> Self {
+        let format = match (request.response_format, request.grammar.and_then(|grammar| grammar.kind)) {
+            (_, Some(Kind::Regex(regex))) => Format::Regex(regex),
+            (_, Some(Kind::Lark(lark))) => Format::Lark(lark),
+            (Some(format), None) => match format.r#type.as_str() {
+                "json_object" => Format::JsonObject,
+                "json_schema" => Format::JsonSchema(format.json_schema),
+                _ => Format::Text,
+            },
+            (None, None) => Format::Text,
+        };
+        let tool_choice = match request.tool_choice {
+            Some(choice) if !choice.name.is_empty() => ToolChoice::Named(choice.name),
+            Some(choice) if choice.mode == "none" => ToolChoice::None,
+            Some(choice) if choice.mode == "required" => ToolChoice::Required,
+            _ => ToolChoice::Auto,
+        };
+        Self {
+            model: request.model,
+            prompt: request.prompt,
+            max_tokens: request.max_tokens.unsigned_abs(),
+            temperature: request.temperature,
+            options: request.options.into_iter().collect(),
+            messages: request.messages,
+            tools: request.tools,
+            tool_choice,
+            format,
+            logprobs: request.logprobs.then_some(request.top_logprobs),
+            reasoning: request.reasoning.unwrap_or_default(),
+            sampling: request.sampling.unwrap_or_default(),
+        }
+    }
+}
+
 impl ToolChoice {
     fn on_the_wire(&self) -> Option<v1::ToolChoice> {
         let (mode, name) = match self {

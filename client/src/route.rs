@@ -1,6 +1,9 @@
 //! The coordinator's answers, kept while their tokens are good. No clock here: `now` is an argument, in Unix seconds.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering::Relaxed},
+};
 
 use titan_certs::agent_server_name;
 use titan_proto::{
@@ -12,8 +15,8 @@ use crate::names::Names;
 
 /// A token is not used in its last seconds: the request has to reach the agent first, and clocks differ.
 const EXPIRY_MARGIN_S: i64 = 5;
-/// Models whose routes are kept; a program uses a handful. One more throws out the route that expires first.
-const MAX_ROUTES: usize = 64;
+/// Routes that are kept, for all models: as many as a busy program has requests at once. One more throws out the route that expires first.
+const MAX_ROUTES: usize = 256;
 
 /// Where requests for a model go, and the token to show there.
 #[derive(Debug)]
@@ -26,6 +29,29 @@ pub(crate) struct Route {
     /// Of the model at this agent; empty where it is not known.
     pub(crate) model_digest: String,
     pub(crate) place: Place,
+    /// Requests that use it now.
+    running: AtomicU32,
+}
+
+/// The use of a route by one request, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Lease(Arc<Route>);
+
+impl Lease {
+    pub(crate) fn of(route: &Arc<Route>) -> Self {
+        route.running.fetch_add(1, Relaxed);
+        Self(route.clone())
+    }
+
+    pub(crate) fn route(&self) -> &Arc<Route> {
+        &self.0
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Relaxed);
+    }
 }
 
 /// An agent and how to reach it. Equal places share their connections.
@@ -73,7 +99,12 @@ impl Route {
                 quic: quic.map(|quic| names.resolve(quic)),
                 server_name,
             },
+            running: AtomicU32::new(0),
         })
+    }
+
+    fn is_idle(&self) -> bool {
+        self.running.load(Relaxed) == 0
     }
 
     fn usable(&self, now: i64) -> bool {
@@ -81,36 +112,34 @@ impl Route {
     }
 }
 
-/// One route for each model.
+/// The routes to all models, the newest last. One that is in use is left alone: a request beside it asks the coordinator, which knows who has room,
+/// and keeps what it gets. So one route that was first does not draw everything to its agent.
 #[derive(Debug, Default)]
-pub(crate) struct Routes(HashMap<String, Arc<Route>>);
+pub(crate) struct Routes(Vec<Arc<Route>>);
 
 impl Routes {
-    /// The route to `model`, if its token is still good.
-    pub(crate) fn get(&self, model: &str, now: i64) -> Option<Arc<Route>> {
-        self.0.get(model).filter(|route| route.usable(now)).cloned()
+    /// The newest route to `model` that nobody uses and whose token is still good.
+    pub(crate) fn get(&self, model: &str, now: i64) -> Option<Lease> {
+        let is_free = |route: &&Arc<Route>| route.model == model && route.is_idle() && route.usable(now);
+        self.0.iter().rev().find(is_free).map(Lease::of)
     }
 
-    /// Keeps a route, in place of an older one to the same model.
+    /// Keeps a route.
     pub(crate) fn put(&mut self, route: Arc<Route>, now: i64) {
+        self.0.retain(|kept| kept.usable(now));
         if !route.usable(now) {
             return;
         }
-        if self.0.len() >= MAX_ROUTES && !self.0.contains_key(&route.model) {
-            self.0.retain(|_, route| route.usable(now));
-            let first = self.0.values().min_by_key(|route| route.expires_at).map(|route| route.model.clone());
-            if let Some(model) = first.filter(|_| self.0.len() >= MAX_ROUTES) {
-                self.0.remove(&model);
-            }
+        if self.0.len() >= MAX_ROUTES {
+            let first = self.0.iter().enumerate().min_by_key(|(_, route)| route.expires_at).map(|(at, _)| at);
+            first.map(|at| self.0.remove(at));
         }
-        self.0.insert(route.model.clone(), route);
+        self.0.push(route);
     }
 
-    /// Drops a route that turned out wrong, unless another request has replaced it since.
-    pub(crate) fn forget(&mut self, wrong: &Arc<Route>) {
-        if self.0.get(&wrong.model).is_some_and(|kept| Arc::ptr_eq(kept, wrong)) {
-            self.0.remove(&wrong.model);
-        }
+    /// Drops a route that turned out wrong, and all others to that model at the same agent.
+    pub(crate) fn forget(&mut self, wrong: &Route) {
+        self.0.retain(|kept| kept.model != wrong.model || kept.place != wrong.place);
     }
 
     /// Drops all routes.
@@ -128,9 +157,13 @@ mod tests {
     use super::*;
 
     fn route(model: &str, expires_at: i64) -> Arc<Route> {
+        route_to("agent-1", model, expires_at)
+    }
+
+    fn route_to(agent_id: &str, model: &str, expires_at: i64) -> Arc<Route> {
         let answer = json!({
             "agent_endpoint": "localhost:50052", "session_token": "t", "expires_at": expires_at, "job_id": "job_1",
-            "estimated_rtt_ms": 0.0, "agent_id": "agent-1",
+            "estimated_rtt_ms": 0.0, "agent_id": agent_id,
         });
         Arc::new(Route::new(model, serde_json::from_value(answer).unwrap(), &Names::default()).unwrap())
     }
@@ -166,15 +199,29 @@ mod tests {
     }
 
     #[test]
-    fn only_the_route_that_was_wrong_is_dropped() {
+    fn a_route_that_is_in_use_is_left_alone() {
         let mut routes = Routes::default();
-        let (old, new) = (route("m", 100), route("m", 200));
-        routes.put(old.clone(), 0);
-        routes.put(new.clone(), 0);
-        routes.forget(&old);
-        assert!(Arc::ptr_eq(&routes.get("m", 0).unwrap(), &new));
-        routes.forget(&new);
+        routes.put(route_to("a", "m", 100), 0);
+        routes.put(route_to("b", "m", 100), 0);
+        let first = routes.get("m", 0).unwrap();
+        let second = routes.get("m", 0).unwrap();
+        assert_eq!((&*first.route().place.agent_id, &*second.route().place.agent_id), ("b", "a"));
         assert!(routes.get("m", 0).is_none());
+        drop(second);
+        assert_eq!(routes.get("m", 0).unwrap().route().place.agent_id, "a");
+    }
+
+    #[test]
+    fn what_turned_out_wrong_is_dropped_with_all_that_leads_there() {
+        let mut routes = Routes::default();
+        let wrong = route_to("a", "m", 200);
+        for kept in [route_to("a", "m", 100), route_to("b", "m", 100), route_to("a", "other", 100), wrong.clone()] {
+            routes.put(kept, 0);
+        }
+        routes.forget(&wrong);
+        assert_eq!(routes.get("m", 0).unwrap().route().place.agent_id, "b");
+        assert!(routes.get("other", 0).is_some());
+        assert_eq!(routes.0.len(), 2);
     }
 
     #[test]

@@ -95,6 +95,7 @@ impl CoordinatorService for Service {
             model_digest: &request.model_digest,
             max_tokens,
             temperature: request.temperature,
+            address: None,
         })?;
         self.dispatcher.tell_ahead(&route, || Prefill {
             job_id: route.job_id.clone(),
@@ -106,6 +107,7 @@ impl CoordinatorService for Service {
             messages: request.messages,
             tools: request.tools,
             client_id: request.client_id,
+            request: None,
         });
         Ok(Response::new(answer(route)))
     }

@@ -15,6 +15,7 @@
 
 mod agent_input;
 mod config;
+mod front_door;
 mod grpc;
 mod prefill;
 mod registry;

@@ -76,7 +76,8 @@ impl Outboxes {
     pub(crate) fn offer(&self, agent_id: &str, prefill: Prefill, now: Instant) -> bool {
         let streams = self.streams.lock();
         let Some(outbox) = streams.get(agent_id) else { return false };
-        let bytes = prefill.prompt.len() + text_bytes(&prefill.messages, &prefill.tools);
+        let request = prefill.request.as_ref().map_or(0, |request| text_bytes(&request.messages, &request.tools));
+        let bytes = prefill.prompt.len() + text_bytes(&prefill.messages, &prefill.tools) + request;
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(bytes) else { return false };
         outbox.queue.try_send(Queued { prefill, since: now, _room: room }).is_ok()

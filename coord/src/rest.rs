@@ -1,6 +1,6 @@
 //! REST: `/api/v1/…`, field for field what existing clients expect.
 
-mod body;
+pub(crate) mod body;
 mod error;
 
 use std::{
@@ -79,6 +79,7 @@ async fn request_inference(
         model_digest: request.model_digest.as_deref().unwrap_or_default(),
         max_tokens,
         temperature,
+        address: None,
     })?;
     dispatcher.tell_ahead(&route, || Prefill {
         job_id: route.job_id.clone(),
@@ -90,6 +91,7 @@ async fn request_inference(
         messages,
         tools,
         client_id: request.client_id.unwrap_or_default(),
+        request: None,
     });
     Ok(Json(answer(route)))
 }

@@ -72,7 +72,18 @@ pub(crate) struct RouteRequest<'a> {
     pub(crate) model_digest: &'a str,
     pub(crate) max_tokens: i32,
     pub(crate) temperature: f32,
+    /// The token will stand in an address.
+    pub(crate) address: Option<Address<'a>>,
 }
+
+/// Where a token in an address may be used, once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Address<'a> {
+    pub(crate) path: &'a str,
+}
+
+/// How long a token in an address is good for: a client is sent there, and needs a few round trips.
+const ADDRESS_TTL: Duration = Duration::from_secs(30);
 
 /// Where to go, and the token to show there.
 #[derive(Clone, Debug)]
@@ -178,32 +189,60 @@ impl Dispatcher {
         let agent = booked.profile;
         let model_digest = agent.digest(request.model).unwrap_or_default().to_owned();
 
-        let now = SystemTime::now();
-        let expires_at = unix_seconds(now + self.token_ttl);
-        let claims = Claims {
-            iss: COORDINATOR_NAME.to_owned(),
-            agent_id: agent.id.to_string(),
-            client_id: request.client_id.to_owned(),
-            model: request.model.to_owned(),
-            job_id: job_id.clone(),
-            jti: new_jti(),
-            iat: unix_seconds(now),
-            nbf: unix_seconds(now - CLOCK_SKEW),
-            exp: expires_at,
-        };
-        let session_token = self.issuer.issue(&claims).map_err(|cause| {
-            error!(%cause, "signing a session token failed");
-            self.registry.lock().release(&agent.id, &job_id);
-            RouteError::Internal
-        })?;
+        let claims = self.claims(&agent.id, request.client_id, request.model, &job_id, request.address);
+        let session_token = self.sign(&claims).inspect_err(|_| self.registry.lock().release(&agent.id, &job_id))?;
         debug!(%job_id, agent = %agent.id, model = request.model, "routed");
         Ok(Route {
             agent,
             session_token,
-            expires_at,
+            expires_at: claims.exp,
             job_id,
             model_digest,
             estimated_rtt_ms: booked.rtt_ms.unwrap_or(0.0),
+        })
+    }
+
+    /// Sends a client to an agent for what that keeps, without a slot there.
+    pub(crate) fn visit(
+        &self,
+        agent: Arc<Profile>,
+        client_id: &str,
+        address: Address<'_>,
+    ) -> Result<Route, RouteError> {
+        let claims = self.claims(&agent.id, client_id, "", "", Some(address));
+        let session_token = self.sign(&claims)?;
+        let (job_id, model_digest) = (String::new(), String::new());
+        Ok(Route { agent, session_token, expires_at: claims.exp, job_id, model_digest, estimated_rtt_ms: 0.0 })
+    }
+
+    fn claims(
+        &self,
+        agent_id: &str,
+        client_id: &str,
+        model: &str,
+        job_id: &str,
+        address: Option<Address<'_>>,
+    ) -> Claims {
+        let now = SystemTime::now();
+        let ttl = if address.is_some() { ADDRESS_TTL } else { self.token_ttl };
+        Claims {
+            iss: COORDINATOR_NAME.to_owned(),
+            agent_id: agent_id.to_owned(),
+            client_id: client_id.to_owned(),
+            model: model.to_owned(),
+            job_id: job_id.to_owned(),
+            jti: new_jti(),
+            iat: unix_seconds(now),
+            nbf: unix_seconds(now - CLOCK_SKEW),
+            exp: unix_seconds(now + ttl),
+            path: address.map(|address| address.path.to_owned()),
+        }
+    }
+
+    fn sign(&self, claims: &Claims) -> Result<String, RouteError> {
+        self.issuer.issue(claims).map_err(|cause| {
+            error!(%cause, "signing a session token failed");
+            RouteError::Internal
         })
     }
 
@@ -211,7 +250,7 @@ impl Dispatcher {
     pub(crate) fn tell_ahead(&self, route: &Route, prefill: impl FnOnce() -> Prefill) {
         let Some(outboxes) = &self.prefill else { return };
         let mut prefill = prefill();
-        if prefill.prompt.is_empty() && prefill.messages.is_empty() {
+        if prefill.prompt.is_empty() && prefill.messages.is_empty() && prefill.request.is_none() {
             return;
         }
         prefill.options.remove(PROMPT_DIGEST);

@@ -23,7 +23,7 @@ use tracing::{info, warn};
 
 use crate::{
     config::{Config, ConfigError},
-    grpc, rest,
+    front_door, grpc, rest,
     routing::Dispatcher,
 };
 
@@ -97,7 +97,8 @@ impl Coordinator {
         Ok(Self {
             http,
             http_addr,
-            http_routes: rest::router(Arc::clone(&dispatcher), origins),
+            http_routes: rest::router(Arc::clone(&dispatcher), origins)
+                .merge(front_door::router(Arc::clone(&dispatcher))),
             grpc,
             grpc_addr,
             grpc_routes,

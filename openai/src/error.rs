@@ -60,6 +60,11 @@ impl ApiError {
         Self { status, kind, code, param: None, message: message.into(), retry_after_s }
     }
 
+    /// An error of the server in front, with a status of its own.
+    pub fn with_status(status: StatusCode, message: impl Into<String>) -> Self {
+        Self::new(status, None, message)
+    }
+
     /// The status that it is answered with.
     pub fn status(&self) -> StatusCode {
         self.status

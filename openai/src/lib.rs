@@ -27,7 +27,7 @@ mod sse;
 pub use self::{
     backend::{Backend, Caller},
     error::ApiError,
-    peek::{Peeked, peek},
+    peek::peek,
     responses::origin_of,
     router::{IGNORED_HEADER, Settings, router},
 };

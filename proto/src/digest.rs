@@ -50,6 +50,11 @@ pub fn prefixes(owner: &str, model: &str, tools: &[Tool], messages: &[Message]) 
     messages.iter().map(|message| chain.push(message)).collect()
 }
 
+/// An agent in a word of 16 hexadecimal digits, for ids by which it is found again.
+pub fn origin(agent_id: &str) -> String {
+    to_hex(Form::default().text("titancompute origin 1").text(agent_id).digest())
+}
+
 /// As a digest stands in JSON: 16 hexadecimal digits.
 pub fn to_hex(digest: u64) -> String {
     format!("{digest:016x}")

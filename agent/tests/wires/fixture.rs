@@ -252,6 +252,7 @@ pub(crate) fn claims() -> Claims {
         iat: now,
         nbf: now,
         exp: now + 300,
+        path: None,
     }
 }
 

@@ -6,6 +6,7 @@ mod auth;
 mod conversations;
 mod coordinator;
 mod fixture;
+mod openai;
 mod prefill;
 #[path = "../../../transport/tests/support/relay.rs"]
 #[allow(dead_code, unreachable_pub, reason = "shared with the tests of the transport")]

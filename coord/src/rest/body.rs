@@ -21,7 +21,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_DISCARDED_BYTES: u64 = 8 * MAX_REST_BODY_BYTES as u64;
 
 /// Gathers the body, of at most [`MAX_REST_BODY_BYTES`].
-pub(super) async fn read(headers: &HeaderMap, body: Body) -> Result<Vec<u8>, ApiError> {
+pub(crate) async fn read(headers: &HeaderMap, body: Body) -> Result<Vec<u8>, ApiError> {
     let declared = body.size_hint().lower();
     // Whoever waits for `100 Continue` (RFC 9110 §10.1.1) has sent nothing yet.
     let hopeless = declared > MAX_DISCARDED_BYTES || headers.contains_key(EXPECT);

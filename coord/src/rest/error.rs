@@ -13,7 +13,7 @@ use crate::routing::RouteError;
 
 /// An error answer.
 #[derive(Debug)]
-pub(super) struct ApiError {
+pub(crate) struct ApiError {
     status: StatusCode,
     code_word: &'static str,
     message: String,
@@ -53,6 +53,11 @@ impl ApiError {
     pub(super) fn method_not_allowed(method: &Method) -> Self {
         let message = format!("{method} is not what this path takes: see the header `allow`");
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
+    }
+
+    /// The same for a client that speaks OpenAI's API.
+    pub(crate) fn in_openai(self) -> titan_openai::ApiError {
+        titan_openai::ApiError::with_status(self.status, self.message)
     }
 
     fn new(status: StatusCode, code_word: &'static str, message: String) -> Self {

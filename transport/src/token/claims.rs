@@ -33,6 +33,9 @@ pub struct Claims {
     pub nbf: i64,
     /// Not valid from here on.
     pub exp: i64,
+    /// The only path over HTTP that it may be used for, and once: it stands in the address then. `None` for all other tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
 }
 
 impl Claims {
@@ -50,6 +53,17 @@ impl Claims {
             return Ok(());
         }
         Err(TokenError::WrongModel { token: self.model.clone(), requested: requested.to_owned() })
+    }
+
+    /// Whether the token may be used where it was shown: `path` is what follows it in the address, `None` where it is not in one.
+    ///
+    /// # Errors
+    /// [`TokenError::OtherPath`].
+    pub fn check_path(&self, path: Option<&str>) -> Result<(), TokenError> {
+        match self.path.as_deref() == path {
+            true => Ok(()),
+            false => Err(TokenError::OtherPath { token: self.path.clone() }),
+        }
     }
 
     /// The time from which on no verifier accepts the token, [`CLOCK_LEEWAY`] included.

@@ -242,12 +242,21 @@ pub enum TokenError {
         /// What the request names.
         requested: String,
     },
+    /// It is for another way to ask.
+    #[error("{}", match token {
+        Some(path) => format!("this token is for one request to {path}, in its address: ask the coordinator for a session token"),
+        None => "a session token does not belong into an address: send it as `authorization: Bearer …`".to_owned(),
+    })]
+    OtherPath {
+        /// The path that it is for, if it is for one.
+        token: Option<String>,
+    },
 }
 
 impl TokenError {
     /// Whether the token is genuine but does not allow this: PERMISSION_DENIED. All else is UNAUTHENTICATED.
     pub fn is_permission(&self) -> bool {
-        matches!(self, Self::WrongAgent { .. } | Self::WrongModel { .. })
+        matches!(self, Self::WrongAgent { .. } | Self::WrongModel { .. } | Self::OtherPath { .. })
     }
 }
 
