@@ -14,7 +14,7 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::any,
 };
-use http::{Uri, request::Parts};
+use http::{Uri, header, request::Parts};
 use titan_openai::{ApiError, Backend, Caller, Settings};
 use titan_proto::v1::{ModelInfo, StreamRequest};
 use titan_transport::{
@@ -35,8 +35,28 @@ const API: &str = "/v1/";
 /// The use of a token in an address, as the memory of requests has it.
 const ONE_USE: &str = "address";
 
+/// gRPC and the API on one port. What is not gRPC is told so by its content type (gRPC over HTTP/2, "Requests"), so that a wrong address is a 404 for
+/// those who do not speak it.
+pub(crate) fn beside(grpc: Router, core: Arc<Core>) -> Router {
+    let api = router(core).fallback(not_found);
+    Router::new().fallback(move |request: Request| async move {
+        let kind = request.headers().get(header::CONTENT_TYPE);
+        let is_grpc = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+        let router = if is_grpc { grpc } else { api };
+        match router.oneshot(request).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        }
+    })
+}
+
+async fn not_found() -> ApiError {
+    Status::not_found("there is nothing at this address: the OpenAI API is below /v1/, as in /v1/chat/completions")
+        .into()
+}
+
 /// The API, with the token in a header or in the address.
-pub(crate) fn router(core: Arc<Core>) -> Router {
+fn router(core: Arc<Core>) -> Router {
     let settings = Settings { origin: titan_proto::digest::origin(&core.agent_id), ..Settings::default() };
     let api = titan_openai::router(Arc::new(Api { core }), settings);
     let behind = api.clone();
@@ -50,10 +70,7 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
 async fn redirected(api: Router, token: String, mut request: Request) -> Response {
     let rest = request.uri().path_and_query().and_then(|all| all.as_str().get("/s/".len() + token.len()..));
     let uri = rest.filter(|rest| rest.starts_with(API)).and_then(|rest| rest.parse::<Uri>().ok());
-    let Some(uri) = uri else {
-        let message = "there is nothing at this address: ask the coordinator again";
-        return ApiError::from(Status::not_found(message)).into_response();
-    };
+    let Some(uri) = uri else { return not_found().await.into_response() };
     *request.uri_mut() = uri;
     request.extensions_mut().insert(InAddress(token));
     match api.oneshot(request).await {

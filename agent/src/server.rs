@@ -126,7 +126,7 @@ impl Agent {
             tls: config.tls.as_ref().map(|tls| tls.http_server_config()).transpose().map_err(io::Error::other)?,
             plaintext: if config.insecure_plaintext { Plaintext::Anywhere } else { Plaintext::LoopbackOnly },
         };
-        let http = routes.clone().into_axum_router().merge(openai_api::router(Arc::clone(&core)));
+        let http = openai_api::beside(routes.clone().into_axum_router(), Arc::clone(&core));
         let tcp = serve_tcp(listener, http, tcp_config, close.clone());
         let tcp = async { at_most_after(&close, tcp).await.unwrap_or(Ok(())) };
         let quic = async {

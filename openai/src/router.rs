@@ -112,6 +112,12 @@ async fn create_response<B: Backend>(State(api): Shared<B>, request: Request) ->
     responses::create(&api.backend, &api.settings, &api.store, &caller, fields).await
 }
 
+/// By its name, since whoever mounts this router under a prefix may have parameters of their own.
+#[derive(Deserialize)]
+struct OfId {
+    id: String,
+}
+
 #[derive(Deserialize)]
 struct FromQuery {
     #[serde(default)]
@@ -121,7 +127,7 @@ struct FromQuery {
 
 async fn get_response<B: Backend>(
     State(api): Shared<B>,
-    Path(id): Path<String>,
+    Path(OfId { id }): Path<OfId>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let query = Query::<FromQuery>::try_from_uri(request.uri());
@@ -136,7 +142,7 @@ async fn get_response<B: Backend>(
 
 async fn cancel_response<B: Backend>(
     State(api): Shared<B>,
-    Path(id): Path<String>,
+    Path(OfId { id }): Path<OfId>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let (caller, ..) = api.caller(request).await?;
@@ -147,7 +153,7 @@ async fn cancel_response<B: Backend>(
 
 async fn delete_response<B: Backend>(
     State(api): Shared<B>,
-    Path(id): Path<String>,
+    Path(OfId { id }): Path<OfId>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let (caller, ..) = api.caller(request).await?;
@@ -163,7 +169,7 @@ async fn list_models<B: Backend>(State(api): Shared<B>, request: Request) -> Res
 
 async fn one_model<B: Backend>(
     State(api): Shared<B>,
-    Path(id): Path<String>,
+    Path(OfId { id }): Path<OfId>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let (caller, ..) = api.caller(request).await?;

@@ -108,7 +108,7 @@ async fn a_token_in_the_address_is_for_one_request_to_one_path() {
     ] {
         assert_eq!(post(&agent, &there(&token), "any", chat(json!({}))).await.status(), status);
     }
-    for path in ["/s/x/", "/s/x/y", "/s/x/titancompute.v1.AgentService/StreamInference"] {
+    for path in ["/", "/chat/completions", "/s/x/", "/s/x/y", "/s/x/titancompute.v1.AgentService/StreamInference"] {
         assert_eq!(post(&agent, path, "any", json!({})).await.status(), 404, "{path}");
     }
     // Nor is it a session token on another wire.
@@ -144,8 +144,12 @@ async fn a_background_response_outlives_its_token_and_is_its_clients() {
         let request = client().get(format!("http://{}/v1/responses/{id}?stream=true&starting_after=1", agent.grpc));
         request.bearer_auth(key).send().await.unwrap()
     };
-    let later = get(token_of(&Claims { exp: 1, ..claims() })).await;
+    let later = get(token_of(&Claims { iat: 0, nbf: 0, exp: 1, ..claims() })).await;
     assert_eq!(later.status(), 200);
     assert!(later.text().await.unwrap().contains("response.incomplete"));
     assert_eq!(get(token_of(&Claims { client_id: "mallory".into(), ..claims() })).await.status(), 404);
+    let path = format!("/v1/responses/{id}");
+    let address = format!("http://{}/s/{}{path}", agent.grpc, for_path(&path));
+    let redirected = client().get(address).send().await.unwrap();
+    assert_eq!(json_of(redirected).await["id"], id);
 }

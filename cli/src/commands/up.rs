@@ -133,6 +133,7 @@ fn welcome(cluster: &Cluster, plan: &EnginePlan, dir: &CertDir) -> anyhow::Resul
          curl -s {rest}/api/v1/status?include_agents=true\n  \
          curl -s {rest}/api/v1/inference/request -H 'content-type: application/json' \\\n       \
          -d '{{\"client_id\": \"me\", \"model\": \"{model}\", \"prompt\": \"Hello\"}}'   # which agent, and a token for it\n  \
+         OPENAI_BASE_URL={rest}/v1 OPENAI_API_KEY=any python3 client/examples/openai_client.py \"Hello\"\n  \
          python3 client/examples/rest_client.py --coordinator {rest}{named} \"Hello\"\n\n\
          Ctrl-C stops it.\n"
     )?;

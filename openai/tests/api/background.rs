@@ -173,3 +173,14 @@ async fn it_is_forgotten_after_a_while() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(fixture.call("GET", &format!("/v1/responses/{id}"), "key", "").await.status, 404);
 }
+
+#[tokio::test]
+async fn it_is_found_where_the_router_is_mounted_under_a_prefix() {
+    let fixture = Fixture::new();
+    let (id, say) = begin(&fixture).await;
+    say.send(Ok(done("stop"))).await.unwrap();
+    let mounted = axum::Router::new().nest("/s/{token}", fixture.router.clone());
+    let request = crate::backend::request("GET", &format!("/s/abc/v1/responses/{id}"), "key", "");
+    let response = tower::ServiceExt::oneshot(mounted, request).await.unwrap();
+    assert_eq!(response.status(), 200);
+}

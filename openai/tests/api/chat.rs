@@ -100,6 +100,14 @@ async fn what_the_text_has_to_be_can_be_said_in_each_dialect() {
         fixture.say(vec![done("stop")], CHAT, with(fields)).await;
         assert_eq!(fixture.asked().await.grammar.unwrap().kind, Some(grammar::Kind::Regex("a+".to_owned())));
     }
+    // A model that is held to a schema writes its properties in their order.
+    let ordered = r#"{"type":"object","properties":{"z":{},"a":{},"m":{}}}"#;
+    let body = format!(
+        r#"{{"model":"small","messages":[{{"role":"user","content":"x"}}],"response_format":{{"type":"json_schema","json_schema":{{"schema":{ordered}}}}}}}"#
+    );
+    fixture.next(crate::backend::Next::Say(vec![Ok(done("stop"))])).await;
+    fixture.call("POST", CHAT, "key", body).await;
+    assert_eq!(fixture.asked().await.response_format.unwrap().json_schema, ordered);
     for (fields, enabled) in [
         (json!({"reasoning_effort": "none"}), Some(false)),
         (json!({"chat_template_kwargs": {"enable_thinking": true}}), Some(true)),

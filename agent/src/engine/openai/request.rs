@@ -110,8 +110,9 @@ pub(super) fn body(request: &Generate, facts: &Facts) -> Result<Body, EngineErro
         messages: messages(request, facts)?,
         stream: true,
         stream_options: ChatCompletionStreamOptions { include_usage: Some(true), include_obfuscation: None },
-        // Nothing is still to come of a continuation with 0: its prompt is counted by a token that is not passed on.
-        max_tokens: Some(sampling.max_tokens.max(1)),
+        // Nothing is still to come of a continuation with 0: its prompt is counted by a token that is not passed on. Servers refuse more than
+        // their context, and take no word for as much as there is.
+        max_tokens: (sampling.max_tokens < i32::MAX.unsigned_abs()).then(|| sampling.max_tokens.max(1)),
         temperature: sampling.temperature,
         top_p: sampling.top_p.unwrap_or(1.0),
         seed: sampling.seed.map(folded),

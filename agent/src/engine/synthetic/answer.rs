@@ -58,6 +58,11 @@ pub(super) struct Begun {
     pub(super) stopped: bool,
 }
 
+/// What a request says that does not bound its answer.
+const AS_LONG_AS_IT_WANTS: u32 = i32::MAX.unsigned_abs();
+/// How long this engine's answers are then.
+const WANTED_TOKENS: u32 = 256;
+
 impl Answer {
     /// The answer to `request`, and where it goes on if it has begun elsewhere.
     pub(super) fn new(says: Says, request: &Generate) -> Result<(Self, Begun), EngineError> {
@@ -66,7 +71,11 @@ impl Answer {
             return Err(EngineError::Unsupported(why.to_owned()));
         }
         let begun = request.continuation.as_ref().map_or(0, |continuation| continuation.completion_tokens);
-        let total = begun.saturating_add(request.sampling.max_tokens);
+        let wanted = match request.sampling.max_tokens {
+            AS_LONG_AS_IT_WANTS => WANTED_TOKENS,
+            bound => bound,
+        };
+        let total = begun.saturating_add(wanted);
         let name = match &request.tool_choice {
             ToolChoice::Auto | ToolChoice::None => None,
             ToolChoice::Required => request.tools.first().map(|tool| tool.name.clone()),

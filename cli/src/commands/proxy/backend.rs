@@ -127,7 +127,11 @@ fn last(generation: &Generation) -> Option<StreamResponse> {
 
 /// What went wrong, for an application that knows nothing of tokens and certificates: those are the proxy's own, and no fault of its key.
 fn status(error: &ClientError) -> Status {
-    let message = error.to_string();
+    let message = match error {
+        // What is about the request begins with its field.
+        ClientError::Refused { code: Code::InvalidArgument | Code::FailedPrecondition, message, .. } => message.clone(),
+        error => error.to_string(),
+    };
     let code = match error {
         ClientError::Refused { code: Code::Unauthenticated | Code::PermissionDenied, .. } => Code::Unavailable,
         ClientError::Refused { code, .. } => *code,
