@@ -17,7 +17,7 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use titan_certs::{LEAF_DAYS, Role};
 use titan_client::Feature;
-use titan_proto::{COORDINATOR_HTTP_PORT, DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE};
+use titan_proto::{COORDINATOR_HTTP_PORT, DEFAULT_TEMPERATURE};
 
 pub(crate) use self::serve::{AgentArgs, CoordArgs, UpArgs};
 
@@ -40,6 +40,7 @@ Examples:
   titan run \"Why is the sky blue?\"        a small model on this machine, nothing to prepare
   titan run --model ./qwen.gguf \"Hello\"   the same with a model of your own
   titan up                                a local cluster, for titan run, curl and Python beside it
+  titan chat                              a conversation in the terminal
   titan proxy                             the OpenAI API on this machine, over QUIC to the agents
   titan certs init                        a private CA, for a cluster of several machines
   titan demo roaming                      what a change of network does to a stream, over gRPC and over QUIC
@@ -53,7 +54,10 @@ Directories (each can be moved by its environment variable):
 pub(crate) enum Command {
     // The documentation of each stands at its arguments: one here would hide that.
     Run(RunArgs),
+    Chat(ChatArgs),
     Proxy(ProxyArgs),
+    Models(AskArgs),
+    Status(StatusArgs),
     Up(UpArgs),
     Coord(CoordArgs),
     Agent(AgentArgs),
@@ -71,8 +75,11 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 #[command(after_help = RUN_EXAMPLES)]
 pub(crate) struct RunArgs {
-    /// The prompt; `-` reads it from stdin.
-    pub(crate) prompt: String,
+    /// The prompt; `-`, or none where stdin is no terminal, reads it from stdin.
+    pub(crate) prompt: Option<String>,
+    /// The prompt is what this file holds.
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    pub(crate) prompt_file: Option<PathBuf>,
     /// The coordinator's REST address [default: http://localhost:8080, or a local cluster if none answers there]
     #[arg(long, env = "COORDINATOR_URL", value_name = "URL", value_parser = values::coordinator_url)]
     pub(crate) coordinator: Option<String>,
@@ -86,9 +93,9 @@ pub(crate) struct RunArgs {
     /// What to stream over: `auto` prefers QUIC and falls back to gRPC where UDP does not answer.
     #[arg(long, value_enum, default_value_t = WireArg::Auto)]
     pub(crate) wire: WireArg,
-    /// Most tokens to generate.
-    #[arg(long, default_value_t = DEFAULT_MAX_TOKENS.unsigned_abs(), value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
-    pub(crate) max_tokens: u32,
+    /// Most tokens to generate [default: as many as the model wants]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
+    pub(crate) max_tokens: Option<u32>,
     /// 0 always takes the likeliest token; higher is more varied.
     #[arg(long, default_value_t = DEFAULT_TEMPERATURE, value_parser = values::temperature, value_name = "T", allow_negative_numbers = true)]
     pub(crate) temperature: f32,
@@ -137,12 +144,71 @@ pub(crate) struct RunArgs {
 const RUN_EXAMPLES: &str = "\
 Examples:
   titan run \"Why is the sky blue?\"
-  git diff | titan run --temperature 0 -m ./qwen.gguf -          (the prompt from stdin)
+  git diff | titan run --temperature 0 -m ./qwen.gguf            (the prompt from stdin)
   titan run --coordinator http://gpu-box:8080 -m llama3 \"Hello\"   (a cluster elsewhere)
   titan run --json --wire grpc \"Hello\" | jq -r .text
   titan run -v --repeat 3 --reconnect \"Hello\"                    (route kept, 0-RTT)
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.";
+
+/// Talk to a model in the terminal.
+///
+/// A conversation that goes on where it was: Ctrl-C stops an answer and not the program, /help says what else there is.
+#[derive(Debug, Args)]
+#[command(after_help = CHAT_EXAMPLES)]
+pub(crate) struct ChatArgs {
+    /// The coordinator's REST address.
+    #[arg(long, env = "COORDINATOR_URL", default_value_t = format!("http://localhost:{COORDINATOR_HTTP_PORT}"), value_name = "URL", value_parser = values::coordinator_url)]
+    pub(crate) coordinator: String,
+    /// The model's name [default: the first one that is served]
+    #[arg(long, short, value_name = "MODEL")]
+    pub(crate) model: Option<String>,
+    /// What the model shall be like.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    /// Most tokens of an answer [default: as many as the model wants]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
+    pub(crate) max_tokens: Option<u32>,
+    /// 0 always takes the likeliest token; higher is more varied.
+    #[arg(long, default_value_t = DEFAULT_TEMPERATURE, value_parser = values::temperature, value_name = "T", allow_negative_numbers = true)]
+    pub(crate) temperature: f32,
+    /// What to stream over: `auto` prefers QUIC and falls back to gRPC where UDP does not answer.
+    #[arg(long, value_enum, default_value_t = WireArg::Auto)]
+    pub(crate) wire: WireArg,
+    /// Switch a feature off, as `titan run` does.
+    #[arg(long, value_name = "FEATURE", value_delimiter = ',')]
+    pub(crate) without: Vec<Feature>,
+    #[command(flatten)]
+    pub(crate) identity: IdentityArgs,
+}
+
+const CHAT_EXAMPLES: &str = "\
+Examples:
+  titan chat                                            with the default model of titan up
+  titan chat --coordinator http://gpu-box:8080 -m llama3 --system \"Be brief.\"";
+
+/// Show the models that agents serve.
+#[derive(Debug, Args)]
+pub(crate) struct AskArgs {
+    /// The coordinator's REST address.
+    #[arg(long, env = "COORDINATOR_URL", default_value_t = format!("http://localhost:{COORDINATOR_HTTP_PORT}"), value_name = "URL", value_parser = values::coordinator_url)]
+    pub(crate) coordinator: String,
+    /// As JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) identity: IdentityArgs,
+}
+
+/// Show the agents of a coordinator, and how busy they are.
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    pub(crate) ask: AskArgs,
+    /// Look again every 2 s, until Ctrl-C.
+    #[arg(long)]
+    pub(crate) watch: bool,
+}
 
 /// Serve the OpenAI API on this machine, carried to the agents over the fast path.
 ///

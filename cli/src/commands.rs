@@ -3,6 +3,8 @@
 #[cfg(feature = "engines")]
 mod agent;
 mod certs;
+mod chat;
+mod client;
 mod coord;
 #[cfg(feature = "engines")]
 mod demo;
@@ -10,6 +12,7 @@ mod demo;
 mod no_engines;
 mod proxy;
 mod run;
+mod status;
 #[cfg(feature = "engines")]
 mod up;
 
@@ -57,6 +60,9 @@ pub(crate) fn prepare(command: &Command) {
 pub(crate) async fn execute(command: Command, verbose: u8) -> anyhow::Result<Outcome> {
     match command {
         Command::Run(args) => run::run(args, verbose).await,
+        Command::Chat(args) => chat::chat(args).await,
+        Command::Models(args) => status::models(args).await,
+        Command::Status(args) => status::status(args).await,
         Command::Proxy(args) => proxy::proxy(args).await,
         Command::Coord(args) => coord::coord(args).await,
         Command::Certs(command) => certs::certs(command).map(|()| Outcome::Done),

@@ -26,6 +26,15 @@ pub(crate) fn sessions() -> Option<PathBuf> {
     Some(cache.join("sessions"))
 }
 
+/// Lines that were typed in `titan chat`. None where this user has no data directory.
+pub(crate) fn history() -> Option<PathBuf> {
+    let data = match env::var_os(DATA_DIR) {
+        Some(dir) if !dir.is_empty() => PathBuf::from(dir),
+        _ => dirs::data_dir()?.join("titan"),
+    };
+    Some(data.join("chat_history"))
+}
+
 /// The keys that sign tokens: `keys`, beside the certificates.
 pub(crate) fn keys() -> PathBuf {
     match env::var_os(DATA_DIR) {

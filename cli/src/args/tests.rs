@@ -53,7 +53,7 @@ fn every_environment_variable_of_the_contract_has_its_flag() {
 
 #[test]
 fn help_shows_examples_for_every_command_that_needs_them() {
-    for name in ["run", "up", "coord", "agent", "certs"] {
+    for name in ["run", "chat", "proxy", "up", "coord", "agent", "certs"] {
         let mut command = Cli::command();
         let help = command.find_subcommand_mut(name).unwrap().render_long_help().to_string();
         assert!(help.contains("Examples:") && help.contains(&format!("titan {name}")), "{name}: {help}");
@@ -74,7 +74,7 @@ fn the_defaults_are_those_of_the_contract() {
     assert_eq!(agent.coordinator, "localhost:50051");
     assert_eq!(agent.kind, EngineKind::Mistral);
     let Command::Run(run) = parse("titan run hello").unwrap() else { panic!("not run") };
-    assert_eq!((run.max_tokens, run.temperature, run.wire), (100, 0.7, WireArg::Auto));
+    assert_eq!((run.max_tokens, run.temperature, run.wire), (None, 0.7, WireArg::Auto));
     assert_eq!(run.coordinator, None);
     assert!(!run.prefill_ahead && !coord.coordinator.prefill_ahead, "prompts go to the agent alone unless it is said");
     let Command::Up(up) = parse("titan up --prefill-ahead").unwrap() else { panic!("not up") };

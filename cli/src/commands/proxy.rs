@@ -7,18 +7,14 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use axum::{Router, routing::get, serve::ListenerExt as _};
-use titan_client::{TitanClient, WirePreference};
+use titan_client::TitanClient;
 use titan_openai::Settings;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use self::{backend::ToAgents, metrics::Metrics};
-use super::{Outcome, Usage, serve};
-use crate::{
-    args::{ProxyArgs, WireArg},
-    rest::Rest,
-    trust,
-};
+use super::{Outcome, Usage, client, serve};
+use crate::{args::ProxyArgs, rest::Rest, trust};
 
 /// How long running answers may take to finish when it stops.
 const DRAIN_TIME: Duration = Duration::from_secs(25);
@@ -32,17 +28,8 @@ pub(super) async fn proxy(args: ProxyArgs) -> anyhow::Result<Outcome> {
         )));
     }
     let tls = trust::client(&args.identity)?;
-    let mut builder = TitanClient::builder(&args.coordinator).wire(match args.wire {
-        WireArg::Auto => WirePreference::Auto,
-        WireArg::Quic => WirePreference::Quic,
-        WireArg::Grpc => WirePreference::Grpc,
-    });
     let rest = Rest::new(&args.coordinator, tls.as_ref())?;
-    if let Some(tls) = tls {
-        builder = builder.tls(tls);
-    }
-    let builder = args.without.iter().fold(builder, |builder, &feature| builder.without(feature));
-    let client = builder.build()?;
+    let client = client::builder(&args.coordinator, args.wire, tls, &args.without).build()?;
 
     let listener = TcpListener::bind(args.listen)
         .await

@@ -9,13 +9,13 @@ mod output;
 mod target;
 
 use std::{
-    io::{self, Read as _},
+    io::{self, IsTerminal as _, Read as _},
     path::Path,
     time::Duration,
 };
 
 use anyhow::{Context as _, bail};
-use titan_client::{ClientStats, Feature, Format, Message, Prompt, TitanClient, WirePreference};
+use titan_client::{ClientStats, Feature, Format, Message, Prompt, TitanClient};
 use titan_proto::MAX_PROMPT_BYTES;
 
 use self::{
@@ -23,11 +23,8 @@ use self::{
     output::{Connection, Figures, Flow, Output},
     target::Target,
 };
-use super::{Outcome, Usage};
-use crate::{
-    args::{RunArgs, WireArg},
-    places, signals,
-};
+use super::{Outcome, Usage, client};
+use crate::{args::RunArgs, places, signals};
 
 /// Longest wait at the end: for the sessions that the next process begins with, and for the agent to hear that the connection ends, which
 /// only saves it a timeout.
@@ -60,17 +57,10 @@ struct Opened {
 }
 
 async fn open(args: &RunArgs) -> anyhow::Result<Opened> {
-    let text = prompt(&args.prompt).await?;
+    let text = prompt(args).await?;
     let format = args.schema.as_deref().map(schema).transpose()?.unwrap_or_default();
     let Target { url, model, tls, cluster } = target::find(args).await?;
-    let mut builder = TitanClient::builder(&url).wire(match args.wire {
-        WireArg::Auto => WirePreference::Auto,
-        WireArg::Quic => WirePreference::Quic,
-        WireArg::Grpc => WirePreference::Grpc,
-    });
-    if let Some(tls) = tls {
-        builder = builder.tls(tls);
-    }
+    let mut builder = client::builder(&url, args.wire, tls, &args.without);
     if args.prefill_ahead {
         builder = builder.with(Feature::PrefillAhead);
     }
@@ -79,13 +69,12 @@ async fn open(args: &RunArgs) -> anyhow::Result<Opened> {
         builder = builder.sessions(dir);
     }
     builder = builder.post_quantum(args.post_quantum);
-    builder = args.without.iter().fold(builder, |builder, &feature| builder.without(feature));
     let mut prompt = match &args.system {
         None => Prompt::new(model, text),
         Some(system) => Prompt::conversation(model, [Message::system(system.as_str()), Message::user(text)]),
     };
     prompt.format = format;
-    prompt.max_tokens = args.max_tokens;
+    prompt.max_tokens = args.max_tokens.unwrap_or(u32::MAX);
     prompt.temperature = args.temperature;
     prompt.options = options(args)?;
     Ok(Opened { client: builder.build()?, prompt, cluster })
@@ -144,18 +133,26 @@ impl Opened {
     }
 }
 
-/// The prompt itself, or all of stdin for `-`.
-async fn prompt(given: &str) -> anyhow::Result<String> {
-    let text = match given {
-        "-" => tokio::task::spawn_blocking(|| {
-            // One byte more than allowed shows that it is too long, without reading what never ends.
-            let mut bytes = Vec::new();
-            io::stdin().lock().take(MAX_PROMPT_BYTES as u64 + 1).read_to_end(&mut bytes).map(|_| bytes)
-        })
-        .await?
-        .context("cannot read the prompt from stdin")
-        .and_then(|bytes| String::from_utf8(bytes).context("the prompt on stdin is not UTF-8 text"))?,
-        given => given.to_owned(),
+/// The prompt itself, what a file holds, or all of stdin.
+async fn prompt(args: &RunArgs) -> anyhow::Result<String> {
+    let from_stdin = match &args.prompt {
+        Some(prompt) => prompt == "-",
+        None => args.prompt_file.is_none() && !io::stdin().is_terminal(),
+    };
+    let text = match (&args.prompt, &args.prompt_file) {
+        _ if from_stdin => tokio::task::spawn_blocking(|| bounded(io::stdin().lock()))
+            .await?
+            .context("cannot read the prompt from stdin")
+            .and_then(|bytes| String::from_utf8(bytes).context("the prompt on stdin is not UTF-8 text"))?,
+        (Some(given), _) => given.clone(),
+        (None, Some(file)) => {
+            let shown = file.display();
+            let bytes = std::fs::File::open(file).and_then(bounded);
+            let bytes = bytes.with_context(|| format!("cannot read the prompt in {shown} (--prompt-file)"))?;
+            String::from_utf8(bytes)
+                .with_context(|| format!("the prompt in {shown} is not UTF-8 text (--prompt-file)"))?
+        }
+        (None, None) => String::new(),
     };
     if text.trim().is_empty() {
         bail!(Usage("the prompt is empty: titan run \"Why is the sky blue?\", or - to read it from stdin".to_owned()));
@@ -164,6 +161,13 @@ async fn prompt(given: &str) -> anyhow::Result<String> {
         bail!("the prompt is longer than {MAX_PROMPT_BYTES} bytes, the most that an agent takes: shorten it");
     }
     Ok(text)
+}
+
+/// One byte more than allowed shows that it is too long, without reading what never ends.
+fn bounded(from: impl io::Read) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    from.take(MAX_PROMPT_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// The schema in a file. Whether it is one is for the agent to say; that it is JSON is seen here, before anything is sent.

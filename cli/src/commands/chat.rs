@@ -1,0 +1,228 @@
+//! `titan chat`: a conversation in the terminal.
+
+mod commands;
+
+use std::io::{self, Write as _};
+
+use anyhow::{Context as _, bail};
+use rustyline::{DefaultEditor, error::ReadlineError};
+use titan_client::{Generation, Message, Prompt, TitanClient};
+
+use self::commands::{Ask, parse};
+use super::{Outcome, client};
+use crate::{
+    args::ChatArgs,
+    places,
+    rest::Rest,
+    signals::{self, Signal},
+    trust,
+};
+
+/// What the line begins with.
+const PROMPT: &str = "> ";
+
+pub(super) async fn chat(args: ChatArgs) -> anyhow::Result<Outcome> {
+    let tls = trust::client(&args.identity)?;
+    let rest = Rest::new(&args.coordinator, tls.as_ref())?;
+    rest.require().await?;
+    let served = served(&rest).await?;
+    let model = match &args.model {
+        Some(model) => model.clone(),
+        None => served.first().cloned().with_context(|| format!("no agent of {} serves a model", args.coordinator))?,
+    };
+    let client = client::builder(&args.coordinator, args.wire, tls, &args.without).build()?;
+    let mut chat = Chat { client, rest, model, messages: Vec::new(), system: args.system.clone(), args };
+    println!("{}: type a message, /help for what else there is, Ctrl-D to leave.", chat.model);
+    let ended = chat.run().await;
+    chat.client.close().await;
+    ended
+}
+
+/// The names of the models, the default one of the first agent first.
+async fn served(rest: &Rest) -> anyhow::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for name in rest.status().await?.agents.unwrap_or_default().into_iter().flat_map(|agent| agent.supported_models) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+struct Chat {
+    client: TitanClient,
+    rest: Rest,
+    model: String,
+    messages: Vec<Message>,
+    system: Option<String>,
+    args: ChatArgs,
+}
+
+impl Chat {
+    async fn run(&mut self) -> anyhow::Result<Outcome> {
+        let mut editor = Some(DefaultEditor::new().context("cannot use this terminal")?);
+        let history = places::history();
+        if let (Some(editor), Some(file)) = (&mut editor, &history) {
+            // There is none the first time.
+            let _ = editor.load_history(file);
+        }
+        loop {
+            let Some(mut reading) = editor.take() else { bail!("the terminal was lost") };
+            let reading = tokio::task::spawn_blocking(move || {
+                let line = reading.readline(PROMPT);
+                (reading, line)
+            });
+            let (back, line) = tokio::select! {
+                read = reading => read?,
+                signal = signals::next() => return Ok(Outcome::Interrupted(signal)),
+            };
+            let editor_now = editor.insert(back);
+            let line = match line {
+                Ok(line) => line,
+                // Ctrl-C at an empty line is how people find out how to leave.
+                Err(ReadlineError::Interrupted) => {
+                    println!("Ctrl-D leaves");
+                    continue;
+                }
+                Err(ReadlineError::Eof) => return Ok(Outcome::Done),
+                Err(error) => return Err(error).context("cannot read from the terminal"),
+            };
+            if !line.trim().is_empty() {
+                editor_now.add_history_entry(line.as_str()).context("cannot keep the line")?;
+                if let Some(file) = &history
+                    && let Err(error) = save_history(editor_now, file)
+                {
+                    tracing::debug!(%error, "the history is not kept");
+                }
+            }
+            match parse(&line) {
+                Ok(Ask::Nothing) => {}
+                Ok(Ask::Leave) => return Ok(Outcome::Done),
+                Ok(ask) => {
+                    if let Err(error) = self.act(ask).await {
+                        // The conversation goes on.
+                        eprintln!("titan: {}", super::explain(&error));
+                    }
+                }
+                Err(message) => eprintln!("{message}"),
+            }
+        }
+    }
+
+    async fn act(&mut self, ask: Ask) -> anyhow::Result<()> {
+        match ask {
+            Ask::Nothing | Ask::Leave => Ok(()),
+            Ask::Help => {
+                println!("{}", commands::HELP);
+                Ok(())
+            }
+            Ask::Say(text) => {
+                self.messages.push(Message::user(text));
+                self.answer().await
+            }
+            Ask::Retry => {
+                while self.messages.last().is_some_and(|message| message.role != "user") {
+                    self.messages.pop();
+                }
+                if self.messages.is_empty() {
+                    bail!("there is nothing to answer yet");
+                }
+                self.answer().await
+            }
+            Ask::Model(None) => {
+                for name in served(&self.rest).await? {
+                    println!("{} {name}", if name == self.model { "*" } else { " " });
+                }
+                Ok(())
+            }
+            Ask::Model(Some(name)) => {
+                let served = served(&self.rest).await?;
+                if !served.contains(&name) {
+                    bail!("there is no model {name}; there is {}", served.join(", "));
+                }
+                self.model = name;
+                Ok(())
+            }
+            Ask::System(text) => {
+                self.system = text;
+                Ok(())
+            }
+            Ask::Clear => {
+                self.messages.clear();
+                Ok(())
+            }
+            Ask::Save(file) => {
+                std::fs::write(&file, self.written()).with_context(|| format!("cannot write {file}"))?;
+                println!("{} messages in {file}", self.messages.len());
+                Ok(())
+            }
+        }
+    }
+
+    /// Has the last message answered. Ctrl-C stops the answer; what has come of it stays.
+    async fn answer(&mut self) -> anyhow::Result<()> {
+        let system = self.system.iter().map(Message::system);
+        let messages: Vec<Message> = system.chain(self.messages.iter().cloned()).collect();
+        let mut prompt = Prompt::conversation(&self.model, messages);
+        prompt.max_tokens = self.args.max_tokens.unwrap_or(u32::MAX);
+        prompt.temperature = self.args.temperature;
+        let mut text = String::new();
+        let ended = tokio::select! {
+            generation = self.client.generate(prompt) => match generation {
+                Ok(generation) => Self::show(generation, &mut text).await,
+                Err(error) => Err(error.into()),
+            },
+            _ = signals::next() => Ok(()),
+        };
+        println!();
+        if !text.is_empty() {
+            self.messages.push(Message::assistant(text));
+        }
+        ended
+    }
+
+    async fn show(mut generation: Generation, text: &mut String) -> anyhow::Result<()> {
+        let mut stdout = io::stdout();
+        loop {
+            let piece = tokio::select! {
+                piece = generation.next_piece() => piece,
+                signal = signals::next() => match signal {
+                    Signal::Interrupt => return Ok(()),
+                    Signal::Terminate => bail!("told to stop"),
+                },
+            };
+            let Some(piece) = piece.transpose()? else { break };
+            for part in [&piece.reasoning, &piece.text] {
+                stdout.write_all(printable(part).as_bytes())?;
+            }
+            stdout.flush()?;
+            text.push_str(&piece.text);
+        }
+        if let Some(usage) = generation.usage() {
+            let (agent, wire) = (generation.agent_id(), generation.wire().as_str());
+            let tokens = usage.completion_tokens;
+            eprint!("\n[{agent} · {wire} · {tokens} tokens · {:.1} tokens/s]", usage.tokens_per_second);
+        }
+        Ok(())
+    }
+
+    /// The conversation as Markdown.
+    fn written(&self) -> String {
+        let system = self.system.iter().map(|text| ("system", text.as_str()));
+        let said = self.messages.iter().map(|message| (message.role.as_str(), message.content.as_str()));
+        system.chain(said).map(|(role, text)| format!("## {role}\n\n{text}\n\n")).collect()
+    }
+}
+
+/// Escape sequences are for the terminal's owner to send, not for a model.
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
+}
+
+fn save_history(editor: &mut DefaultEditor, file: &std::path::Path) -> anyhow::Result<()> {
+    if let Some(folder) = file.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    editor.save_history(file)?;
+    Ok(())
+}
