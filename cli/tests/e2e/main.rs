@@ -12,6 +12,7 @@ mod models;
 mod moves;
 mod parts;
 mod prefill;
+mod proxy;
 mod real_conversations;
 mod real_model;
 mod support;

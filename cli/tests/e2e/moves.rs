@@ -15,7 +15,7 @@ const TOKENS: u32 = 120;
 const IDS: [&str; 2] = ["agent-1", "agent-2"];
 
 /// An agent that has registered.
-fn agent(user: &User, id: &str, coordinator: &str) -> Process {
+pub(crate) fn agent(user: &User, id: &str, coordinator: &str) -> Process {
     let fixed = ["agent", "--engine", "synthetic", "--rate", TOKENS_PER_SECOND, "--agent-port", "0"];
     let mut command = user.titan(fixed);
     command.env("AGENT_ID", id).env("COORDINATOR_ENDPOINT", coordinator);
