@@ -142,7 +142,7 @@ fn what_belongs_together_is_asked_for_together() {
     assert!(refused("titan agent --ca ca.pem").contains("--cert"));
     assert!(refused("titan agent --certs d --ca a --cert b --key c").contains("--certs"));
     assert!(refused("titan up --synthetic 50 --model a.gguf").contains("--model"));
-    assert!(refused("titan run").contains("PROMPT"));
+    assert!(refused("titan run x --prompt-file y").contains("--prompt-file"));
 }
 
 #[test]

@@ -120,6 +120,10 @@ fn without_pip_the_default_model_cannot_be_fetched() {
 fn values_that_cannot_be_meant_are_wrong_usage() {
     let user = User::new();
     fails(user.titan(["run", ""]), 2, &["prompt is empty"]);
+    let mut nothing = user.titan(["run"]);
+    nothing.stdin(std::process::Stdio::null());
+    fails(nothing, 2, &["prompt is empty", "stdin"]);
+    fails(user.titan(["run", "--prompt-file", "/no/such/file"]), 1, &["/no/such/file", "--prompt-file"]);
     fails(user.titan("run x -o seed=1 --seed 2".split(' ')), 2, &["seed", "twice"]);
     fails(user.titan("agent --rate 5".split(' ')), 2, &["--engine synthetic"]);
     fails(user.titan("up --agents 10 --agent-port 65530".split(' ')), 2, &["--agent-port", "65530"]);
