@@ -9,6 +9,8 @@ use tonic::{Code, Status};
 const RETRY_AFTER_S: u32 = 1;
 /// Metadata of a status that says in how many seconds to come again.
 const RETRY_AFTER: &str = "retry-after";
+/// The same in milliseconds, as gRPC has it (gRFC A6).
+const PUSHBACK_MS: &str = "grpc-retry-pushback-ms";
 /// Where a field of ours has another name in the field's dialect.
 const NAMES: [(&str, &str); 6] = [
     ("prompt", "messages"),
@@ -122,13 +124,17 @@ impl From<Status> for ApiError {
         if http == StatusCode::BAD_REQUEST {
             error.param = field_of(&error.message);
         }
-        if let Some(seconds) = status.metadata().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok())
-            && error.retry_after_s.is_some()
-        {
-            error.retry_after_s = Some(seconds);
+        if error.retry_after_s.is_some() {
+            error.retry_after_s = retry_after_s(&status).or(error.retry_after_s);
         }
         error
     }
+}
+
+/// When the backend wants its caller back, in whole seconds.
+fn retry_after_s(status: &Status) -> Option<u32> {
+    let number = |name| status.metadata().get(name)?.to_str().ok()?.parse::<u32>().ok();
+    number(RETRY_AFTER).or_else(|| Some(number(PUSHBACK_MS)?.div_ceil(1000).max(1)))
 }
 
 /// A refusal begins with the field that it is about (PROTOCOL.md §18.1), such as `messages[2].role`.
@@ -211,6 +217,9 @@ mod tests {
         let mut status = Status::resource_exhausted("full");
         status.metadata_mut().insert(RETRY_AFTER, "7".parse().unwrap());
         assert_eq!(ApiError::from(status).into_response().headers()[header::RETRY_AFTER], "7");
+        let mut status = Status::unavailable("draining");
+        status.metadata_mut().insert(PUSHBACK_MS, "2100".parse().unwrap());
+        assert_eq!(ApiError::from(status).into_response().headers()[header::RETRY_AFTER], "3");
     }
 
     #[test]
