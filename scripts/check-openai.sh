@@ -15,12 +15,13 @@ trap cleanup EXIT
 python3 -m venv "$work/venv"
 "$work/venv/bin/pip" install -q openai
 node=
-if command -v npm >/dev/null; then
+# The package wants Node 20.
+if command -v npm >/dev/null && [ "$(node -p 'process.versions.node.split(".")[0]')" -ge 20 ]; then
   node=1
   (cd "$work" && npm init -y >/dev/null && npm install --silent openai >/dev/null)
   cp openai/tests/sdk/table.mjs "$work/"
 else
-  echo "there is no npm here: the table of Node is skipped"
+  echo "there is no npm with Node 20 here: the table of Node is skipped"
 fi
 
 "$titan" up --chat-template "smollm2:135m=openai/tests/sdk/tools.jinja" --max-jobs 4 >"$work/up.log" 2>&1 &
