@@ -14,12 +14,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The fields of a JSON object of at most `max_bytes`.
 pub(crate) async fn read(headers: &HeaderMap, body: Body, max_bytes: usize) -> Result<Fields, ApiError> {
-    if let Some(kind) = headers.get(header::CONTENT_TYPE)
-        && !is_json(kind.to_str().unwrap_or_default())
-    {
-        let message = "the body has to be JSON: set the header content-type to application/json";
-        return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, None, message));
-    }
+    check_content_type(headers)?;
     let gathered = timeout(BODY_TIMEOUT, Limited::new(body, max_bytes).collect()).await;
     let slow = || format!("the body did not arrive within {} s: send it again", BODY_TIMEOUT.as_secs());
     let gathered = gathered.map_err(|_| ApiError::new(StatusCode::REQUEST_TIMEOUT, None, slow()))?;
@@ -31,6 +26,20 @@ pub(crate) async fn read(headers: &HeaderMap, body: Body, max_bytes: usize) -> R
         None => ApiError::not_json("the body broke off"),
     })?;
     Fields::parse(&bytes.to_bytes())
+}
+
+/// Refuses a body that says that it is no JSON.
+///
+/// # Errors
+/// 415.
+pub fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
+    match headers.get(header::CONTENT_TYPE) {
+        Some(kind) if !is_json(kind.to_str().unwrap_or_default()) => {
+            let message = "the body has to be JSON: set the header content-type to application/json";
+            Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, None, message))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// `application/json`, with or without parameters, and its relatives; curl's `-d` says that it is a form, and means JSON all the same.

@@ -5,22 +5,18 @@ mod request;
 
 use std::sync::Arc;
 
-use axum::{
-    Json,
-    response::{IntoResponse, Response},
-};
+use axum::response::Response;
 use serde_json::{Value, json};
 use titan_proto::v1::ToolCall;
 
-use self::chunks::Chunks;
 pub(crate) use self::request::{arguments, content_part, read, stream_options, tool_choice};
+use self::{chunks::Chunks, request::ChatRequest};
 use crate::{
     backend::{Backend, Caller},
     error::ApiError,
     fields::Fields,
-    generation::{Whole, id, logprob, unix_seconds},
+    generation::{Whole, answer, id, logprob, unix_seconds},
     router::{Settings, with_ignored},
-    sse,
 };
 
 pub(crate) async fn create<B: Backend>(
@@ -29,16 +25,12 @@ pub(crate) async fn create<B: Backend>(
     caller: &Caller,
     fields: Fields,
 ) -> Result<Response, ApiError> {
-    let asked = read(fields)?;
-    let (model, options, ignored) = (asked.request.model.clone(), asked.options, asked.ignored);
-    let mut stream = backend.generate(caller, asked.request).await?;
-    let response = if options.stream {
-        sse::answer::<B, _>(stream, Chunks::new(&model, options), settings.comment_interval).await?
-    } else {
-        let whole = Whole::read::<B>(&mut stream).await?;
-        Json(completion(&model, options, whole)).into_response()
-    };
-    Ok(with_ignored(response, &ignored))
+    let ChatRequest { request, options, ignored } = read(fields)?;
+    let model = request.model.clone();
+    let chunks = Chunks::new(&model, options);
+    let json = |whole| completion(&model, options, whole);
+    let answered = answer((&**backend, caller, settings), request, options.stream, chunks, json).await?;
+    Ok(with_ignored(answered, &ignored))
 }
 
 /// What the request says about how its answer is given.

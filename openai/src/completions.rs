@@ -1,12 +1,9 @@
 //! `POST /v1/completions`, the older interface: a prompt instead of messages. The prompt is one message of a user, and the model's template is applied to
-//! it as to any other.
+//! it as to any other. Without `max_tokens` the text is as long as the model wants, not 16 tokens.
 
 use std::sync::Arc;
 
-use axum::{
-    Json,
-    response::{IntoResponse, Response},
-};
+use axum::response::Response;
 use serde_json::{Value, json};
 use titan_proto::v1::{StreamRequest, StreamResponse, TokenLogprob};
 
@@ -15,9 +12,9 @@ use crate::{
     chat::{Options, stream_options},
     error::ApiError,
     fields::Fields,
-    generation::{Used, Whole, format, id, obfuscation, push_json, sampling, unix_seconds},
+    generation::{Used, Whole, answer, end_chunk, format, id, push_json, sampling, set_format, unix_seconds},
     router::{Settings, with_ignored},
-    sse::{self, Encoder},
+    sse::Encoder,
 };
 
 /// The most alternatives that this interface gives.
@@ -40,7 +37,7 @@ pub(crate) fn read(mut fields: Fields) -> Result<CompletionRequest, ApiError> {
     request.compact = true;
     sampling(&mut fields, &["max_tokens"], &mut request)?;
     if let Some(given) = fields.object("response_format")? {
-        request.response_format = Some(format(given, true)?);
+        set_format(&mut request, "response_format", format(given, true)?)?;
     }
     if let Some(top) = fields.integer("logprobs", 0, MAX_LOGPROBS)? {
         request.logprobs = true;
@@ -79,23 +76,20 @@ pub(crate) async fn create<B: Backend>(
 ) -> Result<Response, ApiError> {
     let CompletionRequest { request, options, ignored } = read(fields)?;
     let model = request.model.clone();
-    let mut stream = backend.generate(caller, request).await?;
-    let response = if options.stream {
-        sse::answer::<B, _>(stream, Chunks::new(&model, options), settings.comment_interval).await?
-    } else {
-        let whole = Whole::read::<B>(&mut stream).await?;
+    let chunks = Chunks::new(&model, options);
+    let json = |whole: Whole| {
         let logprobs = options.logprobs.then(|| legacy_logprobs(&whole.logprobs, &mut 0));
-        Json(json!({
+        json!({
             "id": id("cmpl-"),
             "object": "text_completion",
             "created": unix_seconds(),
             "model": model,
             "choices": [{"index": 0, "text": whole.content, "logprobs": logprobs, "finish_reason": whole.finish_reason}],
             "usage": whole.used.json(),
-        }))
-        .into_response()
+        })
     };
-    Ok(with_ignored(response, &ignored))
+    let answered = answer((&**backend, caller, settings), request, options.stream, chunks, json).await?;
+    Ok(with_ignored(answered, &ignored))
 }
 
 /// The probabilities as this interface has them. `offset`: characters before them, and afterwards behind them.
@@ -153,16 +147,7 @@ impl Chunks {
         out.extend_from_slice(b",\"finish_reason\":");
         push_json(out, &finish);
         out.extend_from_slice(b"}]");
-        if self.options.include_usage {
-            out.extend_from_slice(b",\"usage\":null");
-        }
-        if self.options.obfuscate && finish.is_none() {
-            out.extend_from_slice(b",\"obfuscation\":\"");
-            let padding = obfuscation(out.len() - start + b"\"}\n\n".len());
-            out.extend_from_slice(padding.as_bytes());
-            out.push(b'"');
-        }
-        out.extend_from_slice(b"}\n\n");
+        end_chunk(out, start, self.options.include_usage, self.options.obfuscate && finish.is_none());
     }
 }
 

@@ -3,6 +3,7 @@
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
+use titan_proto::{CONTEXT_LENGTH, REASON};
 use tonic::{Code, Status};
 
 /// When to come again where the backend does not say.
@@ -67,6 +68,14 @@ impl ApiError {
         Self::new(status, None, message)
     }
 
+    /// The same, where a field of ours is another one in this request.
+    pub(crate) fn renamed(mut self, from: &str, to: &str) -> Self {
+        if self.param.as_deref().is_some_and(|param| param.starts_with(from)) {
+            self.param = Some(to.to_owned());
+        }
+        self
+    }
+
     /// The status that it is answered with.
     pub fn status(&self) -> StatusCode {
         self.status
@@ -123,6 +132,9 @@ impl From<Status> for ApiError {
         let mut error = Self::new(http, code, message);
         if http == StatusCode::BAD_REQUEST {
             error.param = field_of(&error.message);
+        }
+        if status.metadata().get(REASON).is_some_and(|reason| reason == CONTEXT_LENGTH) {
+            (error.code, error.param) = (Some(CONTEXT_LENGTH), Some("messages".to_owned()));
         }
         if error.retry_after_s.is_some() {
             error.retry_after_s = retry_after_s(&status).or(error.retry_after_s);

@@ -1,19 +1,26 @@
 //! What all requests for text have in common: how tokens are chosen, what the text has to be, and what an answer is made of.
 
+use axum::{
+    Json,
+    response::{IntoResponse as _, Response},
+};
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use titan_proto::{
     conversation::{MAX_TOP_LOGPROBS, add_to},
     v1::{
-        Grammar, Reasoning, ResponseFormat, Sampling, StreamRequest, StreamResponse, TokenLogprob, ToolCall, grammar,
+        Grammar, Reasoning, ResponseFormat, Sampling, StreamRequest, StreamResponse, TokenLogprob, Tool, ToolCall,
+        grammar,
     },
 };
 use tonic::Status;
 
 use crate::{
-    backend::Backend,
+    backend::{Backend, Caller},
     error::ApiError,
     fields::{Fields, wrong},
+    router::Settings,
+    sse::{self, Encoder},
 };
 
 /// An answer goes on until the model ends it: the engine lowers this to what the context has room for.
@@ -64,6 +71,10 @@ fn grammar_of(fields: &mut Fields, request: &mut StreamRequest) -> Result<(), Ap
     for field in ["guided_choice", "guided_grammar", "structural_tag"] {
         fields.refuse(field, &[], "use guided_regex or response_format")?;
     }
+    if regex.is_some() && schema.is_some() {
+        let message = "guided_json stands beside guided_regex: give one of them";
+        return Err(ApiError::invalid("guided_json", message));
+    }
     if let Some(regex) = regex {
         request.grammar = Some(Grammar { kind: Some(grammar::Kind::Regex(regex)) });
     }
@@ -74,6 +85,19 @@ fn grammar_of(fields: &mut Fields, request: &mut StreamRequest) -> Result<(), Ap
         };
         request.response_format = Some(ResponseFormat { r#type: "json_schema".to_owned(), json_schema });
     }
+    Ok(())
+}
+
+/// Sets what the text has to be, unless something else said so already.
+pub(crate) fn set_format(request: &mut StreamRequest, name: &str, format: ResponseFormat) -> Result<(), ApiError> {
+    if format.r#type == "text" {
+        return Ok(());
+    }
+    if request.response_format.is_some() || request.grammar.is_some() {
+        let message = format!("{name} stands beside guided_json, guided_regex or structured_outputs: give one of them");
+        return Err(ApiError::invalid(name, message));
+    }
+    request.response_format = Some(format);
     Ok(())
 }
 
@@ -122,13 +146,15 @@ pub(crate) fn top_logprobs(fields: &mut Fields, field: &str) -> Result<Option<u3
     Ok(top.and_then(|top| u32::try_from(top).ok()))
 }
 
-/// A JSON schema of a function's arguments, as text.
-pub(crate) fn parameters(function: &mut Fields) -> Result<String, ApiError> {
-    match function.take("parameters") {
-        None => Ok(String::new()),
-        Some(schema @ Value::Object(_)) => Ok(schema.to_string()),
-        Some(other) => Err(wrong(&function.name("parameters"), "a JSON schema", &other)),
-    }
+/// The description of a function.
+pub(crate) fn function(fields: &mut Fields) -> Result<Tool, ApiError> {
+    let parameters = match fields.take("parameters") {
+        None => String::new(),
+        Some(schema @ Value::Object(_)) => schema.to_string(),
+        Some(other) => return Err(wrong(&fields.name("parameters"), "a JSON schema", &other)),
+    };
+    let name = fields.required_text("name")?;
+    Ok(Tool { name, description: fields.text("description")?.unwrap_or_default(), parameters })
 }
 
 /// What an answer used.
@@ -216,13 +242,47 @@ pub(crate) fn logprob(token: &TokenLogprob) -> Value {
     json!({"token": text(&token.token), "logprob": token.logprob, "bytes": token.token.to_vec(), "top_logprobs": top})
 }
 
+/// Has a request answered: streamed, as `encoder` makes events of it, or put together, as `json` has it.
+pub(crate) async fn answer<B: Backend>(
+    (backend, caller, settings): (&B, &Caller, &Settings),
+    request: StreamRequest,
+    stream: bool,
+    encoder: impl Encoder,
+    json: impl FnOnce(Whole) -> Value,
+) -> Result<Response, ApiError> {
+    let mut answer = backend.generate(caller, request).await?;
+    if stream {
+        return sse::answer::<B, _>(answer, encoder, settings.comment_interval).await;
+    }
+    Ok(Json(json(Whole::read::<B>(&mut answer).await?)).into_response())
+}
+
+/// Ends a chunk that begins at `start`: what comes behind its choices, and the padding of one that is not the last.
+pub(crate) fn end_chunk(out: &mut Vec<u8>, start: usize, include_usage: bool, obfuscate: bool) {
+    if include_usage {
+        out.extend_from_slice(b",\"usage\":null");
+    }
+    pad(out, start, obfuscate);
+    out.extend_from_slice(b"}\n\n");
+}
+
+/// Pads an event that begins at `start` and lacks its end only.
+pub(crate) fn pad(out: &mut Vec<u8>, start: usize, obfuscate: bool) {
+    if obfuscate {
+        out.extend_from_slice(b",\"obfuscation\":\"");
+        let padding = obfuscation(out.len() - start + b"\"}\n\n".len());
+        out.extend_from_slice(padding.as_bytes());
+        out.push(b'"');
+    }
+}
+
 /// Characters that make up for what a token's text is short of.
 const PADDING: &str = "sR7kQ2vLx9TzWm4BpYc8NhJd3FgKaUe6XoVi5ZtCrMw1DqPn0GyHbSfElOjAuIsR7kQ2vL";
 /// Events end at multiples of so many bytes: longer than nearly all tokens.
 const BLOCK: usize = 64;
 
 /// Padding for an event that has `bytes` without it, so that its length does not tell the token's.
-pub(crate) fn obfuscation(bytes: usize) -> &'static str {
+fn obfuscation(bytes: usize) -> &'static str {
     &PADDING[..(BLOCK - bytes % BLOCK) % BLOCK]
 }
 

@@ -26,6 +26,7 @@ mod sse;
 
 pub use self::{
     backend::{Backend, Caller},
+    body::check_content_type,
     error::ApiError,
     peek::peek,
     responses::origin_of,

@@ -42,6 +42,8 @@ pub struct Settings {
     pub max_kept: usize,
     /// Bytes of events that one of them may have. Defaults to 8 MiB: 50,000 tokens.
     pub max_kept_bytes: usize,
+    /// Bytes of events that all of them may have. Defaults to 128 MiB; what is made of them takes about as much again.
+    pub max_kept_bytes_in_all: usize,
 }
 
 impl Default for Settings {
@@ -53,6 +55,7 @@ impl Default for Settings {
             keep_time: Duration::from_secs(10 * 60),
             max_kept: 256,
             max_kept_bytes: 8 << 20,
+            max_kept_bytes_in_all: 128 << 20,
         }
     }
 }
@@ -104,12 +107,14 @@ async fn chat<B: Backend>(State(api): Shared<B>, request: Request) -> Result<Res
 
 async fn completions<B: Backend>(State(api): Shared<B>, request: Request) -> Result<Response, ApiError> {
     let (caller, fields) = api.read(request).await?;
-    completions::create(&api.backend, &api.settings, &caller, fields).await
+    let created = completions::create(&api.backend, &api.settings, &caller, fields).await;
+    created.map_err(|error| error.renamed("messages", "prompt"))
 }
 
 async fn create_response<B: Backend>(State(api): Shared<B>, request: Request) -> Result<Response, ApiError> {
     let (caller, fields) = api.read(request).await?;
-    responses::create(&api.backend, &api.settings, &api.store, &caller, fields).await
+    let created = responses::create(&api.backend, &api.settings, &api.store, &caller, fields).await;
+    created.map_err(|error| error.renamed("messages", "input"))
 }
 
 /// By its name, since whoever mounts this router under a prefix may have parameters of their own.
@@ -130,9 +135,9 @@ async fn get_response<B: Backend>(
     Path(OfId { id }): Path<OfId>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let query = Query::<FromQuery>::try_from_uri(request.uri());
+    let (caller, parts, _) = api.caller(request).await?;
+    let query = Query::<FromQuery>::try_from_uri(&parts.uri);
     let Query(query) = query.map_err(|error| ApiError::invalid("starting_after", error.body_text()))?;
-    let (caller, ..) = api.caller(request).await?;
     let kept = api.store.find(&id, &caller.owner)?;
     match query.stream {
         true => Ok(kept.stream(query.starting_after, api.settings.comment_interval)),

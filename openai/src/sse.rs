@@ -94,7 +94,7 @@ struct Events<S, E> {
     silence: Pin<Box<Sleep>>,
 }
 
-/// Messages that are sent as one piece where several are there already.
+/// Messages that are taken at once where several are there already; then others have their turn.
 const MAX_AT_ONCE: usize = 32;
 
 impl<S, E> http_body::Body for Events<S, E>
@@ -108,9 +108,12 @@ where
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = self.get_mut();
         let mut taken = 0;
-        while let Some(stream) = &mut this.stream
-            && taken < MAX_AT_ONCE
-        {
+        while let Some(stream) = &mut this.stream {
+            if taken == MAX_AT_ONCE {
+                // Its waker is not registered: without this a stream whose messages say nothing here, hidden reasoning for one, would wait for the timer.
+                cx.waker().wake_by_ref();
+                break;
+            }
             taken += 1;
             match stream.poll_next_unpin(cx) {
                 Poll::Pending => break,

@@ -5,7 +5,7 @@ use titan_proto::v1::StreamResponse;
 
 use super::Options;
 use crate::{
-    generation::{Used, id, logprob, obfuscation, push_json, unix_seconds},
+    generation::{Used, end_chunk, id, logprob, push_json, unix_seconds},
     sse::Encoder,
 };
 
@@ -51,16 +51,7 @@ impl Chunks {
         out.extend_from_slice(b",\"finish_reason\":");
         push_json(out, &finish);
         out.extend_from_slice(b"}]");
-        if self.options.include_usage {
-            out.extend_from_slice(b",\"usage\":null");
-        }
-        if self.options.obfuscate && finish.is_none() {
-            out.extend_from_slice(b",\"obfuscation\":\"");
-            let padding = obfuscation(out.len() - start + b"\"}\n\n".len());
-            out.extend_from_slice(padding.as_bytes());
-            out.push(b'"');
-        }
-        out.extend_from_slice(b"}\n\n");
+        end_chunk(out, start, self.options.include_usage, self.options.obfuscate && finish.is_none());
     }
 
     fn usage(&self, out: &mut Vec<u8>, used: Used) {

@@ -7,7 +7,7 @@ use super::Options;
 use crate::{
     error::ApiError,
     fields::{Fields, wrong},
-    generation::{effort, format, parameters, sampling, top_logprobs},
+    generation::{effort, format, function, sampling, set_format, top_logprobs},
 };
 
 /// A request that was read.
@@ -48,10 +48,16 @@ pub(crate) fn read(mut fields: Fields) -> Result<ChatRequest, ApiError> {
     sampling(&mut fields, &["max_completion_tokens", "max_tokens"], &mut request)?;
     request.tool_choice = tool_choice(&mut fields)?;
     if let Some(given) = fields.object("response_format")? {
-        request.response_format = Some(format(given, true)?);
+        set_format(&mut request, "response_format", format(given, true)?)?;
     }
     request.logprobs = fields.flag("logprobs")?.unwrap_or(false);
     request.top_logprobs = top_logprobs(&mut fields, "top_logprobs")?.unwrap_or(0);
+    if request.top_logprobs > 0 && !request.logprobs {
+        return Err(ApiError::invalid(
+            "top_logprobs",
+            "top_logprobs are given with logprobs only: set logprobs to true",
+        ));
+    }
     request.reasoning = reasoning(&mut fields)?;
     let mut options = stream_options(&mut fields)?;
     options.hide_reasoning = fields.flag("include_reasoning")? == Some(false);
@@ -201,12 +207,7 @@ pub(crate) fn tools(fields: &mut Fields) -> Result<Vec<Tool>, ApiError> {
         let mut tool = Fields::of(value, &format!("tools[{at}]"))?;
         only_functions(&mut tool)?;
         let missing = tool.missing("function");
-        let mut function = tool.object("function")?.ok_or(missing)?;
-        Ok(Tool {
-            name: function.required_text("name")?,
-            description: function.text("description")?.unwrap_or_default(),
-            parameters: parameters(&mut function)?,
-        })
+        function(&mut tool.object("function")?.ok_or(missing)?)
     };
     fields.list("tools")?.unwrap_or_default().into_iter().enumerate().map(tool).collect()
 }
@@ -215,7 +216,13 @@ pub(crate) fn tools(fields: &mut Fields) -> Result<Vec<Tool>, ApiError> {
 pub(crate) fn tool_choice(fields: &mut Fields) -> Result<Option<ToolChoice>, ApiError> {
     let choice = match fields.take("tool_choice") {
         None => return Ok(None),
-        Some(Value::String(mode)) => return Ok(Some(ToolChoice { mode, name: String::new() })),
+        Some(Value::String(mode)) if ["auto", "none", "required"].contains(&mode.as_str()) => {
+            return Ok(Some(ToolChoice { mode, name: String::new() }));
+        }
+        Some(Value::String(other)) => {
+            let message = format!("tool_choice is {other:?}; accepted is auto, none, required, or a function");
+            return Err(ApiError::invalid("tool_choice", message));
+        }
         Some(choice @ Value::Object(_)) => choice,
         Some(other) => return Err(wrong("tool_choice", "a string or an object", &other)),
     };

@@ -6,9 +6,13 @@ use titan_proto::v1::{StreamResponse, ToolCallDelta};
 use super::request::Options;
 use crate::{
     error::ApiError,
-    generation::{Used, id, logprob, obfuscation, push_json, unix_seconds},
+    generation::{Used, id, logprob, pad, push_json, unix_seconds},
     sse::Encoder,
 };
+
+/// States of items and responses.
+const COMPLETED: &str = "completed";
+const INCOMPLETE: &str = "incomplete";
 
 /// An answer in the making.
 #[derive(Debug)]
@@ -23,6 +27,8 @@ pub(crate) struct Answer {
     output: Vec<Value>,
     /// The item that grows. Functions grow one after another.
     open: Option<Open>,
+    /// Probabilities of tokens whose text comes with a later one: parts of a character, or what may be a stop text.
+    unsaid: Vec<Value>,
     used: Option<Used>,
     cut_short: bool,
     sequence_number: u64,
@@ -46,6 +52,7 @@ impl Answer {
             error: None,
             output: Vec::new(),
             open: None,
+            unsaid: Vec::new(),
             used: None,
             cut_short: false,
             sequence_number: 0,
@@ -86,10 +93,12 @@ impl Answer {
         Value::Object(response)
     }
 
-    /// Ends it before its end.
-    pub(super) fn cancelled(&mut self) {
+    /// Ends it before its end. The field has no event for that; whoever reads has to see that it is over, and finds the status in it.
+    pub(super) fn cancelled(&mut self, out: &mut Vec<u8>) {
+        self.begin(out);
         self.status = "cancelled";
-        self.output.extend(self.open.take().map(|open| open.json("incomplete")));
+        self.output.extend(self.open.take().map(|open| open.json(INCOMPLETE)));
+        self.state(out, "response.incomplete");
     }
 
     fn event(&mut self, out: &mut Vec<u8>, kind: &str, fields: Value) {
@@ -128,19 +137,14 @@ impl Answer {
         out.extend_from_slice(b",\"delta\":");
         push_json(out, delta);
         out.extend_from_slice(more);
-        if self.options.obfuscate {
-            out.extend_from_slice(b",\"obfuscation\":\"");
-            let padding = obfuscation(out.len() - start + b"\"}\n\n".len());
-            out.extend_from_slice(padding.as_bytes());
-            out.push(b'"');
-        }
+        pad(out, start, self.options.obfuscate);
         out.extend_from_slice(b"}\n\n");
         self.sequence_number += 1;
     }
 
     /// Begins an item, after the one before it has ended.
     fn begin_item(&mut self, out: &mut Vec<u8>, open: Open) {
-        self.end_item(out);
+        self.end_item(out, COMPLETED);
         let (index, item, item_id) = (self.output.len(), open.json("in_progress"), open.id().to_owned());
         let part = match &open {
             Open::Message { .. } => Some(json!({"type": "output_text", "text": "", "annotations": [], "logprobs": []})),
@@ -159,10 +163,11 @@ impl Answer {
         self.open = Some(open);
     }
 
-    fn end_item(&mut self, out: &mut Vec<u8>) {
+    /// Ends the item that grows. One that was cut short says so: half of a function's arguments must not be acted upon.
+    fn end_item(&mut self, out: &mut Vec<u8>, status: &str) {
         let Some(open) = self.open.take() else { return };
         let (index, item_id) = (self.output.len(), open.id().to_owned());
-        let item = open.json("completed");
+        let item = open.json(status);
         match &open {
             Open::Message { text, logprobs, .. } => {
                 let done = json!({"item_id": item_id, "output_index": index, "content_index": 0, "text": text, "logprobs": logprobs});
@@ -269,17 +274,22 @@ impl Encoder for Answer {
         if !message.reasoning.is_empty() {
             self.think(out, &message.reasoning);
         }
+        let is_text = message.reasoning.is_empty() && message.tool_calls.is_empty();
         if !message.content.is_empty() {
-            self.say(out, &message.content, logprobs);
+            let mut all = std::mem::take(&mut self.unsaid);
+            all.extend(logprobs);
+            self.say(out, &message.content, all);
+        } else if is_text && !matches!(self.open, Some(Open::Call { .. } | Open::Reasoning { .. })) {
+            self.unsaid.extend(logprobs);
         }
         for more in message.tool_calls {
             self.call(out, more);
         }
         if let Some(used) = used {
-            self.end_item(out);
             self.used = Some(used);
             self.cut_short = message.finish_reason == "length";
-            self.status = if self.cut_short { "incomplete" } else { "completed" };
+            self.status = if self.cut_short { INCOMPLETE } else { COMPLETED };
+            self.end_item(out, self.status);
             self.state(out, if self.cut_short { "response.incomplete" } else { "response.completed" });
         }
     }
@@ -288,7 +298,7 @@ impl Encoder for Answer {
         self.begin(out);
         self.status = "failed";
         self.error = Some(json!({"code": error.word(), "message": error.message()}));
-        self.output.extend(self.open.take().map(|open| open.json("incomplete")));
+        self.output.extend(self.open.take().map(|open| open.json(INCOMPLETE)));
         self.state(out, "response.failed");
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     chat::{arguments, content_part, tool_choice},
     error::ApiError,
     fields::{Fields, wrong},
-    generation::{effort, format, parameters, sampling, top_logprobs},
+    generation::{effort, format, function, sampling, set_format, top_logprobs},
 };
 
 /// A request that was read.
@@ -78,7 +78,9 @@ pub(crate) fn read(mut fields: Fields) -> Result<ResponseRequest, ApiError> {
     };
     sampling(&mut fields, &["max_output_tokens"], &mut request)?;
     request.tool_choice = tool_choice(&mut fields)?;
-    request.response_format = text_format(&mut fields)?.or(request.response_format);
+    if let Some(format) = text_format(&mut fields)? {
+        set_format(&mut request, "text.format", format)?;
+    }
     let mut options = Options { obfuscate: true, ..Options::default() };
     if let Some(mut reasoning) = fields.object("reasoning")?
         && let Some(word) = reasoning.text("effort")?
@@ -256,11 +258,7 @@ fn tools(fields: &mut Fields) -> Result<Vec<Tool>, ApiError> {
             let message = format!("{name} is {kind:?}; only function is supported here");
             return Err(ApiError::unsupported(name, message));
         }
-        Ok(Tool {
-            name: tool.required_text("name")?,
-            description: tool.text("description")?.unwrap_or_default(),
-            parameters: parameters(&mut tool)?,
-        })
+        function(&mut tool)
     };
     fields.list("tools")?.unwrap_or_default().into_iter().enumerate().map(tool).collect()
 }

@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -37,25 +40,30 @@ pub(crate) struct Store {
     keep_time: Duration,
     max_kept: usize,
     max_bytes: usize,
+    /// Bytes of the events of all of them.
+    bytes: Arc<AtomicUsize>,
+    max_bytes_in_all: usize,
 }
 
 impl Store {
     pub(crate) fn new(settings: &Settings) -> Self {
-        let Settings { keep_time, max_kept, max_kept_bytes, .. } = *settings;
-        Self { kept: Arc::default(), keep_time, max_kept, max_bytes: max_kept_bytes }
+        let Settings { keep_time, max_kept, max_kept_bytes, max_kept_bytes_in_all, .. } = *settings;
+        Self {
+            kept: Arc::default(),
+            keep_time,
+            max_kept,
+            max_bytes: max_kept_bytes,
+            bytes: Arc::default(),
+            max_bytes_in_all: max_kept_bytes_in_all,
+        }
     }
 
-    /// Makes room for a response. The oldest that has ended goes first; what runs stays.
+    /// Makes room for a response. What runs stays.
     pub(super) fn place(&self, answer: Answer, owner: &str) -> Result<Place, ApiError> {
         let mut all = self.kept.lock();
-        if all.len() >= self.max_kept {
-            let ended = |kept: &Arc<Kept>| kept.state.lock().ended;
-            let oldest = all.iter().filter_map(|(id, kept)| Some((ended(kept)?, id.clone()))).min();
-            let full = || {
-                let message = format!("{} background responses run already: wait until one has ended", self.max_kept);
-                ApiError::new(StatusCode::TOO_MANY_REQUESTS, Some("rate_limit_exceeded"), message)
-            };
-            all.remove(&oldest.ok_or_else(full)?.1);
+        if all.len() >= self.max_kept && !give_way(&mut all) {
+            let message = format!("{} background responses run already: wait until one has ended", self.max_kept);
+            return Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, Some("rate_limit_exceeded"), message));
         }
         let (changed, _) = watch::channel(());
         let id = answer.id.clone();
@@ -65,6 +73,7 @@ impl Store {
             state: Mutex::new(state),
             changed,
             cancel: CancellationToken::new(),
+            bytes_of_all: Arc::clone(&self.bytes),
         });
         all.insert(id.clone(), Arc::clone(&kept));
         Ok(Place { store: self.clone(), id, kept: Some(kept) })
@@ -83,9 +92,32 @@ impl Store {
         })
     }
 
+    /// Whether there is room for what has been added, in one response of so many bytes and in all of them.
+    fn has_room(&self, bytes: usize) -> bool {
+        let mut all = self.kept.lock();
+        while self.bytes.load(Relaxed) > self.max_bytes_in_all {
+            if !give_way(&mut all) {
+                return false;
+            }
+        }
+        bytes <= self.max_bytes
+    }
+
     pub(crate) fn remove(&self, id: &str) {
         self.kept.lock().remove(id);
     }
+}
+
+/// Drops one that has ended: of the owner who keeps the most, so that nobody drives out what others keep, the oldest.
+fn give_way(all: &mut HashMap<String, Arc<Kept>>) -> bool {
+    let mut counts = HashMap::<&str, usize>::new();
+    for kept in all.values() {
+        *counts.entry(&kept.owner).or_default() += 1;
+    }
+    let ended = all.iter().filter_map(|(id, kept)| Some((id, kept, kept.state.lock().ended?)));
+    let first = ended.max_by_key(|(_, kept, ended)| (counts[kept.owner.as_str()], std::cmp::Reverse(*ended)));
+    let first = first.map(|(id, ..)| id.clone());
+    first.is_some_and(|id| all.remove(&id).is_some())
 }
 
 /// Room for a response that has not begun. Dropped, it is free again.
@@ -118,7 +150,7 @@ async fn run<B: Backend>(store: Store, id: String, kept: Arc<Kept>, mut stream: 
         let next = tokio::select! {
             next = stream.next() => next,
             () = kept.cancel.cancelled() => {
-                kept.end(|answer, _| answer.cancelled());
+                kept.end(Answer::cancelled);
                 break;
             }
         };
@@ -128,10 +160,10 @@ async fn run<B: Backend>(store: Store, id: String, kept: Arc<Kept>, mut stream: 
                 break;
             }
             Some(Ok(message)) => {
-                if kept.add(|answer, events| answer.message(message, events)) > store.max_bytes {
+                if !store.has_room(kept.add(|answer, events| answer.message(message, events))) {
                     let error = Status::resource_exhausted(format!(
-                        "the response is larger than {} bytes, which is what is kept of one: stream it instead",
-                        store.max_bytes
+                        "there is no room for this response: {} bytes of one are kept, and {} of all: stream it instead",
+                        store.max_bytes, store.max_bytes_in_all
                     ));
                     kept.end(|answer, events| answer.failed(&error.into(), events));
                     break;
@@ -164,6 +196,13 @@ pub(crate) struct Kept {
     state: Mutex<State>,
     changed: watch::Sender<()>,
     cancel: CancellationToken,
+    bytes_of_all: Arc<AtomicUsize>,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.bytes_of_all.fetch_sub(self.state.get_mut().bytes, Relaxed);
+    }
 }
 
 #[derive(Debug)]
@@ -182,6 +221,7 @@ impl Kept {
         let mut state = self.state.lock();
         say(&mut state.answer, &mut said);
         state.bytes += said.len();
+        self.bytes_of_all.fetch_add(said.len(), Relaxed);
         let said = Bytes::from(said);
         let mut from = 0;
         while from < said.len() {

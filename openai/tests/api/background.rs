@@ -103,6 +103,10 @@ async fn it_can_be_cancelled_and_deleted() {
         (&json!("cancelled"), &json!("one"))
     );
     until(async || fixture.dropped() == 1).await;
+    // Whoever reads it sees that it is over.
+    let events = fixture.call("GET", &format!("/v1/responses/{id}?stream=true"), "key", "").await.body;
+    let last: Value = serde_json::from_str(events.trim_end().rsplit("data: ").next().unwrap()).unwrap();
+    assert_eq!((&last["type"], &last["response"]["status"]), (&json!("response.incomplete"), &json!("cancelled")));
     let again = fixture.call("POST", &format!("/v1/responses/{id}/cancel"), "key", "").await.json();
     assert_eq!(again["status"], "cancelled");
     let deleted = fixture.call("DELETE", &format!("/v1/responses/{id}"), "key", "").await.json();
@@ -160,6 +164,49 @@ async fn what_is_kept_is_bounded() {
     }
     until(async || get(&fixture, &third).await["status"] == "failed").await;
     assert!(get(&fixture, &third).await["error"]["message"].as_str().unwrap().contains("20000 bytes"));
+}
+
+#[tokio::test]
+async fn the_bytes_of_all_are_bounded() {
+    let fixture = Fixture::with(Settings { max_kept_bytes_in_all: 40_000, ..Settings::default() });
+    let (ended, say) = begin(&fixture).await;
+    for _ in 0..60 {
+        say.send(Ok(text("a word"))).await.unwrap();
+    }
+    say.send(Ok(done("stop"))).await.unwrap();
+    until(async || get(&fixture, &ended).await["status"] == "completed").await;
+    let (running, say) = begin(&fixture).await;
+    let mut sent = 0;
+    while say.send(Ok(text("a word"))).await.is_ok() {
+        sent += 1;
+        assert!(sent < 1000, "there is no bound");
+    }
+    // What has ended gives way first.
+    assert_eq!(fixture.call("GET", &format!("/v1/responses/{ended}"), "key", "").await.status, 404);
+    until(async || get(&fixture, &running).await["status"] == "failed").await;
+    // And its room comes free again.
+    fixture.call("DELETE", &format!("/v1/responses/{running}"), "key", "").await;
+    let (next, say) = begin(&fixture).await;
+    say.send(Ok(done("stop"))).await.unwrap();
+    until(async || get(&fixture, &next).await["status"] == "completed").await;
+}
+
+#[tokio::test]
+async fn who_keeps_the_most_gives_way() {
+    let fixture = Fixture::with(Settings { max_kept: 3, ..Settings::default() });
+    let ask = async |key: &str| {
+        fixture.next(Next::Say(vec![Ok(done("stop"))])).await;
+        let answered = fixture.call("POST", "/v1/responses", key, body(false).to_string()).await;
+        let id = answered.json()["id"].as_str().unwrap().to_owned();
+        let path = format!("/v1/responses/{id}");
+        until(async || fixture.call("GET", &path, key, "").await.json()["status"] == "completed").await;
+        path
+    };
+    let quiet = ask("quiet").await;
+    for _ in 0..10 {
+        ask("loud").await;
+    }
+    assert_eq!(fixture.call("GET", &quiet, "quiet", "").await.status, 200);
 }
 
 #[tokio::test(start_paused = true)]

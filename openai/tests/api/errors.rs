@@ -70,6 +70,11 @@ async fn what_is_wrong_is_named() {
             "tools[0].function.parameters",
         ),
         (CHAT, chat(json!({"tool_choice": {"type": "allowed_tools", "allowed_tools": {}}})), "tool_choice.type"),
+        (CHAT, chat(json!({"tool_choice": "any"})), "tool_choice"),
+        (CHAT, chat(json!({"top_logprobs": 3})), "top_logprobs"),
+        (CHAT, chat(json!({"guided_json": {}, "guided_regex": "a"})), "guided_json"),
+        (CHAT, chat(json!({"guided_regex": "a", "response_format": {"type": "json_object"}})), "response_format"),
+        (CHAT, chat(json!({"guided_json": {}, "response_format": {"type": "json_object"}})), "response_format"),
         (CHAT, chat(json!({"n": 2})), "n"),
         (CHAT, chat(json!({"logit_bias": {"5": 1}})), "logit_bias"),
         (CHAT, chat(json!({"modalities": ["text", "audio"]})), "modalities"),
@@ -239,6 +244,22 @@ async fn each_refusal_of_the_backend_has_its_status() {
                 assert_eq!(answered.headers["content-type"], "application/json");
             }
         }
+    }
+}
+
+#[tokio::test]
+async fn a_prompt_that_the_context_does_not_hold_has_openais_word_for_it() {
+    let fixture = Fixture::new();
+    for (path, body, param) in [
+        (CHAT, chat(json!({})), "messages"),
+        ("/v1/completions", completion(json!({})), "prompt"),
+        ("/v1/responses", response(json!({})), "input"),
+    ] {
+        let mut status = Status::invalid_argument("the prompt has 9 tokens");
+        status.metadata_mut().insert(titan_proto::REASON, titan_proto::CONTEXT_LENGTH.parse().unwrap());
+        fixture.next(Next::Refuse(status)).await;
+        let error = fixture.post(path, body).await.json()["error"].clone();
+        assert_eq!((&error["code"], &error["param"]), (&json!("context_length_exceeded"), &json!(param)));
     }
 }
 

@@ -2,6 +2,7 @@
 
 use async_openai::types::responses::{Response, ResponseStreamEvent};
 use serde_json::{Value, json};
+use titan_proto::v1::{StreamResponse, TokenLogprob};
 
 use crate::backend::{Fixture, call, done, text, thought};
 
@@ -157,4 +158,26 @@ async fn an_answer_that_was_cut_short_is_incomplete() {
             (&json!("incomplete"), &json!("max_output_tokens"))
         );
     }
+}
+
+#[tokio::test]
+async fn a_call_that_was_cut_short_is_not_one_to_act_upon() {
+    let fixture = Fixture::new();
+    let messages = vec![call(0, "c1", "weather", "{\"to"), done("length")];
+    let json = fixture.say(messages, RESPONSES, json!({"model": "small", "input": "x"})).await.json();
+    assert_eq!((&json["status"], &json["output"][0]["status"]), (&json!("incomplete"), &json!("incomplete")));
+}
+
+#[tokio::test]
+async fn the_probabilities_of_all_tokens_of_a_text_are_given() {
+    let fixture = Fixture::new();
+    let token = |text: &str| TokenLogprob { token: text.as_bytes().to_vec(), logprob: -0.5, ..TokenLogprob::default() };
+    // The first bytes of a character show nothing yet.
+    let silent = StreamResponse { logprobs: vec![token("a"), token("b")], ..StreamResponse::default() };
+    let said = StreamResponse { logprobs: vec![token("c")], ..text("é") };
+    let body = json!({"model": "small", "input": "x", "include": ["message.output_text.logprobs"]});
+    let json = fixture.say(vec![silent, said, done("stop")], RESPONSES, body).await.json();
+    assert_eq!(json["output"].as_array().unwrap().len(), 1);
+    let logprobs = json["output"][0]["content"][0]["logprobs"].as_array().unwrap();
+    assert_eq!(logprobs.iter().map(|token| token["token"].as_str().unwrap()).collect::<String>(), "abc");
 }

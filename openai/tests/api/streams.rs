@@ -101,3 +101,16 @@ async fn a_client_that_goes_away_stops_the_generation() {
         until(async || fixture.dropped() > before).await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn many_messages_that_say_nothing_hold_nothing_up() {
+    let fixture = Fixture::new();
+    let hidden = (0..500).map(|_| Ok(crate::backend::thought("hm")));
+    let messages = hidden.chain([Ok(text("Hi")), Ok(done("stop"))]).collect();
+    fixture.next(Next::Say(messages)).await;
+    let began = tokio::time::Instant::now();
+    let body = json!({"model": "small", "messages": [{"role": "user", "content": "x"}], "stream": true, "include_reasoning": false});
+    let answered = fixture.post(CHAT, body).await;
+    assert!(answered.body.contains("\"Hi\"") && !answered.body.contains("waiting"), "{}", answered.body);
+    assert_eq!(began.elapsed(), Duration::ZERO);
+}
