@@ -38,15 +38,8 @@ pub(super) async fn chat(args: ChatArgs) -> anyhow::Result<Outcome> {
     ended
 }
 
-/// The names of the models, the default one of the first agent first.
 async fn served(rest: &Rest) -> anyhow::Result<Vec<String>> {
-    let mut names = Vec::new();
-    for name in rest.status().await?.agents.unwrap_or_default().into_iter().flat_map(|agent| agent.supported_models) {
-        if !names.contains(&name) {
-            names.push(name);
-        }
-    }
-    Ok(names)
+    Ok(rest.models().await?.into_iter().map(|model| model.name).collect())
 }
 
 struct Chat {
@@ -98,27 +91,29 @@ impl Chat {
             match parse(&line) {
                 Ok(Ask::Nothing) => {}
                 Ok(Ask::Leave) => return Ok(Outcome::Done),
-                Ok(ask) => {
-                    if let Err(error) = self.act(ask).await {
-                        // The conversation goes on.
-                        eprintln!("titan: {}", super::explain(&error));
-                    }
-                }
+                Ok(ask) => match self.act(ask).await {
+                    Ok(None) => {}
+                    Ok(Some(signal)) => return Ok(Outcome::Interrupted(signal)),
+                    // The conversation goes on.
+                    Err(error) => eprintln!("titan: {}", super::explain(&error)),
+                },
                 Err(message) => eprintln!("{message}"),
             }
         }
     }
 
-    async fn act(&mut self, ask: Ask) -> anyhow::Result<()> {
+    /// Does what is asked. The signal that ends the program, if one came.
+    async fn act(&mut self, ask: Ask) -> anyhow::Result<Option<Signal>> {
         match ask {
-            Ask::Nothing | Ask::Leave => Ok(()),
-            Ask::Help => {
-                println!("{}", commands::HELP);
-                Ok(())
-            }
+            Ask::Nothing | Ask::Leave => {}
+            Ask::Help => println!("{}", commands::HELP),
             Ask::Say(text) => {
+                // One that got no answer is replaced: templates want the roles in turns.
+                if self.messages.last().is_some_and(|message| message.role == "user") {
+                    self.messages.pop();
+                }
                 self.messages.push(Message::user(text));
-                self.answer().await
+                return self.answer().await;
             }
             Ask::Retry => {
                 while self.messages.last().is_some_and(|message| message.role != "user") {
@@ -127,13 +122,12 @@ impl Chat {
                 if self.messages.is_empty() {
                     bail!("there is nothing to answer yet");
                 }
-                self.answer().await
+                return self.answer().await;
             }
             Ask::Model(None) => {
                 for name in served(&self.rest).await? {
                     println!("{} {name}", if name == self.model { "*" } else { " " });
                 }
-                Ok(())
             }
             Ask::Model(Some(name)) => {
                 let served = served(&self.rest).await?;
@@ -141,38 +135,29 @@ impl Chat {
                     bail!("there is no model {name}; there is {}", served.join(", "));
                 }
                 self.model = name;
-                Ok(())
             }
-            Ask::System(text) => {
-                self.system = text;
-                Ok(())
-            }
-            Ask::Clear => {
-                self.messages.clear();
-                Ok(())
-            }
+            Ask::System(text) => self.system = text,
+            Ask::Clear => self.messages.clear(),
             Ask::Save(file) => {
                 std::fs::write(&file, self.written()).with_context(|| format!("cannot write {file}"))?;
                 println!("{} messages in {file}", self.messages.len());
-                Ok(())
             }
         }
+        Ok(None)
     }
 
-    /// Has the last message answered. Ctrl-C stops the answer; what has come of it stays.
-    async fn answer(&mut self) -> anyhow::Result<()> {
+    /// Has the last message answered. Ctrl-C stops the answer; what has come of it stays. SIGTERM ends the program too.
+    async fn answer(&mut self) -> anyhow::Result<Option<Signal>> {
         let system = self.system.iter().map(Message::system);
         let messages: Vec<Message> = system.chain(self.messages.iter().cloned()).collect();
         let mut prompt = Prompt::conversation(&self.model, messages);
         prompt.max_tokens = self.args.max_tokens.unwrap_or(u32::MAX);
         prompt.temperature = self.args.temperature;
         let mut text = String::new();
+        let shown = async { Self::show(self.client.generate(prompt).await?, &mut text).await };
         let ended = tokio::select! {
-            generation = self.client.generate(prompt) => match generation {
-                Ok(generation) => Self::show(generation, &mut text).await,
-                Err(error) => Err(error.into()),
-            },
-            _ = signals::next() => Ok(()),
+            shown = shown => shown.map(|()| None),
+            signal = signals::next() => Ok(Some(signal).filter(|signal| *signal == Signal::Terminate)),
         };
         println!();
         if !text.is_empty() {
@@ -184,14 +169,7 @@ impl Chat {
     async fn show(mut generation: Generation, text: &mut String) -> anyhow::Result<()> {
         let mut stdout = io::stdout();
         loop {
-            let piece = tokio::select! {
-                piece = generation.next_piece() => piece,
-                signal = signals::next() => match signal {
-                    Signal::Interrupt => return Ok(()),
-                    Signal::Terminate => bail!("told to stop"),
-                },
-            };
-            let Some(piece) = piece.transpose()? else { break };
+            let Some(piece) = generation.next_piece().await.transpose()? else { break };
             for part in [&piece.reasoning, &piece.text] {
                 stdout.write_all(printable(part).as_bytes())?;
             }

@@ -11,7 +11,7 @@ use titan_proto::{
 use super::Outcome;
 use crate::{
     args::{AskArgs, StatusArgs},
-    rest::Rest,
+    rest::{OFFLINE, Rest},
     signals, trust,
 };
 
@@ -66,7 +66,7 @@ struct Served {
 
 fn served(status: &Status) -> BTreeMap<String, Served> {
     let mut served = BTreeMap::<String, Served>::new();
-    for agent in status.agents.iter().flatten().filter(|agent| agent.status != "offline") {
+    for agent in status.agents.iter().flatten().filter(|agent| agent.status != OFFLINE) {
         for name in &agent.supported_models {
             let known = agent.model_info.iter().find(|info| info.name == *name).cloned();
             let unknown = || v1::ModelInfo { name: name.clone(), ..v1::ModelInfo::default() }.into();

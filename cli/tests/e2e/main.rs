@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod certs;
+mod chat;
 mod cluster;
 mod conversations;
 mod demo;
