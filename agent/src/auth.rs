@@ -35,16 +35,16 @@ pub(crate) enum Purpose<'a> {
     Begin,
     /// To read on in an answer that began with it. It may have expired since: a long answer outlives its token.
     Resume,
-    /// The one request to this path whose address it stands in.
+    /// The one request, as [`Claims::request_line`] has it, whose address it stands in.
     Address(&'a str),
 }
 
 impl Purpose<'_> {
-    /// The path that the token has to be for.
-    fn path(&self) -> Option<&str> {
+    /// The request that the token has to be for.
+    fn request(&self) -> Option<&str> {
         match self {
             Self::Begin | Self::Resume => None,
-            Self::Address(path) => Some(path),
+            Self::Address(request) => Some(request),
         }
     }
 }
@@ -98,7 +98,7 @@ impl Authenticator {
             Purpose::Begin | Purpose::Address(_) => self.verifier.verify(token, &self.agent_id, now)?,
             Purpose::Resume => self.verifier.verify_begun(token, &self.agent_id, now)?,
         };
-        claims.check_path(purpose.path())?;
+        claims.check_request(purpose.request())?;
         Ok(claims)
     }
 

@@ -1,7 +1,7 @@
 //! The OpenAI API on the agent's TCP port, beside gRPC: the same handler, asked in the field's dialect.
 //!
 //! The session token is the API key. Or it stands in the address, `/s/TOKEN/v1/…`, which is where the coordinator's redirect sends clients that
-//! know nothing of tokens: such a token is for one request to one path, since addresses are logged and shown by all kinds of programs.
+//! know nothing of tokens: such a token is for one request, since addresses are logged and shown by all kinds of programs.
 
 use std::{
     sync::Arc,
@@ -14,7 +14,7 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::any,
 };
-use http::{Uri, header, request::Parts};
+use http::{StatusCode, Uri, header, request::Parts};
 use titan_openai::{ApiError, Backend, Caller, Settings};
 use titan_proto::v1::{ModelInfo, StreamRequest};
 use titan_transport::{
@@ -51,8 +51,8 @@ pub(crate) fn beside(grpc: Router, core: Arc<Core>) -> Router {
 }
 
 async fn not_found() -> ApiError {
-    Status::not_found("there is nothing at this address: the OpenAI API is below /v1/, as in /v1/chat/completions")
-        .into()
+    let message = "there is nothing at this address: the OpenAI API is below /v1/, as in /v1/chat/completions";
+    ApiError::with_status(StatusCode::NOT_FOUND, message)
 }
 
 /// The API, with the token in a header or in the address.
@@ -115,7 +115,8 @@ impl Backend for Api {
         let mut extensions = http::Extensions::new();
         let claims = match request.extensions.get::<InAddress>() {
             Some(InAddress(token)) => {
-                let claims = self.core.auth.authenticate(token, &MetadataMap::new(), Purpose::Address(path)).await?;
+                let line = Claims::request_line(request.method.as_str(), path);
+                let claims = self.core.auth.authenticate(token, &MetadataMap::new(), Purpose::Address(&line)).await?;
                 self.once(&claims)?;
                 claims
             }

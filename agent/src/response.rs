@@ -12,9 +12,9 @@ use std::{
 };
 
 use futures_util::Stream;
-use titan_proto::v1::StreamResponse;
+use titan_proto::{CONTEXT_LENGTH, REASON, v1::StreamResponse};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
-use tonic::Status;
+use tonic::{Status, metadata::MetadataValue};
 
 use crate::{
     admission::Slot,
@@ -148,9 +148,12 @@ impl Generation {
 pub(crate) fn engine_status(error: &EngineError, produced: bool) -> Status {
     match error {
         EngineError::UnknownModel { .. } => Status::not_found(error.to_string()),
-        EngineError::PromptTooLong { .. } | EngineError::InvalidParameter(_) => {
-            Status::invalid_argument(error.to_string())
+        EngineError::PromptTooLong { .. } => {
+            let mut status = Status::invalid_argument(error.to_string());
+            status.metadata_mut().insert(REASON, MetadataValue::from_static(CONTEXT_LENGTH));
+            status
         }
+        EngineError::InvalidParameter(_) => Status::invalid_argument(error.to_string()),
         EngineError::Unsupported(_) => Status::failed_precondition(error.to_string()),
         EngineError::Failed(_) | EngineError::Hung { .. } if produced => {
             Status::internal(format!("{error}; the answer is incomplete"))

@@ -68,7 +68,7 @@ impl Lab {
             iat: now,
             nbf: now,
             exp: now + TOKEN_SECONDS,
-            path: None,
+            request: None,
         };
         Ok(self.issuer.issue(&claims)?)
     }

@@ -2,6 +2,7 @@
 
 use std::{error::Error, io, time::Duration};
 
+use titan_proto::REASON;
 use titan_transport::{CallError, ConnectError, ErrorCode, Wire};
 use tonic::{Code, Status};
 
@@ -53,6 +54,8 @@ pub enum ClientError {
         message: String,
         /// When the agent expects to have room.
         retry_after: Option<Duration>,
+        /// The reason in a word for programs, where there is one, such as [`titan_proto::CONTEXT_LENGTH`].
+        reason: Option<String>,
     },
     /// The request reached the agent as early data over QUIC, but no answer came back, and the same request over gRPC was refused
     /// so that it does not run twice.
@@ -146,8 +149,14 @@ pub(crate) fn classify(agent_id: &str, status: &Status, progress: Progress) -> C
     let (code, message) = (status.code(), status.message().to_owned());
     let processed = if progress == Progress::Text { Processed::Yes } else { Processed::Maybe };
     let retry_after = pushback(status);
-    let refused =
-        |code| ClientError::Refused { agent_id: agent_id.clone(), code, message: message.clone(), retry_after };
+    let reason = status.metadata().get(REASON).and_then(|reason| Some(reason.to_str().ok()?.to_owned()));
+    let refused = |code| ClientError::Refused {
+        agent_id: agent_id.clone(),
+        code,
+        message: message.clone(),
+        retry_after,
+        reason: reason.clone(),
+    };
     let broken = |message| ClientError::Broken { agent_id: agent_id.clone(), code, message, processed };
     match CallError::of(status) {
         Some(CallError::NotSent(error)) => return not_connected(&agent_id, error),

@@ -138,12 +138,12 @@ impl Broken {
             let message =
                 format!("its model has the digest {here}, and the answer began with {begun_with}: another model");
             let (agent_id, code) = (agent_id.clone(), Code::FailedPrecondition);
-            return Err(ClientError::Refused { agent_id, code, message, retry_after: None });
+            return Err(ClientError::Refused { agent_id, code, message, retry_after: None, reason: None });
         }
         if failed && *agent_id == self.route.place.agent_id {
             let message = "the coordinator knows no other agent than the one that failed".to_owned();
             let (agent_id, code) = (agent_id.clone(), Code::FailedPrecondition);
-            return Err(ClientError::Refused { agent_id, code, message, retry_after: None });
+            return Err(ClientError::Refused { agent_id, code, message, retry_after: None, reason: None });
         }
         let agent = client.agent_at(&route);
         match resume::begin(client, &agent, &route, job).await {

@@ -92,8 +92,13 @@ mod tests {
     #[test]
     fn only_a_lost_way_is_tried_again() {
         let unreachable = |gone| ClientError::Unreachable { agent_id: "a".into(), reason: String::new(), gone };
-        let refused =
-            |code| ClientError::Refused { agent_id: "a".into(), code, message: String::new(), retry_after: None };
+        let refused = |code| ClientError::Refused {
+            agent_id: "a".into(),
+            code,
+            message: String::new(),
+            retry_after: None,
+            reason: None,
+        };
         assert!(may_come_back(&unreachable(false)));
         assert!(!may_come_back(&unreachable(true)), "nobody listens: what it kept is lost with it");
         for code in [Code::NotFound, Code::InvalidArgument, Code::Unavailable] {

@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     fn refused(code: Code) -> ClientError {
-        ClientError::Refused { agent_id: "a".into(), code, message: String::new(), retry_after: None }
+        ClientError::Refused { agent_id: "a".into(), code, message: String::new(), retry_after: None, reason: None }
     }
 
     fn broken(processed: Processed) -> ClientError {

@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use titan_certs::{agent_server_name, validate_name};
 use titan_proto::{
     MAX_TOKENS_PER_SECOND,
-    digest::MAX_CACHED_PREFIXES,
+    digest::{self, MAX_CACHED_PREFIXES},
     rest::GrpcTls,
     v1::{AgentRegistration, HealthUpdate, ModelInfo},
 };
@@ -90,6 +90,7 @@ pub(crate) fn profile(registration: AgentRegistration) -> Result<Profile, InputE
         return Err(InputError::TooMany { what: "capabilities", count, max: MAX_CAPABILITIES });
     }
     Ok(Profile {
+        origin: digest::origin(&agent_id),
         id: agent_id.into(),
         endpoint,
         grpc_tls,

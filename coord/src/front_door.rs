@@ -1,7 +1,7 @@
 //! The OpenAI API at the coordinator: it chooses an agent and sends the client there. No token of an answer passes it.
 //!
 //! The answer is 307 (RFC 9110 §15.4.8), at which a client sends the same request, body included, to the address in `location`. That address has a token in it,
-//! since clients leave their key behind when they are sent to another host: it is for this path, for one request, and for 30 s, and is in no log of ours.
+//! since clients leave their key behind when they are sent to another host: it is for this request, once, and for 30 s, and is in no log of ours.
 
 use std::{sync::Arc, time::Instant};
 
@@ -13,23 +13,28 @@ use axum::{
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use serde_json::json;
-use sha2::{Digest as _, Sha256};
-use titan_openai::{ApiError, peek};
+use titan_openai::{ApiError, check_content_type, peek};
 use titan_proto::{
-    digest::{self, MAX_PREFIX_DIGESTS, prefixes},
+    digest::{MAX_PREFIX_DIGESTS, prefixes},
     rest::GrpcTls,
     v1::Prefill,
 };
 
 use crate::{
+    client_ids::ClientIds,
     rest::body,
     routing::{Address, Dispatcher, Route, RouteError, RouteRequest},
 };
 
-type Shared = State<Arc<Dispatcher>>;
+struct FrontDoor {
+    dispatcher: Arc<Dispatcher>,
+    client_ids: ClientIds,
+}
+
+type Shared = State<Arc<FrontDoor>>;
 
 /// `/v1/…`, as the agents have it.
-pub(crate) fn router(dispatcher: Arc<Dispatcher>) -> Router {
+pub(crate) fn router(dispatcher: Arc<Dispatcher>, client_ids: ClientIds) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(generate))
         .route("/v1/completions", post(generate))
@@ -40,19 +45,20 @@ pub(crate) fn router(dispatcher: Arc<Dispatcher>) -> Router {
         .route("/v1/models/{*id}", get(model))
         .route("/v1/{*path}", any(not_found))
         .method_not_allowed_fallback(method_not_allowed)
-        .with_state(dispatcher)
+        .with_state(Arc::new(FrontDoor { dispatcher, client_ids }))
 }
 
 /// A request for text goes to the best agent.
-async fn generate(State(dispatcher): Shared, request: Request) -> Result<Response, ApiError> {
+async fn generate(State(door): Shared, request: Request) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
+    check_content_type(&parts.headers)?;
     let body = body::read(&parts.headers, body).await.map_err(|error| error.in_openai())?;
     let path = parts.uri.path();
     let asked = peek(path, &body)?;
-    let client_id = client_id(&parts.headers);
+    let client_id = door.client_ids.of(&parts.headers);
     let digests = prefixes(&client_id, &asked.model, &asked.tools, &asked.messages);
     let newest = digests.len().saturating_sub(MAX_PREFIX_DIGESTS);
-    let route = dispatcher.route(&RouteRequest {
+    let route = door.dispatcher.route(&RouteRequest {
         client_id: &client_id,
         model: &asked.model,
         prompt: "",
@@ -64,10 +70,10 @@ async fn generate(State(dispatcher): Shared, request: Request) -> Result<Respons
         model_digest: "",
         max_tokens: asked.max_tokens,
         temperature: asked.temperature,
-        address: Some(Address { path }),
+        address: Some(Address { method: &parts.method, path }),
     });
     let route = route.map_err(refusal)?;
-    dispatcher.tell_ahead(&route, || Prefill {
+    door.dispatcher.tell_ahead(&route, || Prefill {
         job_id: route.job_id.clone(),
         model: asked.model.clone(),
         client_id,
@@ -79,22 +85,28 @@ async fn generate(State(dispatcher): Shared, request: Request) -> Result<Respons
 
 /// A background response is with the agent that its id names.
 async fn kept(
-    State(dispatcher): Shared,
+    State(door): Shared,
     Path(id): Path<String>,
+    method: Method,
     headers: HeaderMap,
     uri: Uri,
 ) -> Result<Response, ApiError> {
-    let found = titan_openai::origin_of(&id).and_then(|origin| {
-        let registry = dispatcher.registry.lock();
-        let agents = registry.agents(Instant::now());
-        agents.into_iter().find(|view| digest::origin(&view.profile.id) == origin)
-    });
-    let gone = || {
-        let message = "there is no such response: only those with background are kept, at the agent that made them, for 10 minutes";
-        ApiError::from(tonic::Status::not_found(message))
+    let found = titan_openai::origin_of(&id)
+        .and_then(|origin| door.dispatcher.registry.lock().by_origin(origin, Instant::now()));
+    let agent = match found {
+        Some((agent, true)) => agent,
+        Some((_, false)) => {
+            let message =
+                "the agent that has this response is not there: it comes back with it, or the response is lost";
+            return Err(tonic::Status::unavailable(message).into());
+        }
+        None => {
+            let message = "there is no such response: only those with background are kept, at the agent that made them, for 10 minutes";
+            return Err(ApiError::with_status(StatusCode::NOT_FOUND, message));
+        }
     };
-    let agent = found.ok_or_else(gone)?.profile;
-    let route = dispatcher.visit(agent, &client_id(&headers), Address { path: uri.path() }).map_err(refusal)?;
+    let address = Address { method: &method, path: uri.path() };
+    let route = door.dispatcher.visit(agent, &door.client_ids.of(&headers), address).map_err(refusal)?;
     redirect(&route, &uri)
 }
 
@@ -116,21 +128,14 @@ fn redirect(route: &Route, uri: &Uri) -> Result<Response, ApiError> {
     Ok((StatusCode::TEMPORARY_REDIRECT, headers, body).into_response())
 }
 
-/// Who asks: one for each API key, so that nobody finds what another has said in an engine's cache. Keys are not checked here, and not kept.
-fn client_id(headers: &HeaderMap) -> String {
-    let Some(key) = headers.get(header::AUTHORIZATION) else { return "openai".to_owned() };
-    let digest: String = Sha256::digest(key.as_bytes()).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    format!("openai-{digest}")
-}
-
-async fn models(State(dispatcher): Shared) -> Response {
-    let models = dispatcher.registry.lock().models(Instant::now());
+async fn models(State(door): Shared) -> Response {
+    let models = door.dispatcher.registry.lock().models(Instant::now());
     let data: Vec<_> = models.iter().map(|(name, _)| model_json(name)).collect();
     Json(json!({"object": "list", "data": data})).into_response()
 }
 
-async fn model(State(dispatcher): Shared, Path(id): Path<String>) -> Result<Response, ApiError> {
-    let models = dispatcher.registry.lock().models(Instant::now());
+async fn model(State(door): Shared, Path(id): Path<String>) -> Result<Response, ApiError> {
+    let models = door.dispatcher.registry.lock().models(Instant::now());
     if models.iter().any(|(name, _)| **name == *id) {
         return Ok(Json(model_json(&id)).into_response());
     }
@@ -165,7 +170,7 @@ fn refusal(error: RouteError) -> ApiError {
 async fn not_found(uri: Uri) -> ApiError {
     let message =
         format!("there is no {}: see /v1/chat/completions, /v1/completions, /v1/responses, /v1/models", uri.path());
-    tonic::Status::not_found(message).into()
+    ApiError::with_status(StatusCode::NOT_FOUND, message)
 }
 
 async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {

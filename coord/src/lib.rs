@@ -7,6 +7,7 @@
 //!   no socket, no clock.
 //! - `scheduler`: which of them is best; a pure function, [`choose`].
 //! - `rest` and `grpc`: the two interfaces over the same `routing`. An agent's health stream is `grpc::health_stream`.
+//! - `front_door`: the OpenAI API, answered by redirects to agents; `client_ids` names its clients.
 //! - `prefill`: hints to agents of requests whose clients are still on their way; an option.
 //! - `server`: two ports, each with TLS and, from this machine, plain text (`titan-transport` tells them apart).
 //!
@@ -14,6 +15,7 @@
 //! registry of several coordinators.
 
 mod agent_input;
+mod client_ids;
 mod config;
 mod front_door;
 mod grpc;

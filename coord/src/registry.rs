@@ -293,6 +293,12 @@ impl Registry {
         self.slots.iter().flatten().map(|agent| agent.view(now)).collect()
     }
 
+    /// The agent with this word for it ([`titan_proto::digest::origin`]), and whether it is there. One that drains still answers for what it keeps.
+    pub(crate) fn by_origin(&self, origin: &str, now: Instant) -> Option<(Arc<Profile>, bool)> {
+        let agent = self.slots.iter().flatten().find(|agent| agent.profile.origin == origin)?;
+        Some((Arc::clone(&agent.profile), agent.alive(now)))
+    }
+
     /// Each model with the number of agents that serve it and take requests, by name; models without any are left out.
     pub(crate) fn models(&self, now: Instant) -> Vec<(Arc<str>, usize)> {
         let count = |serving: &BTreeSet<usize>| serving.iter().filter(|&&slot| self.reachable(slot, now)).count();

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use http::Method;
 use parking_lot::Mutex;
 use titan_proto::{
     COORDINATOR_NAME, MAX_PROMPT_BYTES,
@@ -18,6 +19,7 @@ use uuid::Uuid;
 
 use crate::{
     agent_input::{DIGEST_DIGITS, MAX_MODEL_NAME_BYTES, is_digest},
+    client_ids,
     config::Config,
     prefill::Outboxes,
     registry::{BookError, Policy, Profile, Registry, Wanted},
@@ -79,6 +81,7 @@ pub(crate) struct RouteRequest<'a> {
 /// Where a token in an address may be used, once.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Address<'a> {
+    pub(crate) method: &'a Method,
     pub(crate) path: &'a str,
 }
 
@@ -235,7 +238,7 @@ impl Dispatcher {
             iat: unix_seconds(now),
             nbf: unix_seconds(now - CLOCK_SKEW),
             exp: unix_seconds(now + ttl),
-            path: address.map(|address| address.path.to_owned()),
+            request: address.map(|Address { method, path }| Claims::request_line(method.as_str(), path)),
         }
     }
 
@@ -323,6 +326,12 @@ fn check(request: &RouteRequest<'_>) -> Result<(), RouteError> {
         return invalid(
             "client_id",
             format!("must have at most {MAX_CLIENT_ID_BYTES} bytes, none of them control characters"),
+        );
+    }
+    if request.address.is_none() && request.client_id.starts_with(client_ids::RESERVED) {
+        return invalid(
+            "client_id",
+            format!("must not begin with {:?}: those are clients of /v1", client_ids::RESERVED),
         );
     }
     if request.model.is_empty() {

@@ -3,6 +3,7 @@
 use std::{
     io,
     net::SocketAddr,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -22,6 +23,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use tracing::{info, warn};
 
 use crate::{
+    client_ids::ClientIds,
     config::{Config, ConfigError},
     front_door, grpc, rest,
     routing::Dispatcher,
@@ -54,6 +56,14 @@ pub enum BindError {
     /// The signing keys cannot be read or made.
     #[error("signing keys: {0}")]
     Keys(#[from] KeyError),
+    /// The secret for the names of clients cannot be read or made.
+    #[error("the secret beside the signing keys in {dir:?}: {source}")]
+    ClientIds {
+        /// The directory.
+        dir: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
     /// The TLS material cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -86,7 +96,7 @@ impl Coordinator {
         if tls.is_none() {
             warn!("no TLS material: agents cannot register, because they must show a certificate");
         }
-        let issuer = open_keys(&config).await?;
+        let (issuer, client_ids) = open_keys(&config).await?;
         let (http, http_addr) = listen("REST", config.http_addr, "COORDINATOR_HTTP_PORT").await?;
         let (grpc, grpc_addr) = listen("gRPC", config.grpc_addr, "COORDINATOR_PORT").await?;
 
@@ -98,7 +108,7 @@ impl Coordinator {
             http,
             http_addr,
             http_routes: rest::router(Arc::clone(&dispatcher), origins)
-                .merge(front_door::router(Arc::clone(&dispatcher))),
+                .merge(front_door::router(Arc::clone(&dispatcher), client_ids)),
             grpc,
             grpc_addr,
             grpc_routes,
@@ -159,10 +169,15 @@ async fn expire_agents(dispatcher: &Dispatcher) {
 }
 
 /// Off the runtime's threads: making an RSA key takes a good part of a second.
-async fn open_keys(config: &Config) -> Result<TokenIssuer, BindError> {
+async fn open_keys(config: &Config) -> Result<(TokenIssuer, ClientIds), BindError> {
     let (dir, algorithm) = (config.key_dir.clone(), config.token_algorithm);
-    match tokio::task::spawn_blocking(move || TokenIssuer::open(&dir, algorithm)).await {
-        Ok(issuer) => Ok(issuer?),
+    let open = move || {
+        let issuer = TokenIssuer::open(&dir, algorithm)?;
+        let client_ids = ClientIds::open(&dir).map_err(|source| BindError::ClientIds { dir, source })?;
+        Ok((issuer, client_ids))
+    };
+    match tokio::task::spawn_blocking(open).await {
+        Ok(opened) => opened,
         Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
     }
 }

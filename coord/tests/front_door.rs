@@ -9,7 +9,10 @@ use std::time::SystemTime;
 use reqwest::{Response, redirect::Policy};
 use serde_json::{Value, json};
 use support::Harness;
-use titan_proto::{COORDINATOR_NAME, digest};
+use titan_proto::{
+    COORDINATOR_NAME, digest,
+    v1::{DeregistrationRequest, InferenceRequest},
+};
 use titan_transport::token::{Claims, TokenVerifier};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -63,7 +66,7 @@ async fn a_request_is_sent_to_an_agent_with_a_token_for_it_alone() {
         let (host, token, rest) = location(&response);
         assert_eq!((host.as_str(), rest.as_str()), ("http://localhost:50052", path));
         let claims = claims(&harness, &token).await;
-        assert_eq!((claims.path.as_deref(), claims.model.as_str()), (Some(path), MODEL));
+        assert_eq!((claims.request, claims.model.as_str()), (Some(Claims::request_line("POST", path)), MODEL));
         assert_eq!(claims.exp - claims.iat, 30);
         let says = json_of(response).await;
         assert!(says["error"]["message"].as_str().unwrap().contains("follow the redirect"), "{says}");
@@ -84,6 +87,22 @@ async fn clients_with_different_keys_are_different_clients() {
     }
     assert_ne!(names[0], names[1]);
     assert_eq!(names[0], names[2]);
+    // Nobody else can take such a name, and with it what belongs to its owner.
+    let forged = json!({"client_id": names[0], "model": MODEL, "prompt": "x"});
+    let refused = call(&harness, "POST", "/api/v1/inference/request", "one", forged.to_string()).await;
+    assert_eq!(refused.status(), 400);
+    assert!(json_of(refused).await["message"].as_str().unwrap().starts_with("client_id must not begin with"));
+    let forged =
+        InferenceRequest { client_id: names[0].clone(), model: MODEL.into(), prompt: "x".into(), ..Default::default() };
+    let refused = harness.plain().await.request_inference(forged).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+    // The same after a restart: a background response is found again.
+    let dir = harness.stop().await;
+    let harness = Harness::start_in(dir, |_| ()).await;
+    let mut agent = harness.agent("agent-1").await;
+    agent.register().await;
+    let (_, token, _) = location(&call(&harness, "POST", CHAT, "one", chat().to_string()).await);
+    assert_eq!(claims(&harness, &token).await.client_id, names[0]);
 }
 
 #[tokio::test]
@@ -156,8 +175,34 @@ async fn a_background_response_is_sought_at_its_agent() {
         let (_, token, rest) = location(&call(&harness, method, &path, "any", String::new()).await);
         assert_eq!(rest, path);
         let claims = claims(&harness, &token).await;
-        assert_eq!(claims.path.as_deref(), path.split('?').next());
+        assert_eq!(claims.request, Some(Claims::request_line(method, path.split('?').next().unwrap())));
     }
+}
+
+#[tokio::test]
+async fn what_an_agent_kept_that_is_gone_is_not_sought_there() {
+    let harness = Harness::start().await;
+    let mut agent = harness.agent("agent-1").await;
+    agent.register().await;
+    agent
+        .client
+        .deregister_agent(DeregistrationRequest { agent_id: "agent-1".into(), ..Default::default() })
+        .await
+        .unwrap();
+    let id = format!("resp_{}_0123", digest::origin("agent-1"));
+    let response = call(&harness, "GET", &format!("/v1/responses/{id}"), "any", String::new()).await;
+    assert_eq!(response.status(), 503);
+}
+
+#[tokio::test]
+async fn a_body_that_no_agent_would_read_books_nothing() {
+    let harness = Harness::start().await;
+    let mut agent = harness.agent("agent-1").await;
+    agent.register().await;
+    let request = client().post(harness.http(CHAT)).header("content-type", "text/plain").body(chat().to_string());
+    assert_eq!(request.send().await.unwrap().status(), 415);
+    let status = client().get(harness.http("/api/v1/status?include_agents=true")).send().await.unwrap();
+    assert_eq!(json_of(status).await["agents"][0]["running_jobs"], 0);
 }
 
 #[tokio::test]

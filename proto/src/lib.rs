@@ -34,6 +34,11 @@ pub const ALPN: &str = "titan/1";
 /// The coordinator's name in health answers and the issuer of its tokens.
 pub const COORDINATOR_NAME: &str = "titancompute-coordinator";
 
+/// Metadata of a refusal that names its reason for programs.
+pub const REASON: &str = "titan-reason";
+/// [`REASON`]: the prompt is longer than the model's context. OpenAI's word for it.
+pub const CONTEXT_LENGTH: &str = "context_length_exceeded";
+
 /// Default port of the coordinator's REST interface (TCP); `COORDINATOR_HTTP_PORT`.
 pub const COORDINATOR_HTTP_PORT: u16 = 8080;
 /// Default port of the coordinator's gRPC service (TCP); `COORDINATOR_PORT`.

@@ -252,7 +252,7 @@ pub(crate) fn claims() -> Claims {
         iat: now,
         nbf: now,
         exp: now + 300,
-        path: None,
+        request: None,
     }
 }
 

@@ -40,8 +40,8 @@ async fn json_of(response: Response) -> Value {
 }
 
 /// A token as the coordinator puts it into an address.
-fn for_path(path: &str) -> String {
-    token_of(&Claims { path: Some(path.to_owned()), jti: new_jti(), ..claims() })
+fn for_request(method: &str, path: &str) -> String {
+    token_of(&Claims { request: Some(Claims::request_line(method, path)), jti: new_jti(), ..claims() })
 }
 
 #[tokio::test]
@@ -79,7 +79,7 @@ async fn without_a_good_key_there_is_nothing() {
         (&*token_of(&expired), 401),
         (&*token_of(&Claims { agent_id: "other".into(), ..claims() }), 403),
         (&*token_of(&Claims { model: "other".into(), ..claims() }), 403),
-        (&*for_path(CHAT), 403),
+        (&*for_request("POST", CHAT), 403),
     ] {
         let response = post(&agent, CHAT, key, chat(json!({}))).await;
         assert_eq!(response.status(), status, "{key}");
@@ -88,9 +88,9 @@ async fn without_a_good_key_there_is_nothing() {
 }
 
 #[tokio::test]
-async fn a_token_in_the_address_is_for_one_request_to_one_path() {
+async fn a_token_in_the_address_is_for_one_request() {
     let agent = Running::start(0.0).await;
-    let token = for_path(CHAT);
+    let token = for_request("POST", CHAT);
     let there = |token: &str| format!("/s/{token}{CHAT}");
     let other =
         post(&agent, &format!("/s/{token}/v1/completions"), "any", json!({"model": SYNTHETIC_MODEL, "prompt": "x"}))
@@ -104,7 +104,7 @@ async fn a_token_in_the_address_is_for_one_request_to_one_path() {
     for (token, status) in [
         (token_of(&claims()), 403),
         ("x".to_owned(), 401),
-        (token_of(&Claims { exp: 1, path: Some(CHAT.into()), ..claims() }), 401),
+        (token_of(&Claims { exp: 1, request: Some(Claims::request_line("POST", CHAT)), ..claims() }), 401),
     ] {
         assert_eq!(post(&agent, &there(&token), "any", chat(json!({}))).await.status(), status);
     }
@@ -113,7 +113,8 @@ async fn a_token_in_the_address_is_for_one_request_to_one_path() {
     }
     // Nor is it a session token on another wire.
     for wire in crate::fixture::WIRES {
-        let request = StreamRequest { session_token: for_path(CHAT), prompt: "x".into(), ..Default::default() };
+        let request =
+            StreamRequest { session_token: for_request("POST", CHAT), prompt: "x".into(), ..Default::default() };
         let refused = agent.client(wire).await.refused(request).await;
         assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
     }
@@ -149,7 +150,10 @@ async fn a_background_response_outlives_its_token_and_is_its_clients() {
     assert!(later.text().await.unwrap().contains("response.incomplete"));
     assert_eq!(get(token_of(&Claims { client_id: "mallory".into(), ..claims() })).await.status(), 404);
     let path = format!("/v1/responses/{id}");
-    let address = format!("http://{}/s/{}{path}", agent.grpc, for_path(&path));
+    let address = format!("http://{}/s/{}{path}", agent.grpc, for_request("GET", &path));
     let redirected = client().get(address).send().await.unwrap();
     assert_eq!(json_of(redirected).await["id"], id);
+    // The address of a look at it is none for deleting it.
+    let address = format!("http://{}/s/{}{path}", agent.grpc, for_request("GET", &path));
+    assert_eq!(client().delete(&address).send().await.unwrap().status(), 403);
 }

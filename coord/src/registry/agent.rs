@@ -51,6 +51,8 @@ struct Booking {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Profile {
     pub(crate) id: Arc<str>,
+    /// The id in ids of responses: [`titan_proto::digest::origin`].
+    pub(crate) origin: String,
     pub(crate) endpoint: String,
     pub(crate) grpc_tls: GrpcTls,
     pub(crate) quic: Option<QuicProfile>,

@@ -36,6 +36,7 @@ fn registry() -> Registry {
 fn profile(id: &str, max_jobs: u32, models: &[&str]) -> Profile {
     Profile {
         id: id.into(),
+        origin: String::new(),
         endpoint: format!("{id}:50052"),
         grpc_tls: GrpcTls::None,
         quic: None,

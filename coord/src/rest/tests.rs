@@ -43,6 +43,7 @@ fn fixture(with_agent: bool) -> Fixture {
     if with_agent {
         let profile = Profile {
             id: "agent-1".into(),
+            origin: String::new(),
             endpoint: "localhost:50052".into(),
             grpc_tls: GrpcTls::Server,
             quic: Some(QuicProfile { address: "localhost:50053".into(), server_name: "agent-1.example".into() }),

@@ -33,9 +33,9 @@ pub struct Claims {
     pub nbf: i64,
     /// Not valid from here on.
     pub exp: i64,
-    /// The only path over HTTP that it may be used for, and once: it stands in the address then. `None` for all other tokens.
+    /// The only request over HTTP that it may be used for, and once: it stands in the address then. `None` for all other tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub path: Option<String>,
+    pub request: Option<String>,
 }
 
 impl Claims {
@@ -55,14 +55,19 @@ impl Claims {
         Err(TokenError::WrongModel { token: self.model.clone(), requested: requested.to_owned() })
     }
 
-    /// Whether the token may be used where it was shown: `path` is what follows it in the address, `None` where it is not in one.
+    /// A request as [`request`](Self::request) has it: `GET /v1/models`. The path is without the token and without a query.
+    pub fn request_line(method: &str, path: &str) -> String {
+        format!("{method} {path}")
+    }
+
+    /// Whether the token may be used where it was shown: `request` is the one in whose address it stands, `None` where it is in none.
     ///
     /// # Errors
-    /// [`TokenError::OtherPath`].
-    pub fn check_path(&self, path: Option<&str>) -> Result<(), TokenError> {
-        match self.path.as_deref() == path {
+    /// [`TokenError::OtherRequest`].
+    pub fn check_request(&self, request: Option<&str>) -> Result<(), TokenError> {
+        match self.request.as_deref() == request {
             true => Ok(()),
-            false => Err(TokenError::OtherPath { token: self.path.clone() }),
+            false => Err(TokenError::OtherRequest { token: self.request.clone() }),
         }
     }
 

@@ -31,7 +31,7 @@ fn claims() -> Claims {
         iat: NOW,
         nbf: NOW,
         exp: NOW + 300,
-        path: None,
+        request: None,
     }
 }
 

@@ -244,11 +244,11 @@ pub enum TokenError {
     },
     /// It is for another way to ask.
     #[error("{}", match token {
-        Some(path) => format!("this token is for one request to {path}, in its address: ask the coordinator for a session token"),
+        Some(request) => format!("this token is for the one request {request}, in its address: ask the coordinator for a session token"),
         None => "a session token does not belong into an address: send it as `authorization: Bearer …`".to_owned(),
     })]
-    OtherPath {
-        /// The path that it is for, if it is for one.
+    OtherRequest {
+        /// The request that it is for, if it is for one.
         token: Option<String>,
     },
 }
@@ -256,7 +256,7 @@ pub enum TokenError {
 impl TokenError {
     /// Whether the token is genuine but does not allow this: PERMISSION_DENIED. All else is UNAUTHENTICATED.
     pub fn is_permission(&self) -> bool {
-        matches!(self, Self::WrongAgent { .. } | Self::WrongModel { .. } | Self::OtherPath { .. })
+        matches!(self, Self::WrongAgent { .. } | Self::WrongModel { .. } | Self::OtherRequest { .. })
     }
 }
 

@@ -2,16 +2,20 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     pin::Pin,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
 use futures_util::{Stream, stream};
-use http::{header, request::Parts};
+use http::{HeaderMap, header, request::Parts};
 use titan_client::{ClientError, CoordinatorError, Generation, Prompt, TitanClient};
 use titan_openai::{Backend, Caller};
-use titan_proto::v1::{ModelInfo, StreamRequest, StreamResponse};
+use titan_proto::{
+    REASON, rest,
+    v1::{ModelInfo, StreamRequest, StreamResponse},
+};
 use tonic::{Code, Status};
 
 use super::metrics::Metrics;
@@ -35,7 +39,7 @@ impl Backend for ToAgents {
     type Stream = Pin<Box<dyn Stream<Item = Result<StreamResponse, Status>> + Send>>;
 
     async fn authenticate(&self, request: &Parts) -> Result<Caller, Status> {
-        let Some(key) = &self.key else { return Ok(Caller::default()) };
+        let Some(key) = &self.key else { return of_this_machine(&request.headers).map(|()| Caller::default()) };
         let shown = request.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let shown = shown.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
         match aws_lc_rs::constant_time::verify_slices_are_equal(shown.as_bytes(), key.as_bytes()) {
@@ -47,14 +51,15 @@ impl Backend for ToAgents {
     }
 
     async fn models(&self, _caller: &Caller) -> Result<Vec<ModelInfo>, Status> {
-        let status = self.rest.status().await;
-        let status =
-            status.map_err(|error| Status::unavailable(format!("the coordinator does not answer: {error:#}")))?;
-        let agents = status.agents.unwrap_or_default();
-        let mut names: Vec<String> = agents.into_iter().flat_map(|agent| agent.supported_models).collect();
-        names.sort_unstable();
-        names.dedup();
-        Ok(names.into_iter().map(|name| ModelInfo { name, ..ModelInfo::default() }).collect())
+        let models = self.rest.models().await;
+        let models =
+            models.map_err(|error| Status::unavailable(format!("the coordinator does not answer: {error:#}")))?;
+        let info = |model: rest::ModelInfo| ModelInfo {
+            name: model.name,
+            context_tokens: model.context_tokens,
+            ..ModelInfo::default()
+        };
+        Ok(models.into_iter().map(info).collect())
     }
 
     async fn generate(&self, _caller: &Caller, request: StreamRequest) -> Result<Self::Stream, Status> {
@@ -65,6 +70,31 @@ impl Backend for ToAgents {
         })?;
         Ok(Box::pin(messages(generation, Running::new(&self.metrics))))
     }
+}
+
+/// Without a key only what runs on this machine may ask. A page in a browser here is none of that, be it by a form or by a name of its own that leads here: it
+/// names itself or this host in a header that it cannot change (Fetch §3.2, RFC 9110 §7.2).
+fn of_this_machine(headers: &HeaderMap) -> Result<(), Status> {
+    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    let host_of_origin = text(header::ORIGIN).map(|origin| origin.split_once("://").map_or("", |(_, host)| host));
+    for (what, host) in [("Host", text(header::HOST)), ("Origin", host_of_origin)] {
+        if let Some(host) = host.filter(|host| !is_loopback(host)) {
+            return Err(Status::permission_denied(format!(
+                "the header {what} names {host:?}, which is not this machine: start the proxy with --api-key to let others in"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Whether `host` or `host:port` is this machine by any of its names.
+fn is_loopback(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    name.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 /// An answer that comes now, for the figures.
@@ -149,6 +179,11 @@ fn status(error: &ClientError) -> Status {
         _ => Code::Internal,
     };
     let mut status = Status::new(code, message);
+    if let ClientError::Refused { reason: Some(reason), .. } = error
+        && let Ok(reason) = reason.parse()
+    {
+        status.metadata_mut().insert(REASON, reason);
+    }
     if let Some(wait) = error.retry_after() {
         status.metadata_mut().insert("retry-after", seconds(wait).into());
     }
@@ -158,4 +193,31 @@ fn status(error: &ClientError) -> Status {
 /// Whole seconds, at least one.
 fn seconds(wait: Duration) -> u64 {
     wait.as_secs_f64().ceil().max(1.0) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_page_of_another_place_is_not_this_machine() {
+        for (host, origin, here) in [
+            (Some("127.0.0.1:8787"), None, true),
+            (Some("localhost:8787"), Some("http://localhost:3000"), true),
+            (Some("[::1]:8787"), Some("http://127.0.0.1"), true),
+            (None, None, true),
+            // A name of the page's own that leads here.
+            (Some("evil.example:8787"), None, false),
+            (Some("127.0.0.1.evil.example"), None, false),
+            (Some("127.0.0.1:8787"), Some("https://evil.example"), false),
+            (Some("127.0.0.1:8787"), Some("null"), false),
+            (Some("192.0.2.1:8787"), None, false),
+        ] {
+            let named = [(header::HOST, host), (header::ORIGIN, origin)];
+            let headers = named.into_iter().filter_map(|(name, value)| Some((name, value?.parse().unwrap()))).collect();
+            assert_eq!(of_this_machine(&headers).is_ok(), here, "{host:?} {origin:?}");
+        }
+    }
 }
