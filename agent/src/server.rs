@@ -125,6 +125,7 @@ impl Agent {
         let tcp_config = TcpConfig {
             tls: config.tls.as_ref().map(|tls| tls.http_server_config()).transpose().map_err(io::Error::other)?,
             plaintext: if config.insecure_plaintext { Plaintext::Anywhere } else { Plaintext::LoopbackOnly },
+            traffic: Arc::default(),
         };
         let http = openai_api::beside(routes.clone().into_axum_router(), Arc::clone(&core));
         let tcp = serve_tcp(listener, http, tcp_config, close.clone());

@@ -34,15 +34,7 @@ pub(crate) enum Probe {
 impl Rest {
     /// Trusts the private CA of `tls` for `https`; goes through no proxy, since a coordinator is a neighbour.
     pub(crate) fn new(url: &str, tls: Option<&TlsMaterial>) -> anyhow::Result<Self> {
-        let mut roots = rustls::RootCertStore::empty();
-        for root in tls.iter().flat_map(|material| &material.roots) {
-            roots.add(root.clone())?;
-        }
-        let config = rustls::ClientConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let http = reqwest::Client::builder().no_proxy().timeout(PATIENCE).tls_backend_preconfigured(config).build()?;
+        let http = http(tls)?.timeout(PATIENCE).build()?;
         Ok(Self { url: url.to_owned(), http })
     }
 
@@ -108,6 +100,19 @@ impl Rest {
         let answer = self.http.get(&url).send().await.and_then(reqwest::Response::error_for_status);
         answer.with_context(|| format!("asking {url}"))?.json().await.with_context(|| format!("what {url} answers"))
     }
+}
+
+/// A client that trusts the private CA of `tls` and shows no certificate, and goes through no proxy.
+pub(crate) fn http(tls: Option<&TlsMaterial>) -> anyhow::Result<reqwest::ClientBuilder> {
+    let mut roots = rustls::RootCertStore::empty();
+    for root in tls.iter().flat_map(|material| &material.roots) {
+        roots.add(root.clone())?;
+    }
+    let config = rustls::ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(reqwest::Client::builder().no_proxy().tls_backend_preconfigured(config))
 }
 
 /// `error sending request for url` says nothing that a reader can act on; its last cause does.

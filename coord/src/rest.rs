@@ -19,10 +19,10 @@ use serde::{Deserialize, Serialize};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use titan_proto::{
     ALPN, COORDINATOR_NAME, DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE,
-    rest::{Agent, Endpoints, GrpcEndpoint, Health, InferenceResponse, QuicEndpoint, Status},
+    rest::{self, Agent, Endpoints, GrpcEndpoint, Health, InferenceResponse, QuicEndpoint, Status},
     v1::{self, Prefill},
 };
-use titan_transport::token::JwkSet;
+use titan_transport::{Traffic, token::JwkSet};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use self::error::ApiError;
@@ -34,8 +34,23 @@ use crate::{
 /// How long a browser may keep the answer to a preflight: it never changes while a coordinator runs.
 const CORS_MAX_AGE: std::time::Duration = std::time::Duration::from_secs(60 * 60);
 
+/// What passes the coordinator's two ports.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Ports {
+    pub(crate) http: Arc<Traffic>,
+    pub(crate) grpc: Arc<Traffic>,
+}
+
+impl Ports {
+    fn traffic(&self) -> rest::Traffic {
+        let [http, grpc] =
+            [&self.http, &self.grpc].map(|port| rest::Bytes { received: port.received(), sent: port.sent() });
+        rest::Traffic { http, grpc }
+    }
+}
+
 /// The REST interface. `origins`: pages that may call it; empty for any.
-pub(crate) fn router(dispatcher: Arc<Dispatcher>, origins: Vec<HeaderValue>) -> Router {
+pub(crate) fn router(dispatcher: Arc<Dispatcher>, origins: Vec<HeaderValue>, ports: Ports) -> Router {
     let origins = if origins.is_empty() { AllowOrigin::any() } else { AllowOrigin::list(origins) };
     let cors = CorsLayer::new()
         .allow_origin(origins)
@@ -46,7 +61,7 @@ pub(crate) fn router(dispatcher: Arc<Dispatcher>, origins: Vec<HeaderValue>) -> 
         .max_age(CORS_MAX_AGE);
     Router::new()
         .route("/api/v1/health", get(health))
-        .route("/api/v1/status", get(status))
+        .route("/api/v1/status", get(move |dispatcher, query| status(dispatcher, query, ports.traffic())))
         .route("/api/v1/models", get(models))
         .route("/api/v1/inference/request", post(request_inference))
         .route("/.well-known/jwks.json", get(jwks))
@@ -113,6 +128,7 @@ struct StatusQuery {
 async fn status(
     State(dispatcher): State<Arc<Dispatcher>>,
     query: Result<Query<StatusQuery>, QueryRejection>,
+    traffic: rest::Traffic,
 ) -> Json<Status> {
     // Go clients write 1, Python clients True; anything else, a broken query included, asks for no agents.
     let wanted = query.ok().and_then(|Query(query)| query.include_agents);
@@ -126,7 +142,8 @@ async fn status(
         views.sort_unstable_by(|a, b| a.profile.id.cmp(&b.profile.id));
         views.iter().map(|view| agent(view, now, wall_clock)).collect()
     });
-    Json(Status { total_agents: totals.agents, healthy_agents: totals.healthy, timestamp: rfc3339(wall_clock), agents })
+    let (total_agents, healthy_agents) = (totals.agents, totals.healthy);
+    Json(Status { total_agents, healthy_agents, timestamp: rfc3339(wall_clock), agents, traffic })
 }
 
 #[derive(Serialize)]

@@ -25,7 +25,8 @@ use tracing::{info, warn};
 use crate::{
     client_ids::ClientIds,
     config::{Config, ConfigError},
-    front_door, grpc, rest,
+    front_door, grpc,
+    rest::{self, Ports},
     routing::Dispatcher,
 };
 
@@ -43,7 +44,9 @@ pub struct Coordinator {
     health: HealthReporter,
     /// Ends the health streams.
     streams: CancellationToken,
+    /// Of both ports but for what is counted.
     tcp: TcpConfig,
+    ports: Ports,
     dispatcher: Arc<Dispatcher>,
 }
 
@@ -104,17 +107,19 @@ impl Coordinator {
         let streams = CancellationToken::new();
         let (grpc_routes, health) = grpc::routes(Arc::clone(&dispatcher), streams.clone()).await?;
         let plaintext = if config.insecure_plaintext { Plaintext::Anywhere } else { Plaintext::LoopbackOnly };
+        let ports = Ports::default();
         Ok(Self {
             http,
             http_addr,
-            http_routes: rest::router(Arc::clone(&dispatcher), origins)
+            http_routes: rest::router(Arc::clone(&dispatcher), origins, ports.clone())
                 .merge(front_door::router(Arc::clone(&dispatcher), client_ids)),
             grpc,
             grpc_addr,
             grpc_routes,
             health,
             streams,
-            tcp: TcpConfig { tls, plaintext },
+            tcp: TcpConfig { tls, plaintext, traffic: Arc::default() },
+            ports,
             dispatcher,
         })
     }
@@ -137,8 +142,9 @@ impl Coordinator {
         info!(http = %self.http_addr, grpc = %self.grpc_addr, tls = self.tcp.tls.is_some(), "coordinator ready");
         // Ends with this function, however it ends.
         let _stop_streams = self.streams.clone().drop_guard();
-        let http = serve_tcp(self.http, self.http_routes, self.tcp.clone(), shutdown.clone());
-        let grpc = serve_tcp(self.grpc, self.grpc_routes.into_axum_router(), self.tcp, shutdown.clone());
+        let tcp = |traffic| TcpConfig { traffic, ..self.tcp.clone() };
+        let http = serve_tcp(self.http, self.http_routes, tcp(self.ports.http), shutdown.clone());
+        let grpc = serve_tcp(self.grpc, self.grpc_routes.into_axum_router(), tcp(self.ports.grpc), shutdown.clone());
         let served = async { tokio::try_join!(http, grpc).map(|_| ()) };
         let mut health = self.health;
         let announce_end = async {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use support::{Harness, material, rest_client};
 use titan_certs::{COORDINATOR_SERVER_NAME, Role};
 use titan_coord::{BindError, Config, Coordinator};
-use titan_proto::{COORDINATOR_NAME, MAX_REST_BODY_BYTES, rest};
+use titan_proto::{COORDINATOR_NAME, MAX_REST_BODY_BYTES, rest, v1::StatusRequest};
 use titan_transport::token::{Algorithm, TokenVerifier};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -88,6 +88,27 @@ async fn a_script_without_content_type_is_served() {
         format!("POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
     let answer = raw(harness.http_port, request.as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains(r#""error":"no_agents""#), "{answer}");
+}
+
+#[tokio::test]
+async fn what_passes_its_ports_is_counted_to_the_byte() {
+    let harness = Harness::start().await;
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    let (status, health) = (get("/api/v1/status"), get("/api/v1/health"));
+    let traffic = |answer: &str| {
+        let body = answer.split_once("\r\n\r\n").unwrap().1;
+        serde_json::from_str::<rest::Status>(body).unwrap().traffic
+    };
+    let before = raw(harness.http_port, status.as_bytes()).await;
+    let between = raw(harness.http_port, health.as_bytes()).await;
+    let after = traffic(&raw(harness.http_port, status.as_bytes()).await);
+    let begun = traffic(&before);
+    assert_eq!(after.http.received - begun.http.received, (health.len() + status.len()) as u64);
+    assert_eq!(after.http.sent - begun.http.sent, (before.len() + between.len()) as u64);
+    assert_eq!(after.grpc, begun.grpc);
+    harness.plain().await.query_system_status(StatusRequest::default()).await.unwrap();
+    let last = traffic(&raw(harness.http_port, status.as_bytes()).await);
+    assert!(last.grpc.received > after.grpc.received && last.grpc.sent > after.grpc.sent, "{last:?}");
 }
 
 #[tokio::test]

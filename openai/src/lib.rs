@@ -7,7 +7,7 @@
 //!
 //! The way of a request: [`body`] reads it, [`fields`] takes its fields one by one and knows which were left, [`chat`], [`completions`] and
 //! [`responses`] make a `StreamRequest` of them and answers of what comes back, [`sse`] sends these as they come, [`error`] says what went wrong in the
-//! field's words. [`peek()`] is for a router in front, which wants the model and the conversation and nothing else.
+//! field's words. [`SseParser`] is for clients of this API, whoever serves it. [`peek()`] is for a router in front, which wants the model and the conversation and nothing else.
 //!
 //! It does no I/O of its own, keeps nothing but background responses, and knows neither tokens nor certificates: that is the backend's.
 
@@ -20,6 +20,7 @@ mod fields;
 mod generation;
 mod models;
 mod peek;
+mod reader;
 mod responses;
 mod router;
 mod sse;
@@ -29,6 +30,7 @@ pub use self::{
     body::check_content_type,
     error::ApiError,
     peek::peek,
+    reader::{MAX_EVENT_BYTES, SseError, SseEvent, SseParser},
     responses::origin_of,
     router::{IGNORED_HEADER, Settings, router},
 };

@@ -225,6 +225,25 @@ pub struct Status {
     /// With `?include_agents=true`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agents: Option<Vec<Agent>>,
+    /// What has passed the coordinator itself: no answer's text is in it.
+    #[serde(default)]
+    pub traffic: Traffic,
+}
+
+/// Bytes through a coordinator's ports since it started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// REST and the OpenAI API.
+    pub http: Bytes,
+    /// Agents, and clients that ask for routes over gRPC.
+    pub grpc: Bytes,
+}
+
+/// Bytes through a port, TLS and HTTP included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bytes {
+    pub received: u64,
+    pub sent: u64,
 }
 
 /// One agent in [`Status`].

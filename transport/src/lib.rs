@@ -56,5 +56,5 @@ pub use client::{CallError, ChannelStats, ConnectError, EarlyDataSafe, QuicChann
 pub use options::QuicOptions;
 pub use peer::{CallEnd, EarlyData, PeerConnection, PeerInfo, Wire};
 pub use server::{QuicListener, QuicServerConfig, serve_quic};
-pub use tcp::{Plaintext, TcpConfig, serve_tcp};
+pub use tcp::{Plaintext, TcpConfig, Traffic, serve_tcp};
 pub use wire::ErrorCode;

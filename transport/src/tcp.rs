@@ -9,7 +9,10 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -43,6 +46,27 @@ pub struct TcpConfig {
     pub tls: Option<Arc<rustls::ServerConfig>>,
     /// Where plain text is accepted from.
     pub plaintext: Plaintext,
+    /// Counts what passes.
+    pub traffic: Arc<Traffic>,
+}
+
+/// Bytes that passed a TCP port, TLS and HTTP included, TCP and IP left out.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    received: AtomicU64,
+    sent: AtomicU64,
+}
+
+impl Traffic {
+    /// From clients.
+    pub fn received(&self) -> u64 {
+        self.received.load(Relaxed)
+    }
+
+    /// To clients.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Relaxed)
+    }
 }
 
 /// Where plain text is accepted from.
@@ -88,6 +112,7 @@ pub async fn serve_tcp(
         router: router.with_state(()),
         plaintext: config.plaintext,
         tls: config.tls.map(TlsAcceptor::from),
+        traffic: config.traffic,
         http: http_builder(),
         shutdown: shutdown.clone(),
     });
@@ -124,6 +149,7 @@ struct Server {
     router: axum::Router,
     plaintext: Plaintext,
     tls: Option<TlsAcceptor>,
+    traffic: Arc<Traffic>,
     http: auto::Builder<TokioExecutor>,
     shutdown: CancellationToken,
 }
@@ -145,7 +171,7 @@ impl Server {
         if peeked == 0 {
             return Ok(());
         }
-        let (stream, state) = Watched::new(stream);
+        let (stream, state) = Watched::new(stream, Arc::clone(&self.traffic));
         let connection = PeerConnection::tcp(state);
         let mut peer = PeerInfo { wire: Wire::Http, addr, tls: false, certificate: None, early_data: None, connection };
         if first[0] == TLS_HANDSHAKE {
@@ -158,7 +184,7 @@ impl Server {
         }
         if !self.plaintext.allows(addr) {
             tracing::warn!(%addr, "plain text refused: it is accepted from this machine only");
-            let mut stream = stream.io;
+            let mut stream = stream;
             // An HTTP/2 client would not understand it, and need not.
             stream.write_all(PLAINTEXT_REFUSED).await?;
             stream.shutdown().await?;
@@ -184,18 +210,19 @@ impl Server {
     }
 }
 
-/// A connection that tells when the peer has ended it: before hyper knows, and so before any call is dropped for that reason.
+/// A connection that counts its bytes, and tells when the peer has ended it: before hyper knows, and so before any call is dropped for that reason.
 struct Watched {
     io: TcpStream,
+    traffic: Arc<Traffic>,
     state: watch::Sender<TcpState>,
     /// Runs once the peer has ended the connection.
     end: Option<Pin<Box<Sleep>>>,
 }
 
 impl Watched {
-    fn new(io: TcpStream) -> (Self, watch::Receiver<TcpState>) {
+    fn new(io: TcpStream, traffic: Arc<Traffic>) -> (Self, watch::Receiver<TcpState>) {
         let (state, receiver) = watch::channel(TcpState::Open);
-        (Self { io, state, end: None }, receiver)
+        (Self { io, traffic, state, end: None }, receiver)
     }
 
     fn note<T>(&self, result: io::Result<T>) -> io::Result<T> {
@@ -204,6 +231,13 @@ impl Watched {
         }
         result
     }
+
+    fn sent(&self, result: io::Result<usize>) -> io::Result<usize> {
+        if let Ok(bytes) = result {
+            self.traffic.sent.fetch_add(bytes as u64, Relaxed);
+        }
+        self.note(result)
+    }
 }
 
 impl AsyncRead for Watched {
@@ -211,6 +245,7 @@ impl AsyncRead for Watched {
         if self.end.is_none() {
             let before = buf.filled().len();
             let result = ready!(Pin::new(&mut self.io).poll_read(cx, buf));
+            self.traffic.received.fetch_add((buf.filled().len() - before) as u64, Relaxed);
             if result.is_err() || buf.filled().len() > before || buf.remaining() == 0 {
                 return Poll::Ready(self.note(result));
             }
@@ -224,7 +259,7 @@ impl AsyncRead for Watched {
 impl AsyncWrite for Watched {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let result = ready!(Pin::new(&mut self.io).poll_write(cx, bytes));
-        Poll::Ready(self.note(result))
+        Poll::Ready(self.sent(result))
     }
 
     fn poll_write_vectored(
@@ -233,7 +268,7 @@ impl AsyncWrite for Watched {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let result = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, slices));
-        Poll::Ready(self.note(result))
+        Poll::Ready(self.sent(result))
     }
 
     fn is_write_vectored(&self) -> bool {

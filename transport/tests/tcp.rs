@@ -23,16 +23,17 @@ use tower::{ServiceExt as _, util::BoxCloneSyncService};
 use std::sync::Arc;
 use support::{
     HANG,
-    echo::{Client, Echo, Probe, blob, unary},
+    echo::{Blob, Client, Echo, Probe, blob, unary},
     tls,
 };
-use titan_transport::{Plaintext, TcpConfig, serve_tcp};
+use titan_transport::{Plaintext, TcpConfig, Traffic, serve_tcp};
 
 struct Server {
     addr: SocketAddr,
     probe: Arc<Probe>,
     shutdown: CancellationToken,
     task: JoinHandle<std::io::Result<()>>,
+    traffic: Arc<Traffic>,
 }
 
 async fn serve(bind: &str, tls: bool, plaintext: Plaintext) -> Server {
@@ -41,10 +42,15 @@ async fn serve(bind: &str, tls: bool, plaintext: Plaintext) -> Server {
         Routes::new(Echo(probe.clone())).into_axum_router().route("/hello", axum::routing::get(async || "hello"));
     let listener = TcpListener::bind(bind).await.unwrap();
     let addr = listener.local_addr().unwrap();
-    let config = TcpConfig { tls: tls.then(|| tls::server().http_server_config().unwrap()), plaintext };
+    let traffic = Arc::new(Traffic::default());
+    let config = TcpConfig {
+        tls: tls.then(|| tls::server().http_server_config().unwrap()),
+        plaintext,
+        traffic: Arc::clone(&traffic),
+    };
     let shutdown = CancellationToken::new();
     let task = tokio::spawn(serve_tcp(listener, router, config, shutdown.clone()));
-    Server { addr, probe, shutdown, task }
+    Server { addr, probe, shutdown, task, traffic }
 }
 
 fn client(addr: SocketAddr, tls: Option<ClientTlsConfig>) -> Client {
@@ -81,6 +87,17 @@ async fn one_port_takes_tls_and_plain_text_http_1_and_2() {
     assert_eq!(peer.certificate.as_ref(), tls::client().chain.first());
 
     assert!(talk(server.addr, HTTP_1).await.ends_with("hello"));
+}
+
+#[tokio::test]
+async fn every_byte_is_counted() {
+    let server = serve("127.0.0.1:0", true, Plaintext::LoopbackOnly).await;
+    let answer = talk(server.addr, HTTP_1).await;
+    assert_eq!((server.traffic.received(), server.traffic.sent()), (HTTP_1.len() as u64, answer.len() as u64));
+    let large = Blob { data: vec![0; 10_000].into(), ..blob("", 2) };
+    let tls = tls::client().tonic_client_tls(tls::SERVER_NAME);
+    unary(client(server.addr, Some(tls)), large).await.unwrap();
+    assert!(server.traffic.received() > 10_000 && server.traffic.sent() > answer.len() as u64);
 }
 
 #[tokio::test]

@@ -15,7 +15,6 @@ mod regex_grammar;
 mod request;
 mod run;
 mod source;
-mod sse;
 
 use std::{fmt, sync::Arc};
 

@@ -19,13 +19,15 @@ pub(crate) enum DemoCommand {
 
 const EXAMPLES: &str = "\
 Examples:
-  titan demo roaming                              a client on the move, over gRPC and over QUIC";
+  titan demo roaming                              a client on the move, over gRPC and over QUIC
+  titan demo roaming --openai                     an application on the move, without and with titan proxy";
 
 /// Play the same answer over gRPC and over QUIC, side by side, on a bad network.
 ///
 /// Two emulated hosts on this machine, and a path between them with a delay and losses; on one a coordinator and two agents, on
 /// the other two clients. Half-way the clients' address changes, as from Wi-Fi to cellular; near the end the agent is killed.
-/// On the left is standard gRPC over TLS, on the right Titan over QUIC. The engine is synthetic: it says the words of a book.
+/// On the left is standard gRPC over TLS, on the right Titan over QUIC; with --openai, applications that speak the OpenAI API and know
+/// nothing of Titan. The engine is synthetic: it says the words of a book.
 ///
 /// It needs root, or a system that allows everyone user namespaces and /dev/net/tun. Nothing is left behind.
 #[derive(Clone, Debug, Args)]
@@ -46,6 +48,9 @@ pub(crate) struct RoamingArgs {
     /// The same seed loses the same packets, as far as both send the same.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub(crate) seed: u64,
+    /// Play it to two clients of the OpenAI API: one streams over HTTPS straight from the agent, one from `titan proxy` beside it.
+    #[arg(long)]
+    pub(crate) openai: bool,
     /// One JSON object per line: what is heard and what happens, then {"done": true, …} with the figures.
     #[arg(long)]
     pub(crate) json: bool,
@@ -54,5 +59,6 @@ pub(crate) struct RoamingArgs {
 const ROAMING_EXAMPLES: &str = "\
 Examples:
   titan demo roaming
+  titan demo roaming --openai                     applications, without and with titan proxy
   titan demo roaming --rtt 300 --loss 5x3         a worse network: losses in bursts
   titan demo roaming --json | jq -c 'select(.done)'";

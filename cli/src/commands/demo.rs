@@ -1,11 +1,12 @@
 //! `titan demo`.
 //!
-//! Reading order: this file; `script` (what happens when), `stage` (hosts and servers), `player` (a client), `column` and `account`
+//! Reading order: this file; `script` (what happens when), `stage` (hosts and servers), `player` (a client) and `openai` (two others), `column` and `account`
 //! (what a client has shown, and what is wrong with it), `screen` and `lines` (where it is shown), `summary`.
 
 mod account;
 mod column;
 mod lines;
+mod openai;
 mod player;
 mod screen;
 mod script;
@@ -71,7 +72,7 @@ async fn roaming(args: &RoamingArgs) -> anyhow::Result<Outcome> {
     let stop = CancellationToken::new();
     let _stop_at_the_end = stop.clone().drop_guard();
     let (tell, hear) = mpsc::unbounded_channel();
-    for (lane, side) in (0..).zip(Side::BOTH) {
+    for (lane, side) in (0..).zip(Side::pair(args.openai)) {
         let server = Network::server_address(lane);
         let player = Player { side, server, tls: stage.tls.clone(), tokens: args.tokens };
         player.start(stage.network.client(), tell.clone(), stop.clone())?;
@@ -81,7 +82,7 @@ async fn roaming(args: &RoamingArgs) -> anyhow::Result<Outcome> {
     let summary = Summary::new(args, &show.columns, &show.answer);
     match &mut show.out {
         Out::Screen(screen) => {
-            screen.draw(&view(&show.title, &show.columns, &show.events, show.answer.len()));
+            screen.draw(&view(&show.title, show.sides, &show.columns, &show.events, show.answer.len()));
             println!("\n{}", summary.table());
         }
         Out::Lines(lines) => lines.finish(&summary.json(), &summary.table())?,
@@ -98,6 +99,7 @@ enum Out {
 /// One performance.
 struct Show {
     title: String,
+    sides: [Side; 2],
     answer: Vec<&'static str>,
     script: Script,
     columns: [Column; 2],
@@ -115,13 +117,22 @@ impl Show {
     fn new(args: &RoamingArgs) -> Self {
         let interval = Duration::from_secs(1) / args.rate;
         let now = Instant::now();
+        let sides = Side::pair(args.openai);
         let screen = if args.json { None } else { Screen::new() };
-        let out = screen.map_or_else(|| Out::Lines(Lines::new(args.json)), Out::Screen);
+        let out = screen.map_or_else(|| Out::Lines(Lines::new(args.json, sides)), Out::Screen);
         Self {
             title: format!(
-                "The same answer over standard gRPC and over Titan's QUIC: RTT {} ms, {} lost each way, {} tokens/s",
-                args.rtt, args.loss, args.rate
+                "The same answer {}: RTT {} ms, {} lost each way, {} tokens/s",
+                if args.openai {
+                    "for an OpenAI client, over HTTPS straight from the agent and by titan proxy"
+                } else {
+                    "over standard gRPC and over Titan's QUIC"
+                },
+                args.rtt,
+                args.loss,
+                args.rate
             ),
+            sides,
             answer: (0..args.tokens).map(word).collect(),
             script: Script::new(interval * args.tokens),
             columns: [Column::new(interval), Column::new(interval)],
@@ -157,7 +168,7 @@ impl Show {
         if !matches!(what, What::Text(_)) {
             self.events.push((since, told(side, &what)));
         }
-        self.columns[side as usize].hears(what, at);
+        self.columns[side.place()].hears(what, at);
         if self.begun.is_none()
             && self.columns.iter().all(|column| column.agent().is_some() || column.ended().is_some())
         {
@@ -199,11 +210,17 @@ impl Show {
             }
         }
         if let Out::Screen(screen) = &mut self.out {
-            screen.draw(&view(&self.title, &self.columns, &self.events, self.answer.len()));
+            screen.draw(&view(&self.title, self.sides, &self.columns, &self.events, self.answer.len()));
         }
     }
 }
 
-fn view<'a>(title: &'a str, columns: &'a [Column; 2], events: &'a [(Duration, String)], tokens: usize) -> View<'a> {
-    View { title, tokens, columns, events, now: Instant::now() }
+fn view<'a>(
+    title: &'a str,
+    sides: [Side; 2],
+    columns: &'a [Column; 2],
+    events: &'a [(Duration, String)],
+    tokens: usize,
+) -> View<'a> {
+    View { title, tokens, sides, columns, events, now: Instant::now() }
 }

@@ -35,15 +35,20 @@ pub(super) async fn proxy(args: ProxyArgs) -> anyhow::Result<Outcome> {
         .await
         .with_context(|| format!("cannot listen on {}: --listen chooses another address", args.listen))?;
     let address = listener.local_addr()?;
-    let metrics = Arc::new(Metrics::default());
-    let backend = ToAgents::new(client.clone(), rest, key, Arc::clone(&metrics));
-    let router = titan_openai::router(Arc::new(backend), Settings::default()).merge(beside(&client, metrics));
+    let router = router(&client, rest, key);
     announce(&args, address);
 
     let shutdown = CancellationToken::new();
     let outcome = serve(shutdown.clone(), run(listener, router, shutdown)).await;
     client.close().await;
     outcome
+}
+
+/// All that it serves.
+pub(super) fn router(client: &TitanClient, rest: Rest, key: Option<String>) -> Router {
+    let metrics = Arc::new(Metrics::default());
+    let backend = ToAgents::new(client.clone(), rest, key, Arc::clone(&metrics));
+    titan_openai::router(Arc::new(backend), Settings::default()).merge(beside(client, metrics))
 }
 
 /// What is asked for by those who watch it.
@@ -54,7 +59,8 @@ fn beside(client: &TitanClient, metrics: Arc<Metrics>) -> Router {
         .route("/metrics", get(move || async move { metrics.text(&client.stats()) }))
 }
 
-async fn run(listener: TcpListener, router: Router, shutdown: CancellationToken) -> io::Result<()> {
+/// Serves it until `shutdown`, then lets running answers finish.
+pub(super) async fn run(listener: TcpListener, router: Router, shutdown: CancellationToken) -> io::Result<()> {
     let listener = listener.tap_io(|stream| {
         // A token is a small packet, and the next one must not wait for its acknowledgement.
         if let Err(error) = stream.set_nodelay(true) {

@@ -24,24 +24,33 @@ fn small(user: &User, more: &[&str]) -> Option<Output> {
 }
 
 #[test]
-
 fn over_quic_the_answer_outlives_the_agent_and_over_grpc_it_does_not_even_outlive_the_address() {
+    only_the_second_gets_all(&["--json"], ["grpc", "quic"]);
+}
+
+#[test]
+fn by_the_proxy_an_openai_client_gets_the_whole_answer_and_straight_from_the_agent_it_does_not() {
+    only_the_second_gets_all(&["--json", "--openai"], ["https", "proxy"]);
+}
+
+/// Two clients, of which the first does not outlive the change of its address.
+fn only_the_second_gets_all(flags: &[&str], sides: [&str; 2]) {
     let user = User::new();
-    let Some(output) = small(&user, &["--json"]) else { return };
+    let Some(output) = small(&user, flags) else { return };
     let lines: Vec<Value> = stdout(&output).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let happened = |name: &str| lines.iter().position(|line| line["event"] == name).unwrap();
     assert!(happened("address-changed") < happened("agent-killed"));
     let figures = lines.last().unwrap();
     assert_eq!(figures["done"], true);
-    for side in ["grpc", "quic"] {
+    for side in sides {
         let text: String =
             lines.iter().filter(|line| line["side"] == side).filter_map(|line| line["text"].as_str()).collect();
         assert!(text.starts_with("Alice was beginning "), "{side}: {text}");
         assert_eq!((&figures[side]["lost"], &figures[side]["repeated"]), (&0.into(), &0.into()), "{figures}");
     }
-    let (grpc, quic) = (&figures["grpc"], &figures["quic"]);
-    assert!(grpc["whole"] == false && grpc["tokens"].as_u64() < Some(40), "{grpc}");
-    assert!(quic["whole"] == true && quic["tokens"] == 40, "{quic}: {}", stderr(&output));
+    let [first, second] = sides.map(|side| &figures[side]);
+    assert!(first["whole"] == false && first["tokens"].as_u64() < Some(40), "{first}");
+    assert!(second["whole"] == true && second["tokens"] == 40, "{second}: {}", stderr(&output));
     assert!(output.status.success(), "{}", stderr(&output));
 }
 

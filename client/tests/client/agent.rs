@@ -75,7 +75,11 @@ impl TestAgent {
         let probe = Arc::new(Probe::default());
         let routes = || Routes::new(AgentServiceServer::new(Parrot(probe.clone())));
         let material = certs::agent(id);
-        let tcp = TcpConfig { tls: Some(material.http_server_config().unwrap()), plaintext: Plaintext::LoopbackOnly };
+        let tcp = TcpConfig {
+            tls: Some(material.http_server_config().unwrap()),
+            plaintext: Plaintext::LoopbackOnly,
+            traffic: Arc::default(),
+        };
         let _inside = runtime.enter();
         // The ports of an agent that was killed a moment ago are free when its last connection is gone.
         let listener = patiently(|| {

@@ -58,7 +58,7 @@ impl TestCoordinator {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let tls = Some(certs::coordinator().http_server_config().unwrap());
-        let config = TcpConfig { tls, plaintext: Plaintext::LoopbackOnly };
+        let config = TcpConfig { tls, plaintext: Plaintext::LoopbackOnly, traffic: Arc::default() };
         let shutdown = CancellationToken::new();
         tokio::spawn(serve_tcp(listener, router, config, shutdown.clone()));
         Self { port, state, shutdown }

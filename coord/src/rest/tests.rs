@@ -63,7 +63,7 @@ fn fixture(with_agent: bool) -> Fixture {
         registry.register(profile, None, Instant::now()).unwrap();
         registry.heartbeat("agent-1", StreamId(0), load, Report::default(), Instant::now()).unwrap();
     }
-    Fixture { router: router(Arc::clone(&dispatcher), Vec::new()), dispatcher, _keys: keys }
+    Fixture { router: router(Arc::clone(&dispatcher), Vec::new(), Ports::default()), dispatcher, _keys: keys }
 }
 
 impl Fixture {
@@ -354,7 +354,8 @@ async fn pages_of_any_origin_may_call_unless_origins_are_named() {
     let refused = Request::post(PATH).header(header::ORIGIN, "https://a.example").body("{".into()).unwrap();
     assert_eq!(fixture.send(refused).await.headers()[header::ACCESS_CONTROL_ALLOW_ORIGIN], "*", "errors too");
 
-    let named = router(Arc::clone(&fixture.dispatcher), vec![HeaderValue::from_static("https://b.example")]);
+    let named =
+        router(Arc::clone(&fixture.dispatcher), vec![HeaderValue::from_static("https://b.example")], Ports::default());
     let response = named.oneshot(preflight()).await.unwrap();
     assert!(!response.headers().contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN));
 }

@@ -16,6 +16,8 @@ BASE, KEY = sys.argv[1], sys.argv[2]
 STATUS = sys.argv[3] if len(sys.argv) > 3 else None
 MODEL = "smollm2:135m"
 ASK = [{"role": "user", "content": "Write a long story about a lighthouse keeper and the sea."}]
+# Bytes of the coordinator's answer to one request for a route, at most.
+ROUTE = 3000
 WEATHER = {
     "type": "function",
     "function": {
@@ -155,6 +157,41 @@ def each_fault_has_its_class():
     assert ignored.headers["x-titan-ignored"] == "zebra"
 
 
+def coordinator_sent():
+    """Bytes to clients. What agents hear is on another port."""
+    with urllib.request.urlopen(f"{STATUS}/api/v1/status") as answer:
+        return json.load(answer)["traffic"]["http"]["sent"]
+
+
+def nothing_of_an_answer_passes_the_coordinator():
+    # What it sends is the same for a short answer and for a long one, up to a route that the proxy asks for in between.
+    if not STATUS:
+        return
+    asked = {"model": MODEL, "input": ASK[0]["content"], "temperature": 0}
+    probabilities = {"logprobs": True, "top_logprobs": 20}
+    ways = {
+        "chat, streamed": lambda n: sum(len(chunk.to_json()) for chunk in chat(stream=True, max_completion_tokens=n)),
+        "chat with probabilities": lambda n: len(chat(max_completion_tokens=n, **probabilities).to_json()),
+        "response in the background, taken up": lambda n: taken_up(n, asked),
+    }
+    for way, ask in ways.items():
+        figures = []
+        for tokens in (2, 100):
+            before = coordinator_sent()
+            figures.append((ask(tokens), coordinator_sent() - before))
+        (short, sent_for_short), (long, sent_for_long) = figures
+        print(f"     {way}: answers of {short} and {long} bytes, the coordinator sent {sent_for_short} and {sent_for_long}")
+        assert long - short > 4 * ROUTE and sent_for_long - sent_for_short < ROUTE, (way, figures)
+
+
+def taken_up(tokens, asked):
+    events = client.responses.create(background=True, stream=True, max_output_tokens=tokens, **asked)
+    first = next(events)
+    events.close()
+    rest = client.responses.retrieve(first.response.id, stream=True, starting_after=first.sequence_number)
+    return sum(len(event.to_json()) for event in rest)
+
+
 def running_jobs():
     with urllib.request.urlopen(f"{STATUS}/api/v1/status?include_agents=true") as answer:
         return sum(agent["running_jobs"] for agent in json.load(answer)["agents"])
@@ -177,7 +214,7 @@ def leaving_frees_the_slot():
 
 CASES = [case for name, case in list(globals().items()) if callable(case) and getattr(case, "__module__", "") == "__main__"]
 for case in CASES:
-    if case.__name__ in ("chat", "text_of", "running_jobs"):
+    if case.__name__ in ("chat", "text_of", "running_jobs", "coordinator_sent", "taken_up"):
         continue
     case()
     print(f"ok   {case.__name__}")

@@ -109,7 +109,7 @@ pub async fn serve(
             server.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await.unwrap();
         })
     } else {
-        let config = TcpConfig { tls: None, plaintext: Plaintext::LoopbackOnly };
+        let config = TcpConfig { tls: None, plaintext: Plaintext::LoopbackOnly, traffic: Arc::default() };
         tokio::spawn(async move { serve_tcp(listener, routes.into_axum_router(), config, stop).await.unwrap() })
     };
     (addr, shutdown, server)

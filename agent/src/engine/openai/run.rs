@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use reqwest::Response;
+use titan_openai::SseParser;
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     answer::{Answer, DONE},
     http::reason,
     monitor::{InFlight, Server},
-    sse::SseParser,
 };
 use crate::engine::{EngineError, Event, Usage};
 
@@ -62,7 +62,7 @@ enum Broken {
     /// What came is no answer, or a refusal.
     Server(EngineError),
     /// What came is no event stream.
-    NoEvents(super::sse::SseError),
+    NoEvents(titan_openai::SseError),
 }
 
 impl Broken {

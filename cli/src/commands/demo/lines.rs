@@ -18,13 +18,14 @@ const LINE: usize = 80;
 /// Standard output, line by line.
 pub(super) struct Lines {
     json: bool,
-    /// Text that has come and fills no line yet, as in [`Side::BOTH`].
+    sides: [Side; 2],
+    /// Text that has come and fills no line yet, as in [`Side::pair`].
     pending: [String; 2],
 }
 
 impl Lines {
-    pub(super) fn new(json: bool) -> Self {
-        Self { json, pending: Default::default() }
+    pub(super) fn new(json: bool, sides: [Side; 2]) -> Self {
+        Self { json, sides, pending: Default::default() }
     }
 
     /// A client heard something.
@@ -32,7 +33,7 @@ impl Lines {
         if self.json {
             return print(&heard_json(side, what, at).to_string());
         }
-        let pending = &mut self.pending[side as usize];
+        let pending = &mut self.pending[side.place()];
         if let What::Text(text) = what {
             pending.push_str(text);
             let full = pending.contains('\n') || pending.len() >= LINE;
@@ -47,8 +48,8 @@ impl Lines {
         if self.json {
             return print(&json!({"at_ms": ms(at), "event": cue.name()}).to_string());
         }
-        for side in Side::BOTH {
-            flush(side, &mut self.pending[side as usize])?;
+        for side in self.sides {
+            flush(side, &mut self.pending[side.place()])?;
         }
         print(&format!("{:>6.2} s  {}", at.as_secs_f64(), cue.text()))
     }
@@ -58,8 +59,8 @@ impl Lines {
         if self.json {
             return print(&figures.to_string());
         }
-        for side in Side::BOTH {
-            flush(side, &mut self.pending[side as usize])?;
+        for side in self.sides {
+            flush(side, &mut self.pending[side.place()])?;
         }
         print(&format!("\n{table}"))
     }

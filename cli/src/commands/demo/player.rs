@@ -11,27 +11,59 @@ use titan_emulator::Host;
 use tokio::{runtime, sync::mpsc::UnboundedSender};
 use tokio_util::sync::CancellationToken;
 
-use super::stage::{AGENT_HOST, REST_PORT};
+use super::{
+    openai,
+    stage::{AGENT_HOST, REST_PORT},
+};
 use crate::commands::explain;
 
-/// Which of the two.
+/// The synthetic engine says the same whatever it is asked.
+pub(super) const QUESTION: &str = "Tell me a story.";
+
+/// Which client of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
     /// Standard gRPC: HTTP/2 over TLS, and nothing of Titan's that would carry an answer on.
     Grpc,
     /// All that Titan has.
     Quic,
+    /// The OpenAI API over HTTPS, at the agent to which the coordinator redirects.
+    Https,
+    /// The OpenAI API at `titan proxy` on the client's host, which has all that Titan has.
+    Proxy,
 }
 
 impl Side {
-    /// As they stand on the screen, from left to right.
-    pub(super) const BOTH: [Self; 2] = [Self::Grpc, Self::Quic];
+    /// As they stand on the screen, from left to right: what everybody has, and Titan.
+    pub(super) fn pair(openai: bool) -> [Self; 2] {
+        if openai { [Self::Https, Self::Proxy] } else { [Self::Grpc, Self::Quic] }
+    }
+
+    /// Its place in a [`pair`](Self::pair).
+    pub(super) fn place(self) -> usize {
+        match self {
+            Self::Grpc | Self::Https => 0,
+            Self::Quic | Self::Proxy => 1,
+        }
+    }
 
     /// For people.
     pub(super) fn label(self) -> &'static str {
         match self {
             Self::Grpc => "gRPC",
             Self::Quic => "QUIC",
+            Self::Https => "HTTPS",
+            Self::Proxy => "proxy",
+        }
+    }
+
+    /// For people, in a sentence: the answer came so.
+    pub(super) fn way(self) -> &'static str {
+        match self {
+            Self::Grpc => "over gRPC",
+            Self::Quic => "over QUIC",
+            Self::Https => "over HTTPS from the agent",
+            Self::Proxy => "by titan proxy",
         }
     }
 
@@ -40,6 +72,8 @@ impl Side {
         match self {
             Self::Grpc => "grpc",
             Self::Quic => "quic",
+            Self::Https => "https",
+            Self::Proxy => "proxy",
         }
     }
 }
@@ -104,7 +138,15 @@ impl Player {
     }
 
     async fn play(&self, say: &impl Fn(What)) -> anyhow::Result<()> {
-        let mut prompt = Prompt::new(SYNTHETIC_MODEL, "Tell me a story.");
+        match self.side {
+            Side::Grpc | Side::Quic => self.by_library(say).await,
+            Side::Https => openai::from_agent(self.server, &self.tls, self.tokens, say).await,
+            Side::Proxy => openai::by_proxy(self.client()?, self.tokens, say).await,
+        }
+    }
+
+    async fn by_library(&self, say: &impl Fn(What)) -> anyhow::Result<()> {
+        let mut prompt = Prompt::new(SYNTHETIC_MODEL, QUESTION);
         prompt.max_tokens = self.tokens;
         // What another agent goes on with is then the same.
         prompt.temperature = 0.0;
@@ -130,8 +172,10 @@ impl Player {
             .resolve(COORDINATOR_SERVER_NAME, server)
             .resolve(AGENT_HOST, server);
         let builder = match self.side {
-            Side::Grpc => builder.wire(WirePreference::Grpc).without(Feature::Resume).without(Feature::Move),
-            Side::Quic => builder.wire(WirePreference::Quic),
+            Side::Grpc | Side::Https => {
+                builder.wire(WirePreference::Grpc).without(Feature::Resume).without(Feature::Move)
+            }
+            Side::Quic | Side::Proxy => builder.wire(WirePreference::Quic),
         };
         Ok(builder.build()?)
     }

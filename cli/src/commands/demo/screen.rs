@@ -29,7 +29,8 @@ const USUAL_SIZE: (usize, usize) = (80, 24);
 pub(super) struct View<'a> {
     pub(super) title: &'a str,
     pub(super) tokens: usize,
-    /// As in [`Side::BOTH`].
+    pub(super) sides: [Side; 2],
+    /// Theirs.
     pub(super) columns: &'a [Column; 2],
     /// What happened, and when.
     pub(super) events: &'a [(Duration, String)],
@@ -80,7 +81,7 @@ pub(super) fn frame(view: &View<'_>, width: usize, height: usize) -> Vec<Vec<Cel
     // The title, a line after it, and the cursor's.
     let others = 3 + EVENT_ROWS + stacked * ROWS_AROUND_TEXT;
     let text_rows = (height.saturating_sub(others) / stacked).clamp(LEAST_TEXT_ROWS, MOST_TEXT_ROWS);
-    let blocks = [0, 1].map(|at| block(view, Side::BOTH[at], &view.columns[at], column_width, text_rows));
+    let blocks = [0, 1].map(|at| block(view, view.sides[at], &view.columns[at], column_width, text_rows));
     let mut rows = vec![vec![fit(Cell::new(Tone::Strong, view.title), width)], Vec::new()];
     match blocks {
         [left, right] if side_by_side => {
@@ -234,7 +235,11 @@ mod tests {
     fn shown(columns: &[Column; 2], width: usize, height: usize) -> Vec<Vec<Cell>> {
         let events = [(Duration::from_secs(3), "the client's address changes".to_owned())];
         let now = columns[0].last_at().unwrap() + Duration::from_secs(9);
-        frame(&View { title: "title", tokens: 200, columns, events: &events, now }, width, height)
+        frame(
+            &View { title: "title", tokens: 200, sides: Side::pair(false), columns, events: &events, now },
+            width,
+            height,
+        )
     }
 
     fn all(rows: &[Vec<Cell>]) -> String {

@@ -19,7 +19,7 @@ use crate::args::demo::RoamingArgs;
 /// The figures of both clients.
 pub(super) struct Summary {
     args: RoamingArgs,
-    /// As in [`Side::BOTH`].
+    /// As in [`Side::pair`].
     sides: [Figures; 2],
 }
 
@@ -48,7 +48,7 @@ impl Summary {
 
     /// For people.
     pub(super) fn table(&self) -> String {
-        let [left, right] = Side::BOTH.map(Side::label);
+        let [left, right] = Side::pair(self.args.openai).map(Side::label);
         let mut table = format!("{:<18}{left:<24}{right}\n", "");
         let mut row = |name: &str, cell: &dyn Fn(&Figures) -> String| {
             let [left, right] = self.sides.each_ref().map(cell);
@@ -67,11 +67,11 @@ impl Summary {
 
     /// For programs.
     pub(super) fn json(&self) -> Value {
-        let RoamingArgs { rtt, loss, tokens, rate, seed, json: _ } = &self.args;
+        let RoamingArgs { rtt, loss, tokens, rate, seed, openai, json: _ } = &self.args;
         let mut all = json!({
             "done": true, "rtt_ms": rtt, "loss": loss.to_string(), "tokens": tokens, "tokens_per_second": rate, "seed": seed,
         });
-        for (side, figures) in Side::BOTH.iter().zip(&self.sides) {
+        for (side, figures) in Side::pair(*openai).iter().zip(&self.sides) {
             all[side.name()] = figures.json();
         }
         all
@@ -79,11 +79,11 @@ impl Summary {
 
     /// An error where Titan did not do what is shown here.
     pub(super) fn verdict(&self) -> anyhow::Result<()> {
-        let [_, quic] = &self.sides;
-        match &quic.ended {
-            _ if quic.whole => Ok(()),
-            Some(Ended::Broke(error)) => anyhow::bail!("the answer over QUIC broke off: {error}"),
-            _ => anyhow::bail!("the answer over QUIC is not what the agents said: {}", quic.outcome()),
+        let ([_, titan], [_, side]) = (&self.sides, Side::pair(self.args.openai));
+        match &titan.ended {
+            _ if titan.whole => Ok(()),
+            Some(Ended::Broke(error)) => anyhow::bail!("the answer {} broke off: {error}", side.way()),
+            _ => anyhow::bail!("the answer {} is not what the agents said: {}", side.way(), titan.outcome()),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Server-sent events, as far as a stream of completions needs them: bytes in, whole events out. Neither socket nor clock.
+//! Reading server-sent events, as far as a stream of completions needs them: bytes in, whole events out. Neither socket nor clock.
 //!
 //! The format is the HTML standard's, "9.2.6 Interpreting an event stream". Bytes are decoded only when an event is whole, so that a
 //! character that is cut between two reads is no fault.
@@ -6,21 +6,21 @@
 use std::collections::VecDeque;
 
 /// Largest event in bytes. A piece of an answer has some hundred; one with 20 alternatives for each of several tokens has some thousand.
-/// Without a limit, a server that never ends a line fills the agent's memory.
-pub(super) const MAX_EVENT_BYTES: usize = 1 << 20;
+/// Without a limit, a server that never ends a line fills its reader's memory.
+pub const MAX_EVENT_BYTES: usize = 1 << 20;
 
 /// One event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct SseEvent {
+pub struct SseEvent {
     /// Its type; empty where the stream gives none.
-    pub(super) event: String,
+    pub event: String,
     /// Its lines of data, with a line feed between each two.
-    pub(super) data: String,
+    pub data: String,
 }
 
 /// Why bytes are no event stream. Nothing after it can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum SseError {
+pub enum SseError {
     /// A line, or an event, that does not end.
     #[error("an event of more than {MAX_EVENT_BYTES} bytes")]
     TooLong,
@@ -31,7 +31,7 @@ pub(super) enum SseError {
 
 /// Puts events together.
 #[derive(Debug, Default)]
-pub(super) struct SseParser {
+pub struct SseParser {
     /// The line that has not ended yet.
     line: Vec<u8>,
     /// The last byte was a carriage return: a line feed that follows belongs to it.
@@ -46,7 +46,7 @@ pub(super) struct SseParser {
 
 impl SseParser {
     /// Takes the next bytes, however they are cut.
-    pub(super) fn push(&mut self, mut bytes: &[u8]) -> Result<(), SseError> {
+    pub fn push(&mut self, mut bytes: &[u8]) -> Result<(), SseError> {
         if bytes.is_empty() {
             return Ok(());
         }
@@ -70,7 +70,7 @@ impl SseParser {
     }
 
     /// The next whole event.
-    pub(super) fn next(&mut self) -> Option<SseEvent> {
+    pub fn next(&mut self) -> Option<SseEvent> {
         self.whole.pop_front()
     }
 
