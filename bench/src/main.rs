@@ -24,7 +24,6 @@ mod process;
 mod progress;
 mod report;
 mod route;
-mod sse;
 mod stats;
 mod usage;
 mod wire;

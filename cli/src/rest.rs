@@ -3,16 +3,13 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use titan_proto::{COORDINATOR_NAME, rest, v1};
+use titan_proto::{COORDINATOR_NAME, rest};
 use titan_transport::tls::{TlsMaterial, provider};
 
 /// Longest wait for a coordinator that was named: a distant one may be slow.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Longest wait for one that may be running on this machine.
 const LOCAL_PATIENCE: Duration = Duration::from_secs(1);
-
-/// The status of an agent that is not there.
-pub(crate) const OFFLINE: &str = "offline";
 
 /// A coordinator's REST interface.
 pub(crate) struct Rest {
@@ -78,20 +75,9 @@ impl Rest {
         }
     }
 
-    /// The models of agents that are there, the first agent's first one first. Agents stay in the status for a while after they have gone.
+    /// The models that are served now.
     pub(crate) async fn models(&self) -> anyhow::Result<Vec<rest::ModelInfo>> {
-        let mut models = Vec::<rest::ModelInfo>::new();
-        let agents = self.status().await?.agents.unwrap_or_default();
-        for agent in agents.into_iter().filter(|agent| agent.status != OFFLINE) {
-            for name in agent.supported_models {
-                if models.iter().any(|model| model.name == name) {
-                    continue;
-                }
-                let known = agent.model_info.iter().find(|info| info.name == name).cloned();
-                models.push(known.unwrap_or_else(|| v1::ModelInfo { name, ..v1::ModelInfo::default() }.into()));
-            }
-        }
-        Ok(models)
+        Ok(self.status().await?.models())
     }
 
     /// The agents and what they serve.

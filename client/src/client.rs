@@ -148,6 +148,14 @@ impl TitanClient {
         }
     }
 
+    /// The models that the coordinator's agents serve now, and what each is as far as its agent tells.
+    ///
+    /// # Errors
+    /// [`CoordinatorError`], where the coordinator does not answer.
+    pub async fn models(&self) -> Result<Vec<ModelInfo>, CoordinatorError> {
+        self.0.coordinator.models().await
+    }
+
     /// What this client has done so far.
     pub fn stats(&self) -> ClientStats {
         let Inner { coordinator, agents, dialer, resumed, moved, .. } = &*self.0;

@@ -16,11 +16,12 @@ use reqwest::{
     header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER},
     redirect,
 };
+use serde::de::DeserializeOwned;
 use rustls::{RootCertStore, version::TLS13};
 use sha2::{Digest as _, Sha256};
 use titan_proto::{
     digest as prefix,
-    rest::{Error as Refusal, InferenceRequest, InferenceResponse},
+    rest::{Error as Refusal, InferenceRequest, InferenceResponse, ModelInfo, Status},
 };
 use titan_transport::tls::{self, TlsMaterial};
 
@@ -39,11 +40,14 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const NEW_CONNECTION_AFTER: Duration = Duration::from_millis(1000);
 /// An answer has about 1.5 kB.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
+/// A status has about 1 kB for each agent.
+const MAX_STATUS_BYTES: usize = 16 << 20;
 /// Where a digest stands instead of the prompt.
 const PROMPT_DIGEST: &str = "prompt_digest";
 /// Agents that failed this client, separated by commas.
 const EXCLUDE_AGENTS: &str = "exclude_agents";
 const PATH: &str = "/api/v1/inference/request";
+const STATUS_PATH: &str = "/api/v1/status";
 
 /// A coordinator, by its URL.
 pub(crate) struct Coordinator {
@@ -169,17 +173,22 @@ impl Coordinator {
         question.model_digest = Some(model_digest.to_owned()).filter(|digest| !digest.is_empty());
         let sent = self.send(&question).await;
         let response = sent.map_err(|error| self.failed(&error))?;
-        let (status, headers) = (response.status(), response.headers().clone());
-        let body = self.read(response).await?;
-        if status != StatusCode::OK {
-            return Err(self.refusal(status, &headers, &body));
-        }
-        let answer: InferenceResponse =
-            serde_json::from_slice(&body).map_err(|error| self.not_a_coordinator(error.to_string()))?;
+        let answer: InferenceResponse = self.answer(response, MAX_ANSWER_BYTES).await?;
         let route = Route::new(&prompt.model, answer, &self.names).map_err(|reason| self.not_a_coordinator(reason))?;
         let place = &route.place;
         tracing::debug!(agent = %place.agent_id, grpc = %place.grpc, quic = ?place.quic, job = %route.job_id, "route asked");
         Ok(Arc::new(route))
+    }
+
+    /// The models that agents serve now.
+    pub(crate) async fn models(&self) -> Result<Vec<ModelInfo>, CoordinatorError> {
+        self.calls.fetch_add(1, Relaxed);
+        let mut url = self.url.clone();
+        url.set_path(&format!("{}{STATUS_PATH}", self.url.path().trim_end_matches(PATH)));
+        url.set_query(Some("include_agents=true"));
+        let response = self.http.get(url).send().await.map_err(|error| self.failed(&error))?;
+        let status: Status = self.answer(response, MAX_STATUS_BYTES).await?;
+        Ok(status.models())
     }
 
     fn question(&self, client_id: &str, prompt: &Prompt) -> InferenceRequest {
@@ -219,12 +228,21 @@ impl Coordinator {
         }
     }
 
-    async fn read(&self, mut response: Response) -> Result<Vec<u8>, CoordinatorError> {
+    async fn answer<T: DeserializeOwned>(&self, response: Response, most: usize) -> Result<T, CoordinatorError> {
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = self.read(response, most).await?;
+        if status != StatusCode::OK {
+            return Err(self.refusal(status, &headers, &body));
+        }
+        serde_json::from_slice(&body).map_err(|error| self.not_a_coordinator(error.to_string()))
+    }
+
+    async fn read(&self, mut response: Response, most: usize) -> Result<Vec<u8>, CoordinatorError> {
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.failed(&error))? {
             body.extend_from_slice(&chunk);
-            if body.len() > MAX_ANSWER_BYTES {
-                return Err(self.not_a_coordinator(format!("its answer has more than {MAX_ANSWER_BYTES} bytes")));
+            if body.len() > most {
+                return Err(self.not_a_coordinator(format!("its answer has more than {most} bytes")));
             }
         }
         Ok(body)

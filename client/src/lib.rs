@@ -57,6 +57,7 @@ pub use error::{ClientError, Processed};
 pub use features::Feature;
 pub use generation::{Generation, Piece, Usage};
 pub use prompt::{Format, Prompt, ToolChoice};
+pub use titan_proto::rest::ModelInfo;
 pub use titan_proto::v1::{
     ContentPart, Message, Reasoning, Sampling, TokenLogprob, Tool, ToolCall, ToolCallDelta, TopLogprob,
 };

@@ -230,6 +230,26 @@ pub struct Status {
     pub traffic: Traffic,
 }
 
+/// The [`status`](Agent::status) of an agent that is not there.
+pub const OFFLINE: &str = "offline";
+
+impl Status {
+    /// The models of agents that are there, the first agent's first one first. Agents stay in the status for a while after they have gone.
+    pub fn models(self) -> Vec<ModelInfo> {
+        let mut models = Vec::<ModelInfo>::new();
+        for agent in self.agents.into_iter().flatten().filter(|agent| agent.status != OFFLINE) {
+            for name in agent.supported_models {
+                if models.iter().any(|model| model.name == name) {
+                    continue;
+                }
+                let known = agent.model_info.iter().find(|info| info.name == name).cloned();
+                models.push(known.unwrap_or_else(|| ModelInfo { name, ..ModelInfo::default() }));
+            }
+        }
+        models
+    }
+}
+
 /// Bytes through a coordinator's ports since it started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Traffic {

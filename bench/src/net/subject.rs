@@ -20,6 +20,10 @@ pub(crate) enum Subject {
     TitanAuto,
     /// Titan's client library over gRPC with TLS
     TitanGrpc,
+    /// An OpenAI client by titan proxy on its own host
+    OpenaiProxy,
+    /// An OpenAI client that the coordinator redirects to the agent: HTTP/1.1 with TLS
+    OpenaiRedirected,
     /// tonic's gRPC with TLS, as a user would write it
     Tonic,
     /// gRPC over HTTP/3: tonic-h3 and h3-quinn
@@ -45,6 +49,8 @@ impl Subject {
             Self::TitanQuicPlain => "Titan QUIC, plain",
             Self::TitanAuto => "Titan (QUIC, else gRPC)",
             Self::TitanGrpc => "Titan gRPC",
+            Self::OpenaiProxy => "OpenAI client by titan proxy",
+            Self::OpenaiRedirected => "OpenAI client, redirected",
             Self::Tonic => "tonic gRPC",
             Self::TonicH3 => "gRPC over HTTP/3",
             Self::SseHttp1 => "SSE, HTTP/1.1",
@@ -71,12 +77,17 @@ impl Subject {
         matches!(
             self,
             Self::TitanQuic | Self::TitanQuicAgain | Self::TitanQuicPlain | Self::TitanAuto | Self::TitanGrpc
-        )
+        ) || self.is_openai()
+    }
+
+    /// Whether its client speaks the OpenAI API and knows nothing of Titan.
+    pub(crate) fn is_openai(self) -> bool {
+        matches!(self, Self::OpenaiProxy | Self::OpenaiRedirected)
     }
 
     /// Whether it needs UDP, so that TCP's congestion control is nothing to it.
     pub(crate) fn is_udp(self) -> bool {
-        matches!(self, Self::TitanQuic | Self::TitanQuicAgain | Self::TitanQuicPlain | Self::TonicH3)
+        matches!(self, Self::TitanQuic | Self::TitanQuicAgain | Self::TitanQuicPlain | Self::OpenaiProxy | Self::TonicH3)
     }
 }
 

@@ -5,6 +5,7 @@
 //!
 //! - `titan`: a coordinator and an agent, and the client library; `apart`: the same with agents in processes that can be killed. `grpc`: a service written with tonic, over HTTP/2 and (`h3`) HTTP/3.
 //! - `origin`: server-sent events as OpenAI's API has them; `http` reads them. `websocket`: the same over WebSocket.
+//! - `openai`: applications that speak the OpenAI API, at Titan's two doors for them.
 //! - `relay`: what nginx and smg, which stand before an origin, have in common; `nginx` and `smg`: their settings.
 //! - `tokens`: from the engine to a stream.
 
@@ -13,6 +14,7 @@ mod grpc;
 mod h3;
 mod http;
 mod nginx;
+mod openai;
 mod origin;
 mod relay;
 mod smg;
@@ -119,10 +121,12 @@ pub(crate) fn available(subject: Subject) -> Result<(), String> {
 async fn serve_at(subject: Subject, port: u16, lab: &Path, engine: Arc<dyn Engine>) -> anyhow::Result<Serving> {
     let trust = Trust::load(lab)?;
     match subject {
-        Subject::TitanQuic | Subject::TitanQuicAgain => titan::serve(port, lab, Wire::Quic, engine).await,
+        Subject::TitanQuic | Subject::TitanQuicAgain | Subject::OpenaiProxy => {
+            titan::serve(port, lab, Wire::Quic, engine).await
+        }
         Subject::TitanQuicPlain => titan::serve(port, lab, Wire::PlainQuic, engine).await,
         Subject::TitanAuto => titan::serve(port, lab, Wire::Auto, engine).await,
-        Subject::TitanGrpc => titan::serve(port, lab, Wire::Grpc, engine).await,
+        Subject::TitanGrpc | Subject::OpenaiRedirected => titan::serve(port, lab, Wire::Grpc, engine).await,
         Subject::Tonic => grpc::serve(port, &trust, engine).await,
         Subject::TonicH3 => h3::serve(port, &trust, engine),
         Subject::SseHttp1 => origin::serve_tls(port, &trust, Version::Http1, engine).await,
@@ -139,6 +143,8 @@ fn client_at(subject: Subject, server: SocketAddr, lab: &Path) -> anyhow::Result
         Subject::TitanQuicPlain => Box::new(titan::Titan::new(server, lab, Wire::PlainQuic)?),
         Subject::TitanAuto => Box::new(titan::Titan::new(server, lab, Wire::Auto)?),
         Subject::TitanGrpc => Box::new(titan::Titan::new(server, lab, Wire::Grpc)?),
+        Subject::OpenaiProxy => Box::new(openai::ByProxy::new(server, lab)?),
+        Subject::OpenaiRedirected => Box::new(openai::Redirected::new(server, lab)?),
         Subject::Tonic => Box::new(grpc::Tonic::new(server, &Trust::load(lab)?)?),
         Subject::TonicH3 => Box::new(h3::TonicH3::new(server, &Trust::load(lab)?)?),
         Subject::SseHttp1 => Box::new(http::Sse::new(server, &Trust::load(lab)?, Version::Http1)?),

@@ -24,6 +24,8 @@ pub(super) fn look(subject: Subject) -> Look {
         Subject::TitanQuicPlain => ("titan-quic-plain", ("#b5651d", "#e0a070"), "4 2"),
         Subject::TitanAuto => ("titan-auto", ("#d04f00", "#ff8a3d"), "9 2"),
         Subject::TitanGrpc => ("titan-grpc", ("#9a6b00", "#e6b340"), "7 3"),
+        Subject::OpenaiProxy => ("openai-proxy", ("#a83232", "#ff9d9d"), "6 2"),
+        Subject::OpenaiRedirected => ("openai-redirected", ("#8a4b6b", "#dba3c0"), "2 2"),
         Subject::Tonic => ("tonic", ("#0063a6", "#5aa9e6"), ""),
         Subject::TonicH3 => ("tonic-h3", ("#1f86c7", "#8cc8f2"), "5 3"),
         Subject::SseHttp1 => ("sse-http1", ("#00795a", "#2fbf94"), ""),
@@ -35,12 +37,14 @@ pub(super) fn look(subject: Subject) -> Look {
     Look { class, colours, dashes, bold: subject == Subject::TitanQuic }
 }
 
-pub(super) const ALL: [Subject; 12] = [
+pub(super) const ALL: [Subject; 14] = [
     Subject::TitanQuic,
     Subject::TitanQuicAgain,
     Subject::TitanQuicPlain,
     Subject::TitanAuto,
     Subject::TitanGrpc,
+    Subject::OpenaiProxy,
+    Subject::OpenaiRedirected,
     Subject::Tonic,
     Subject::TonicH3,
     Subject::SseHttp1,

@@ -4,14 +4,14 @@ use std::{collections::BTreeMap, fmt::Write as _, io::Write as _, time::Duration
 
 use anyhow::Context as _;
 use titan_proto::{
-    rest::{ModelInfo, Status},
+    rest::{ModelInfo, OFFLINE, Status},
     v1,
 };
 
 use super::Outcome;
 use crate::{
     args::{AskArgs, StatusArgs},
-    rest::{OFFLINE, Rest},
+    rest::Rest,
     signals, trust,
 };
 

@@ -12,11 +12,12 @@ use anyhow::{Context as _, anyhow};
 use serde::Deserialize;
 use serde_json::json;
 use tempfile::TempDir;
+use titan_openai::SseParser;
 use titan_proto::v1::Message;
 use titan_transport::tls::provider;
 
 use super::{Stopwatch, Tokens};
-use crate::{process::end_with_this_thread, sse::Parser};
+use crate::process::end_with_this_thread;
 
 /// Longest time to load a model.
 const LOAD_TIME: Duration = Duration::from_secs(300);
@@ -118,12 +119,12 @@ impl LlamaServer {
         if !status.is_success() {
             anyhow::bail!("llama.cpp refuses: {status}: {}", response.text().await.unwrap_or_default());
         }
-        let mut events = Parser::default();
+        let mut events = SseParser::default();
         let mut counted = None;
         while let Some(bytes) = response.chunk().await.context("llama.cpp's answer broke off")? {
             events.push(&bytes)?;
-            while let Some(event) = events.next().filter(|event| event != DONE) {
-                let chunk = Chunk::parse(&event)?;
+            while let Some(event) = events.next().filter(|event| event.data != DONE) {
+                let chunk = Chunk::parse(&event.data)?;
                 watch.text(chunk.text());
                 counted = chunk.usage.map(Tokens::from).or(counted);
             }

@@ -9,13 +9,13 @@ use std::{
 
 use anyhow::{Context as _, anyhow, ensure};
 use bytes::Bytes;
-use futures_util::{future::BoxFuture, stream};
+use futures_util::{Stream, StreamExt as _, future::BoxFuture, stream};
 use http::{
     Request, StatusCode, Uri,
     header::{ACCEPT, CONTENT_TYPE},
 };
 use http_body_util::{BodyExt as _, Full};
-use hyper::{body::Incoming, rt};
+use hyper::rt;
 use hyper_util::{
     client::legacy::{
         Client as HyperClient,
@@ -26,6 +26,7 @@ use hyper_util::{
 use parking_lot::Mutex;
 use serde_json::json;
 use titan_agent::engine::synthetic::SYNTHETIC_MODEL;
+use titan_openai::{SseEvent, SseParser};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 use tower::Service;
@@ -38,7 +39,6 @@ use super::{
 };
 use crate::{
     net::subject::{Answer, Client, Held, Pending, Tokens},
-    sse::Parser,
 };
 
 /// Which HTTP.
@@ -89,18 +89,15 @@ impl Sse {
     }
 
     async fn stream(&self, tokens: u32) -> anyhow::Result<Answer> {
-        let body = json!({
-            "model": SYNTHETIC_MODEL, "stream": true, "max_tokens": tokens, "messages": [{ "role": "user", "content": PROMPT }],
-        });
         let request = Request::post(format!("https://{}{PATH}", self.dialer.server()))
             .header(CONTENT_TYPE, "application/json")
             .header(ACCEPT, "text/event-stream")
-            .body(Full::from(body.to_string()))?;
+            .body(Full::from(asked(tokens).to_string()))?;
         let pool = self.pool.lock().clone();
         let response = pool.request(request).await.context("sending the request")?;
         let status = response.status();
         ensure!(status == StatusCode::OK, "the server answered {status}");
-        Ok(Answer { tokens: texts(response.into_body()), routing: None })
+        Ok(Answer { tokens: texts(response.into_body().into_data_stream()), routing: None })
     }
 }
 
@@ -129,9 +126,20 @@ fn pool(dialer: Dialer, version: Version) -> Pool {
         .build(Connector(dialer))
 }
 
+/// What every client of OpenAI's API asks here. Greedy: only such an answer can go on at another agent.
+pub(super) fn asked(tokens: u32) -> serde_json::Value {
+    json!({
+        "model": SYNTHETIC_MODEL, "stream": true, "max_tokens": tokens, "temperature": 0,
+        "messages": [{ "role": "user", "content": PROMPT }],
+    })
+}
+
 /// The texts of an answer, up to the event that says that it is complete.
-fn texts(body: Incoming) -> Tokens {
-    let reader = Reader { body, parser: Parser::default() };
+pub(super) fn texts<E>(body: impl Stream<Item = Result<Bytes, E>> + Send + Unpin + 'static) -> Tokens
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    let reader = Reader { body, parser: SseParser::default() };
     let texts = stream::unfold(Some(reader), async |reader| {
         let mut reader = reader?;
         match reader.text().await {
@@ -143,29 +151,33 @@ fn texts(body: Incoming) -> Tokens {
     Box::pin(texts)
 }
 
-struct Reader {
-    body: Incoming,
-    parser: Parser,
+struct Reader<B> {
+    body: B,
+    parser: SseParser,
 }
 
-impl Reader {
+impl<B, E> Reader<B>
+where
+    B: Stream<Item = Result<Bytes, E>> + Unpin,
+    E: std::error::Error + Send + Sync + 'static,
+{
     async fn text(&mut self) -> anyhow::Result<Option<String>> {
         loop {
-            while let Some(data) = self.parser.next() {
+            while let Some(SseEvent { data, .. }) = self.parser.next() {
                 if data == DONE {
                     // The end of the body is behind it: read, so that the connection can be used again.
-                    while self.body.frame().await.transpose()?.is_some() {}
+                    while self.body.next().await.transpose()?.is_some() {}
                     return Ok(None);
                 }
                 let chunk: Chunk = serde_json::from_str(&data).with_context(|| format!("not a chunk: {data:?}"))?;
-                if let Some(text) = chunk.choices.into_iter().next().and_then(|choice| choice.delta.content) {
+                let text = chunk.choices.into_iter().next().and_then(|choice| choice.delta.content);
+                // The first one may have a role only.
+                if let Some(text) = text.filter(|text| !text.is_empty()) {
                     return Ok(Some(text));
                 }
             }
-            let frame = self.body.frame().await.ok_or_else(|| anyhow!("the answer ended without {DONE}"))?;
-            if let Ok(bytes) = frame.context("reading the answer")?.into_data() {
-                self.parser.push(&bytes)?;
-            }
+            let bytes = self.body.next().await.ok_or_else(|| anyhow!("the answer ended without {DONE}"))?;
+            self.parser.push(&bytes.context("reading the answer")?)?;
         }
     }
 }

@@ -31,10 +31,10 @@ use crate::{
 
 /// The coordinator's REST is at the first port of the subject, its gRPC and the agents follow.
 const COORDINATOR_GRPC: u16 = 1;
-const AGENT: u16 = 2;
+pub(super) const AGENT: u16 = 2;
 const SPARE_AGENT: u16 = 3;
 /// What the agent advertises. Nobody resolves it but the clients here.
-const AGENT_HOST: &str = "agent.bench.invalid";
+pub(super) const AGENT_HOST: &str = "agent.bench.invalid";
 /// As many as a coordinator accepts: admission is not what is measured.
 const MAX_JOBS: usize = 10_000;
 /// Longest wait for the agent to register. It fetches keys and reports once.
@@ -168,6 +168,11 @@ impl Titan {
             .resolve(AGENT_HOST, server.ip());
         let client = off.iter().fold(builder, |builder, &feature| builder.without(feature)).build()?;
         Ok(Self { client, tls, agent: SocketAddr::new(server.ip(), server.port() + AGENT), wire })
+    }
+
+    /// The client library's client.
+    pub(super) fn library(&self) -> &TitanClient {
+        &self.client
     }
 
     async fn generate(&self, tokens: u32) -> anyhow::Result<Answer> {

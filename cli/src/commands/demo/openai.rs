@@ -15,10 +15,7 @@ use super::{
     player::{QUESTION, What},
     stage::{AGENT_HOST, REST_PORT},
 };
-use crate::{
-    commands::proxy,
-    rest::{self, Rest},
-};
+use crate::rest;
 
 /// Asks the coordinator, which redirects to an agent.
 pub(super) async fn from_agent(
@@ -37,12 +34,10 @@ pub(super) async fn from_agent(
 pub(super) async fn by_proxy(client: TitanClient, tokens: u32, say: &impl Fn(What)) -> anyhow::Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("a port for the proxy")?;
     let base = format!("http://{}", listener.local_addr()?);
-    // It is asked for models only, and nobody asks.
-    let rest = Rest::new(&format!("https://{COORDINATOR_SERVER_NAME}:{REST_PORT}"), None)?;
-    let router = proxy::router(&client, rest, None);
+    let router = titan_proxy::router(&client, None);
     let http = rest::http(None)?.build()?;
     tokio::select! {
-        ended = proxy::run(listener, router, CancellationToken::new()) => bail!("the proxy ended: {ended:?}"),
+        ended = titan_proxy::serve(listener, router, CancellationToken::new()) => bail!("the proxy ended: {ended:?}"),
         played = play(&http, &base, tokens, "titan proxy", say) => played,
     }
 }

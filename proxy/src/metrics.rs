@@ -8,15 +8,15 @@ use std::{
 use titan_client::ClientStats;
 
 #[derive(Debug, Default)]
-pub(super) struct Metrics {
-    pub(super) requests: AtomicU64,
-    pub(super) failed: AtomicU64,
-    pub(super) running: AtomicU64,
-    pub(super) completion_tokens: AtomicU64,
+pub(crate) struct Metrics {
+    pub(crate) requests: AtomicU64,
+    pub(crate) failed: AtomicU64,
+    pub(crate) running: AtomicU64,
+    pub(crate) completion_tokens: AtomicU64,
 }
 
 impl Metrics {
-    pub(super) fn text(&self, stats: &ClientStats) -> String {
+    pub(crate) fn text(&self, stats: &ClientStats) -> String {
         let mut text = String::new();
         let mut add = |name: &str, kind: &str, help: &str, value: u64| {
             // Writing into a string does not fail.

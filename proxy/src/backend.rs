@@ -18,20 +18,18 @@ use titan_proto::{
 };
 use tonic::{Code, Status};
 
-use super::metrics::Metrics;
-use crate::rest::Rest;
+use crate::metrics::Metrics;
 
 /// The agents, as the proxy reaches them.
-pub(super) struct ToAgents {
+pub(crate) struct ToAgents {
     client: TitanClient,
-    rest: Rest,
     key: Option<String>,
     metrics: Arc<Metrics>,
 }
 
 impl ToAgents {
-    pub(super) fn new(client: TitanClient, rest: Rest, key: Option<String>, metrics: Arc<Metrics>) -> Self {
-        Self { client, rest, key, metrics }
+    pub(crate) fn new(client: TitanClient, key: Option<String>, metrics: Arc<Metrics>) -> Self {
+        Self { client, key, metrics }
     }
 }
 
@@ -51,9 +49,7 @@ impl Backend for ToAgents {
     }
 
     async fn models(&self, _caller: &Caller) -> Result<Vec<ModelInfo>, Status> {
-        let models = self.rest.models().await;
-        let models =
-            models.map_err(|error| Status::unavailable(format!("the coordinator does not answer: {error:#}")))?;
+        let models = self.client.models().await.map_err(|error| status(&ClientError::Coordinator(error)))?;
         let info = |model: rest::ModelInfo| ModelInfo {
             name: model.name,
             context_tokens: model.context_tokens,
