@@ -65,7 +65,37 @@ pub(crate) enum Command {
     Certs(CertsCommand),
     #[command(subcommand)]
     Demo(demo::DemoCommand),
+    Completions(CompletionsArgs),
+    Man(ManArgs),
 }
+
+/// Print completions for a shell.
+#[derive(Debug, Args)]
+#[command(after_help = COMPLETIONS_EXAMPLES)]
+pub(crate) struct CompletionsArgs {
+    /// Which shell.
+    #[arg(value_enum)]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  source <(titan completions bash)                for this shell
+  titan completions zsh > ~/.zfunc/_titan
+  titan completions fish > ~/.config/fish/completions/titan.fish";
+
+/// Write manual pages, one for each command.
+#[derive(Debug, Args)]
+#[command(after_help = MAN_EXAMPLES)]
+pub(crate) struct ManArgs {
+    /// Where; it is made if it is not there.
+    #[arg(value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+}
+
+const MAN_EXAMPLES: &str = "\
+Examples:
+  titan man ~/.local/share/man/man1 && man titan-run";
 
 /// Send one prompt and print the text as it arrives.
 ///
@@ -252,8 +282,8 @@ pub(crate) struct IdentityArgs {
     /// The directory of certificates (`titan certs`) [default: the user's own]
     #[arg(long, env = "TITAN_CERTS", value_name = "DIR", conflicts_with_all = ["ca", "cert", "key"])]
     pub(crate) certs: Option<PathBuf>,
-    /// The private CA's certificate, instead of --certs.
-    #[arg(long, value_name = "FILE", requires = "cert", requires = "key")]
+    /// The private CA's certificate, instead of --certs. Alone it is enough for a client that shows no certificate: it streams over gRPC.
+    #[arg(long, value_name = "FILE")]
     pub(crate) ca: Option<PathBuf>,
     /// This program's certificate, instead of --certs.
     #[arg(long, value_name = "FILE", requires = "ca", requires = "key")]

@@ -10,6 +10,7 @@ mod coord;
 mod demo;
 #[cfg(not(feature = "engines"))]
 mod no_engines;
+mod manual;
 mod proxy;
 mod run;
 mod status;
@@ -65,6 +66,8 @@ pub(crate) async fn execute(command: Command, verbose: u8) -> anyhow::Result<Out
         Command::Status(args) => status::status(args).await,
         Command::Proxy(args) => proxy::proxy(args).await,
         Command::Coord(args) => coord::coord(args).await,
+        Command::Completions(args) => manual::completions(&args).map(|()| Outcome::Done),
+        Command::Man(args) => manual::man(&args).map(|()| Outcome::Done),
         Command::Certs(command) => certs::certs(command).map(|()| Outcome::Done),
         #[cfg(feature = "engines")]
         Command::Up(args) => up::up(args).await,

@@ -2,11 +2,11 @@
 
 use std::net::IpAddr;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use titan_certs::{CertDir, LeafRequest, Role};
 use titan_transport::tls::TlsMaterial;
 
-use crate::{args::IdentityArgs, places};
+use crate::{args::IdentityArgs, commands::Usage, places};
 
 /// Names under which everything on this machine may be dialled.
 const LOCAL_HOSTS: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
@@ -33,6 +33,9 @@ pub(crate) fn server(
     reach: Reach,
 ) -> anyhow::Result<Option<TlsMaterial>> {
     if let Some(material) = from_files(args)? {
+        if material.chain.is_empty() {
+            bail!(Usage("--ca alone is for clients: what serves needs --cert and --key, too".to_owned()));
+        }
         return Ok(Some(material));
     }
     let dir = places::certs(args.certs.as_ref());
@@ -80,8 +83,12 @@ pub(crate) fn client(args: &IdentityArgs) -> anyhow::Result<Option<TlsMaterial>>
 }
 
 fn from_files(args: &IdentityArgs) -> anyhow::Result<Option<TlsMaterial>> {
-    let (Some(ca), Some(cert), Some(key)) = (&args.ca, &args.cert, &args.key) else { return Ok(None) };
-    Ok(Some(TlsMaterial::from_files(ca, cert, key)?))
+    Ok(match (&args.ca, &args.cert, &args.key) {
+        (Some(ca), Some(cert), Some(key)) => Some(TlsMaterial::from_files(ca, cert, key)?),
+        // The command line lets no other two of them through.
+        (Some(ca), ..) => Some(TlsMaterial::from_ca(ca)?),
+        (None, ..) => None,
+    })
 }
 
 fn init(dir: &CertDir) -> anyhow::Result<()> {
@@ -169,6 +176,18 @@ mod tests {
         let message =
             format!("{:#}", server(&args(&folder), Role::Agent, "agent-2", &[], Reach::OtherMachines).unwrap_err());
         assert!(message.contains("titan certs issue --role agent --name agent-2"), "{message}");
+    }
+
+    #[test]
+    fn a_ca_alone_is_enough_for_a_client_and_not_for_a_server() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = CertDir::new(folder.path());
+        dir.init().unwrap();
+        let alone = IdentityArgs { ca: Some(dir.ca_pem()), ..Default::default() };
+        let material = client(&alone).unwrap().unwrap();
+        assert_eq!((material.roots.len(), material.chain.len()), (1, 0));
+        let error = server(&alone, Role::Agent, "agent-1", &[], Reach::OtherMachines).unwrap_err();
+        assert!(error.is::<Usage>() && error.to_string().contains("--cert"), "{error:#}");
     }
 
     #[test]

@@ -64,6 +64,15 @@ impl TlsMaterial {
         Ok(Self { roots: read_certs(ca)?, chain: read_certs(cert)?, key: Arc::new(read_key(key)?) })
     }
 
+    /// Reads a PEM file with the CA's certificate: for a client that trusts and is not known itself.
+    ///
+    /// # Errors
+    /// Names the file, and what was wrong with it.
+    pub fn from_ca(ca: &Path) -> Result<Self, TlsError> {
+        let nobody = PrivateKeyDer::Pkcs8(Vec::new().into());
+        Ok(Self { roots: read_certs(ca)?, chain: Vec::new(), key: Arc::new(nobody) })
+    }
+
     /// For TCP: HTTP/2 and HTTP/1.1, a client certificate asked for but not required.
     ///
     /// Sessions are not resumed: on TCP that would save no round trip, and every connection's certificate is checked anew.

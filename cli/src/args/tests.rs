@@ -139,7 +139,7 @@ fn a_value_out_of_range_is_named_with_its_flag() {
 #[test]
 fn what_belongs_together_is_asked_for_together() {
     assert!(refused("titan agent --engine synthetic").contains("--rate"));
-    assert!(refused("titan agent --ca ca.pem").contains("--cert"));
+    assert!(refused("titan agent --cert cert.pem").contains("--ca"));
     assert!(refused("titan agent --certs d --ca a --cert b --key c").contains("--certs"));
     assert!(refused("titan up --synthetic 50 --model a.gguf").contains("--model"));
     assert!(refused("titan run x --prompt-file y").contains("--prompt-file"));
