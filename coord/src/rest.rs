@@ -1,6 +1,7 @@
 //! REST: `/api/v1/…`, field for field what existing clients expect.
 
 pub(crate) mod body;
+mod document;
 mod error;
 
 use std::{
@@ -14,7 +15,7 @@ use axum::{
     extract::{Query, State, rejection::QueryRejection},
     routing::{get, post},
 };
-use http::{HeaderMap, HeaderValue, Method, header::RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, Method, header::{CONTENT_TYPE, RETRY_AFTER}};
 use serde::{Deserialize, Serialize};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use titan_proto::{
@@ -65,6 +66,7 @@ pub(crate) fn router(dispatcher: Arc<Dispatcher>, origins: Vec<HeaderValue>, por
         .route("/api/v1/models", get(models))
         .route("/api/v1/inference/request", post(request_inference))
         .route("/.well-known/jwks.json", get(jwks))
+        .route("/api/v1/openapi.json", get(async || ([(CONTENT_TYPE, "application/json")], document::document())))
         .fallback(async |uri: http::Uri| ApiError::not_found(uri.path()))
         .method_not_allowed_fallback(async |method: Method| ApiError::method_not_allowed(&method))
         .layer(cors)
@@ -146,7 +148,7 @@ async fn status(
     Json(Status { total_agents, healthy_agents, timestamp: rfc3339(wall_clock), agents, traffic })
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, utoipa::ToSchema)]
 struct Model {
     name: Arc<str>,
     /// Agents that serve it and take requests.

@@ -25,7 +25,7 @@ const HARMLESS: [&str; 3] = ["user", "skip_special_tokens", "add_special_tokens"
 pub(crate) struct CompletionRequest {
     pub(crate) request: StreamRequest,
     options: Options,
-    ignored: Vec<String>,
+    pub(crate) ignored: Vec<String>,
 }
 
 pub(crate) fn read(mut fields: Fields) -> Result<CompletionRequest, ApiError> {

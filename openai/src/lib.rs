@@ -7,7 +7,7 @@
 //!
 //! The way of a request: [`body`] reads it, [`fields`] takes its fields one by one and knows which were left, [`chat`], [`completions`] and
 //! [`responses`] make a `StreamRequest` of them and answers of what comes back, [`sse`] sends these as they come, [`error`] says what went wrong in the
-//! field's words. [`SseParser`] is for clients of this API, whoever serves it. [`peek()`] is for a router in front, which wants the model and the conversation and nothing else.
+//! field's words. [`document()`] is its OpenAPI document, served at `/v1/openapi.json`. [`SseParser`] is for clients of this API, whoever serves it. [`peek()`] is for a router in front, which wants the model and the conversation and nothing else.
 //!
 //! It does no I/O of its own, keeps nothing but background responses, and knows neither tokens nor certificates: that is the backend's.
 
@@ -15,6 +15,7 @@ mod backend;
 mod body;
 mod chat;
 mod completions;
+mod document;
 mod error;
 mod fields;
 mod generation;
@@ -28,6 +29,7 @@ mod sse;
 pub use self::{
     backend::{Backend, Caller},
     body::check_content_type,
+    document::document,
     error::ApiError,
     peek::peek,
     reader::{MAX_EVENT_BYTES, SseError, SseEvent, SseParser},

@@ -9,12 +9,13 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use http::{HeaderValue, Method, StatusCode, Uri};
+use http::{HeaderValue, Method, StatusCode, Uri, header};
 use serde::Deserialize;
 
 use crate::{
     backend::{Backend, Caller},
     body, chat, completions,
+    document::document,
     error::ApiError,
     fields::Fields,
     models,
@@ -81,6 +82,7 @@ pub fn router<B: Backend>(backend: Arc<B>, settings: Settings) -> Router {
         .route("/v1/models", get(list_models::<B>))
         // Names of models have slashes.
         .route("/v1/models/{*id}", get(one_model::<B>))
+        .route("/v1/openapi.json", get(openapi))
         .route("/v1/{*path}", axum::routing::any(not_found))
         .method_not_allowed_fallback(method_not_allowed)
         .with_state(api)
@@ -179,6 +181,11 @@ async fn one_model<B: Backend>(
 ) -> Result<Response, ApiError> {
     let (caller, ..) = api.caller(request).await?;
     models::one(&api.backend.models(&caller).await?, &id)
+}
+
+/// For everybody: it says what is in the source.
+async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], document()).into_response()
 }
 
 async fn not_found(uri: Uri) -> ApiError {

@@ -124,6 +124,7 @@ impl From<v1::Tool> for Tool {
 
 /// Answer to an [`InferenceRequest`]: where to go, and the token to show there.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct InferenceResponse {
     /// gRPC, `host:port`.
     pub agent_endpoint: String,
@@ -146,6 +147,7 @@ pub struct InferenceResponse {
 
 /// Both ways to reach the chosen agent.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Endpoints {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grpc: Option<GrpcEndpoint>,
@@ -155,6 +157,7 @@ pub struct Endpoints {
 
 /// Standard gRPC over HTTP/2.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct GrpcEndpoint {
     /// `host:port`.
     pub address: String,
@@ -164,6 +167,7 @@ pub struct GrpcEndpoint {
 /// What a client of a gRPC endpoint has to speak when it comes from another machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub enum GrpcTls {
     /// Plain text.
     #[default]
@@ -197,6 +201,7 @@ impl GrpcTls {
 
 /// The QUIC fast path.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct QuicEndpoint {
     /// `host:port`.
     pub address: String,
@@ -208,6 +213,7 @@ pub struct QuicEndpoint {
 
 /// `GET /api/v1/health`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Health {
     pub status: String,
     /// RFC 3339.
@@ -217,6 +223,7 @@ pub struct Health {
 
 /// `GET /api/v1/status`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Status {
     pub total_agents: usize,
     pub healthy_agents: usize,
@@ -252,6 +259,7 @@ impl Status {
 
 /// Bytes through a coordinator's ports since it started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Traffic {
     /// REST and the OpenAI API.
     pub http: Bytes,
@@ -261,6 +269,7 @@ pub struct Traffic {
 
 /// Bytes through a port, TLS and HTTP included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Bytes {
     pub received: u64,
     pub sent: u64,
@@ -268,6 +277,7 @@ pub struct Bytes {
 
 /// One agent in [`Status`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Agent {
     pub id: String,
     pub endpoint: String,
@@ -299,6 +309,7 @@ pub struct Agent {
 /// What a model is, as `titancompute.v1.ModelInfo`. What is not known is empty or 0.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct ModelInfo {
     pub name: String,
     pub engine: String,
@@ -335,6 +346,7 @@ impl From<v1::ModelInfo> for ModelInfo {
 
 /// Body of every answer that is not 2xx.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Error {
     /// A code word, such as `missing_model`.
     pub error: String,

@@ -17,7 +17,7 @@ pub(crate) struct ResponseRequest {
     pub(super) options: Options,
     /// What the response repeats of its request.
     pub(super) echo: Map<String, Value>,
-    pub(super) ignored: Vec<String>,
+    pub(crate) ignored: Vec<String>,
 }
 
 /// What the request says about how its answer is given.

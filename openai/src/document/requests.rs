@@ -1,0 +1,421 @@
+//! What a request may say.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+use utoipa::ToSchema;
+
+/// A conversation, and how the next message is made.
+#[derive(ToSchema)]
+pub(super) struct ChatRequest {
+    #[schema(min_length = 1)]
+    model: String,
+    #[schema(min_items = 1)]
+    messages: Vec<Message>,
+    /// Most tokens of the answer; without it the model ends it.
+    #[schema(minimum = 1)]
+    max_completion_tokens: Option<i64>,
+    /// The same, as it was called before.
+    #[schema(minimum = 1)]
+    max_tokens: Option<i64>,
+    #[schema(minimum = 0, maximum = 2)]
+    temperature: Option<f32>,
+    #[schema(exclusive_minimum = 0, maximum = 1)]
+    top_p: Option<f32>,
+    /// -1 and 0 are all tokens.
+    #[schema(minimum = -1, maximum = 4294967295_i64)]
+    top_k: Option<i64>,
+    #[schema(minimum = 0, maximum = 1)]
+    min_p: Option<f32>,
+    #[schema(minimum = -2, maximum = 2)]
+    frequency_penalty: Option<f32>,
+    #[schema(minimum = -2, maximum = 2)]
+    presence_penalty: Option<f32>,
+    seed: Option<i64>,
+    stop: Option<Stop>,
+    #[schema(max_items = 128)]
+    tools: Option<Vec<Tool>>,
+    tool_choice: Option<ToolChoice>,
+    parallel_tool_calls: Option<bool>,
+    response_format: Option<ResponseFormat>,
+    logprobs: Option<bool>,
+    /// With `logprobs`.
+    #[schema(minimum = 0, maximum = 20)]
+    top_logprobs: Option<i64>,
+    reasoning_effort: Option<Effort>,
+    stream: Option<bool>,
+    stream_options: Option<StreamOptions>,
+}
+
+/// One message. Text is a string or a list of parts.
+#[derive(ToSchema)]
+#[schema(untagged)]
+pub(super) enum Message {
+    /// What the model shall be like, or what a user says.
+    Said(Said),
+    /// What the model said, and the functions that it called.
+    Assistant(Assistant),
+    /// What a function gave.
+    Tool(ToolResult),
+}
+
+#[derive(ToSchema)]
+pub(super) struct Said {
+    #[schema(inline)]
+    role: Speaker,
+    content: Text,
+}
+
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+pub(super) enum Speaker {
+    System,
+    Developer,
+    User,
+}
+
+#[derive(ToSchema)]
+pub(super) struct Assistant {
+    #[schema(inline)]
+    role: AssistantRole,
+    content: Option<Text>,
+    reasoning_content: Option<String>,
+    tool_calls: Option<Vec<ToolCall>>,
+}
+
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+pub(super) enum AssistantRole {
+    Assistant,
+}
+
+#[derive(ToSchema)]
+pub(super) struct ToolResult {
+    #[schema(inline)]
+    role: ToolRole,
+    #[schema(min_length = 1)]
+    tool_call_id: String,
+    content: Text,
+}
+
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+pub(super) enum ToolRole {
+    Tool,
+}
+
+#[derive(ToSchema)]
+#[schema(untagged)]
+pub(super) enum Text {
+    Whole(String),
+    Parts(Vec<Part>),
+}
+
+#[derive(ToSchema)]
+pub(super) struct Part {
+    #[schema(inline)]
+    r#type: PartType,
+    text: String,
+}
+
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+pub(super) enum PartType {
+    Text,
+    InputText,
+    OutputText,
+}
+
+#[derive(ToSchema)]
+pub(super) struct ToolCall {
+    #[schema(min_length = 1)]
+    id: String,
+    #[schema(inline)]
+    r#type: FunctionType,
+    function: CalledFunction,
+}
+
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+pub(super) enum FunctionType {
+    Function,
+}
+
+#[derive(ToSchema)]
+pub(super) struct CalledFunction {
+    #[schema(min_length = 1)]
+    name: String,
+    /// A JSON object.
+    arguments: String,
+}
+
+#[derive(ToSchema)]
+pub(super) struct Tool {
+    #[schema(inline)]
+    r#type: FunctionType,
+    function: Function,
+}
+
+#[derive(ToSchema)]
+pub(super) struct Function {
+    #[schema(pattern = "^[a-zA-Z0-9_-]{1,64}$")]
+    name: String,
+    description: Option<String>,
+    /// A JSON schema.
+    parameters: Option<BTreeMap<String, Value>>,
+}
+
+#[derive(ToSchema)]
+#[schema(untagged)]
+pub(super) enum ToolChoice {
+    Word(#[schema(inline)] ToolChoiceWord),
+    Function(ChosenFunction),
+}
+
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+pub(super) enum ToolChoiceWord {
+    Auto,
+    None,
+    Required,
+}
+
+#[derive(ToSchema)]
+pub(super) struct ChosenFunction {
+    #[schema(inline)]
+    r#type: FunctionType,
+    function: FunctionName,
+}
+
+#[derive(ToSchema)]
+pub(super) struct FunctionName {
+    name: String,
+}
+
+#[derive(ToSchema)]
+#[schema(untagged)]
+pub(super) enum Stop {
+    One(#[schema(min_length = 1)] String),
+    Several(#[schema(max_items = 4)] Vec<String>),
+}
+
+/// What the text has to be.
+#[derive(ToSchema)]
+#[schema(untagged)]
+pub(super) enum ResponseFormat {
+    Plain(PlainFormat),
+    Schema(SchemaFormat),
+}
+
+#[derive(ToSchema)]
+pub(super) struct PlainFormat {
+    #[schema(inline)]
+    r#type: PlainFormatType,
+}
+
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+pub(super) enum PlainFormatType {
+    Text,
+    JsonObject,
+}
+
+#[derive(ToSchema)]
+pub(super) struct SchemaFormat {
+    #[schema(inline)]
+    r#type: SchemaFormatType,
+    json_schema: NamedSchema,
+}
+
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+pub(super) enum SchemaFormatType {
+    JsonSchema,
+}
+
+#[derive(ToSchema)]
+pub(super) struct NamedSchema {
+    name: Option<String>,
+    schema: BTreeMap<String, Value>,
+    strict: Option<bool>,
+}
+
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+pub(super) enum Effort {
+    None,
+    Minimal,
+    Low,
+    Medium,
+    High,
+    Xhigh,
+    Max,
+}
+
+#[derive(ToSchema)]
+pub(super) struct StreamOptions {
+    /// The last chunk has it.
+    include_usage: Option<bool>,
+    /// Padding that hides how long tokens are; on unless switched off.
+    include_obfuscation: Option<bool>,
+}
+
+/// A prompt, which is one message of a user, and how the text is made.
+#[derive(ToSchema)]
+pub(super) struct CompletionRequest {
+    #[schema(min_length = 1)]
+    model: String,
+    #[schema(min_length = 1)]
+    prompt: String,
+    #[schema(minimum = 1)]
+    max_tokens: Option<i64>,
+    #[schema(minimum = 0, maximum = 2)]
+    temperature: Option<f32>,
+    #[schema(exclusive_minimum = 0, maximum = 1)]
+    top_p: Option<f32>,
+    #[schema(minimum = -2, maximum = 2)]
+    frequency_penalty: Option<f32>,
+    #[schema(minimum = -2, maximum = 2)]
+    presence_penalty: Option<f32>,
+    seed: Option<i64>,
+    stop: Option<Stop>,
+    /// So many alternatives of each token.
+    #[schema(minimum = 0, maximum = 5)]
+    logprobs: Option<i64>,
+    stream: Option<bool>,
+    stream_options: Option<StreamOptions>,
+}
+
+/// A conversation as items, and how the next ones are made.
+#[derive(ToSchema)]
+pub(super) struct ResponseRequest {
+    #[schema(min_length = 1)]
+    model: String,
+    input: Input,
+    /// What the model shall be like.
+    instructions: Option<String>,
+    #[schema(minimum = 1)]
+    max_output_tokens: Option<i64>,
+    #[schema(minimum = 0, maximum = 2)]
+    temperature: Option<f32>,
+    #[schema(exclusive_minimum = 0, maximum = 1)]
+    top_p: Option<f32>,
+    #[schema(minimum = 0, maximum = 20)]
+    top_logprobs: Option<i64>,
+    tools: Option<Vec<ResponseTool>>,
+    tool_choice: Option<ToolChoice>,
+    parallel_tool_calls: Option<bool>,
+    text: Option<TextOptions>,
+    reasoning: Option<ReasoningOptions>,
+    metadata: Option<BTreeMap<String, String>>,
+    stream: Option<bool>,
+    /// It goes on when its reader is gone, and is kept for 10 minutes after its end.
+    background: Option<bool>,
+}
+
+#[derive(ToSchema)]
+#[schema(untagged)]
+pub(super) enum Input {
+    Text(#[schema(min_length = 1)] String),
+    Items(#[schema(min_items = 1)] Vec<Item>),
+}
+
+#[derive(ToSchema)]
+#[schema(untagged)]
+pub(super) enum Item {
+    Message(InputMessage),
+    Call(InputCall),
+    Output(CallOutput),
+}
+
+#[derive(ToSchema)]
+pub(super) struct InputMessage {
+    #[schema(inline)]
+    r#type: MessageType,
+    #[schema(inline)]
+    role: InputRole,
+    content: Text,
+}
+
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+pub(super) enum MessageType {
+    Message,
+}
+
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+pub(super) enum InputRole {
+    User,
+    Assistant,
+    System,
+    Developer,
+}
+
+#[derive(ToSchema)]
+pub(super) struct InputCall {
+    #[schema(inline)]
+    r#type: CallType,
+    #[schema(min_length = 1)]
+    call_id: String,
+    #[schema(min_length = 1)]
+    name: String,
+    arguments: String,
+}
+
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+pub(super) enum CallType {
+    FunctionCall,
+}
+
+#[derive(ToSchema)]
+pub(super) struct CallOutput {
+    #[schema(inline)]
+    r#type: OutputType,
+    #[schema(min_length = 1)]
+    call_id: String,
+    output: Text,
+}
+
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+pub(super) enum OutputType {
+    FunctionCallOutput,
+}
+
+#[derive(ToSchema)]
+pub(super) struct ResponseTool {
+    #[schema(inline)]
+    r#type: FunctionType,
+    #[schema(pattern = "^[a-zA-Z0-9_-]{1,64}$")]
+    name: String,
+    description: Option<String>,
+    parameters: Option<BTreeMap<String, Value>>,
+}
+
+#[derive(ToSchema)]
+pub(super) struct TextOptions {
+    format: Option<TextFormat>,
+}
+
+#[derive(ToSchema)]
+#[schema(untagged)]
+pub(super) enum TextFormat {
+    Plain(PlainFormat),
+    Schema(TextSchema),
+}
+
+#[derive(ToSchema)]
+pub(super) struct TextSchema {
+    #[schema(inline)]
+    r#type: SchemaFormatType,
+    name: Option<String>,
+    schema: BTreeMap<String, Value>,
+    strict: Option<bool>,
+}
+
+#[derive(ToSchema)]
+pub(super) struct ReasoningOptions {
+    effort: Option<Effort>,
+}
