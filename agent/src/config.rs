@@ -7,7 +7,10 @@ use std::{
 
 use titan_certs::{Identity, Role};
 use titan_proto::{AGENT_PORT, rest::GrpcTls};
-use titan_transport::{QuicOptions, tls::TlsMaterial};
+use titan_transport::{
+    QuicOptions,
+    tls::{PublicIdentity, Renewals, TlsMaterial},
+};
 
 use crate::resumable::KEEP_TIME;
 
@@ -31,6 +34,10 @@ pub struct Config {
     /// The private CA and this agent's certificate. Without it: loopback only, no QUIC, no registration with a coordinator
     /// that asks for certificates.
     pub tls: Option<TlsMaterial>,
+    /// A certificate of a public CA, shown over TCP to those who know no private one, such as the packages of OpenAI. Needs `tls`. Defaults to none.
+    pub public_tls: Option<PublicIdentity>,
+    /// Certificates that take the place of `tls` and `public_tls` while it runs. Defaults to none.
+    pub renewals: Option<Renewals>,
     /// Serve plain text to other machines too. Defaults to false.
     pub insecure_plaintext: bool,
     /// Generations at once. Defaults to 4.
@@ -61,6 +68,8 @@ impl Config {
             coordinator: None,
             keys: None,
             tls: None,
+            public_tls: None,
+            renewals: None,
             insecure_plaintext: false,
             max_jobs: 4,
             models: Vec::new(),

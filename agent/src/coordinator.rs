@@ -1,7 +1,8 @@
 //! The way to the coordinator: one channel, mutual TLS.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use parking_lot::RwLock;
 use titan_certs::COORDINATOR_SERVER_NAME;
 use titan_proto::v1::{PublicKeyRequest, coordinator_service_client::CoordinatorServiceClient};
 use titan_transport::tls::TlsMaterial;
@@ -22,13 +23,32 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A client of the coordinator. Connects when it is first used, and again when the connection is lost.
 #[derive(Clone, Debug)]
 pub(crate) struct Coordinator {
-    pub(crate) client: CoordinatorServiceClient<Channel>,
+    endpoint: String,
+    client: Arc<RwLock<CoordinatorServiceClient<Channel>>>,
 }
 
 impl Coordinator {
     /// `endpoint` is `host:port`. Without TLS material plain text is spoken, which a coordinator takes from loopback only, and
     /// not from an agent that wants to register: [`crate::Config::validate`] refuses it for other machines.
     pub(crate) fn new(endpoint: &str, tls: Option<&TlsMaterial>) -> Result<Self, ConfigError> {
+        let client = Arc::new(RwLock::new(client(endpoint, tls)?));
+        Ok(Self { endpoint: endpoint.to_owned(), client })
+    }
+
+    /// For the next call.
+    pub(crate) fn client(&self) -> CoordinatorServiceClient<Channel> {
+        self.client.read().clone()
+    }
+
+    /// Connects with another certificate from the next call on; what runs goes on.
+    pub(crate) fn replace_tls(&self, tls: &TlsMaterial) -> Result<(), ConfigError> {
+        let new = client(&self.endpoint, Some(tls))?;
+        *self.client.write() = new;
+        Ok(())
+    }
+}
+
+fn client(endpoint: &str, tls: Option<&TlsMaterial>) -> Result<CoordinatorServiceClient<Channel>, ConfigError> {
         let refused = |reason: String| ConfigError::Coordinator { endpoint: endpoint.to_owned(), reason };
         let authority = endpoint.split_once("://").map_or(endpoint, |(_, rest)| rest);
         let scheme = if tls.is_some() { "https" } else { "http" };
@@ -44,13 +64,12 @@ impl Coordinator {
             let tls = tls.tonic_client_tls(COORDINATOR_SERVER_NAME);
             channel = channel.tls_config(tls).map_err(|error| refused(error.to_string()))?;
         }
-        Ok(Self { client: CoordinatorServiceClient::new(channel.connect_lazy()) })
-    }
+        Ok(CoordinatorServiceClient::new(channel.connect_lazy()))
 }
 
 impl KeySource for Coordinator {
     fn fetch(&self) -> FetchKeys<'_> {
-        let mut client = self.client.clone();
+        let mut client = self.client();
         Box::pin(async move {
             let answer = client.get_public_key(PublicKeyRequest {}).await.map_err(|status| describe(&status))?;
             Ok(answer.into_inner().jwks)

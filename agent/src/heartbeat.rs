@@ -100,7 +100,7 @@ impl Heartbeat {
     async fn farewell(mut self) {
         let request =
             DeregistrationRequest { agent_id: self.registration.agent_id.clone(), reason: "shutting down".to_owned() };
-        match timeout(FAREWELL_TIMEOUT, self.coordinator.client.deregister_agent(request)).await {
+        match timeout(FAREWELL_TIMEOUT, self.coordinator.client().deregister_agent(request)).await {
             Ok(Ok(_)) => tracing::info!("left the coordinator"),
             Ok(Err(status)) => tracing::debug!(reason = %describe(&status), "could not leave; the lease will end"),
             Err(_) => tracing::debug!("no answer to the farewell; the lease will end"),
@@ -160,7 +160,8 @@ impl<'a> Session<'a> {
         let (outbox, updates) = mpsc::channel(OUTBOX);
         // The first update goes in before the call: a server may answer only when it has read one.
         self.send(&outbox).await?;
-        let call = self.heartbeat.coordinator.client.report_health(ReceiverStream::new(updates));
+        let mut client = self.heartbeat.coordinator.client();
+        let call = client.report_health(ReceiverStream::new(updates));
         let mut acks = timeout(ACK_TIMEOUT, call).await.map_err(|_| Lost::Silent)??.into_inner();
         let mut next = Instant::now() + self.interval;
         let mut look = interval(LOOK);

@@ -7,8 +7,8 @@ use titan_proto::{
     v1::{AgentRegistration, agent_service_server::AgentServiceServer},
 };
 use titan_transport::{
-    Plaintext, QuicListener, QuicServerConfig, TcpConfig, serve_quic, serve_tcp,
-    tls::TlsError,
+    Plaintext, QuicListener, QuicServerConfig, QuicTls, TcpConfig, serve_quic, serve_tcp,
+    tls::{HttpTls, Identities, Renewals, TlsError},
     token::{KeySetError, TokenVerifier},
 };
 use tokio::net::TcpListener;
@@ -48,6 +48,7 @@ pub struct Agent {
     coordinator: Option<Coordinator>,
     listener: TcpListener,
     grpc_addr: SocketAddr,
+    tls: Option<HttpTls>,
     quic: Option<Quic>,
 }
 
@@ -92,9 +93,10 @@ impl Agent {
             kept: Kept::new(config.keep_time),
             abort,
         });
+        let tls = config.tls.as_ref().map(|tls| HttpTls::new(tls, config.public_tls.as_ref())).transpose()?;
         let (listener, quic) = bind_sockets(&config).await?;
         let grpc_addr = listener.local_addr()?;
-        Ok(Self { config, core, coordinator, listener, grpc_addr, quic })
+        Ok(Self { config, core, coordinator, listener, grpc_addr, tls, quic })
     }
 
     /// Where gRPC is served.
@@ -114,7 +116,7 @@ impl Agent {
     /// The TCP listener broke down.
     pub async fn run(self, shutdown: CancellationToken) -> io::Result<()> {
         let registration = self.registration();
-        let Self { config, core, coordinator, listener, quic, grpc_addr, .. } = self;
+        let Self { config, core, coordinator, listener, grpc_addr, tls, quic } = self;
         let health = HealthReporter::new();
         health.set_serving::<AgentServiceServer<Service>>().await;
         let routes = routes(Service::new(Arc::clone(&core)), health.clone()).map_err(io::Error::other)?;
@@ -122,8 +124,22 @@ impl Agent {
         tracing::info!(agent_id = %core.agent_id, grpc = %grpc_addr, quic = %quic.as_ref().map_or_else(|| "none".to_owned(), |quic| quic.addr.to_string()),
             models = ?core.models, "agent ready");
 
+        let renew = Renew {
+            http: tls.clone(),
+            quic: quic.as_ref().map(|quic| QuicTls::new(&quic.listener, &quic.config, config.quic)),
+            coordinator: coordinator.clone(),
+        };
+        let renewing = async {
+            if let Some(renewals) = config.renewals {
+                tokio::select! {
+                    () = renew.run(renewals) => {}
+                    () = close.cancelled() => {}
+                }
+            }
+            Ok(())
+        };
         let tcp_config = TcpConfig {
-            tls: config.tls.as_ref().map(|tls| tls.http_server_config()).transpose().map_err(io::Error::other)?,
+            tls,
             plaintext: if config.insecure_plaintext { Plaintext::Anywhere } else { Plaintext::LoopbackOnly },
             traffic: Arc::default(),
         };
@@ -149,7 +165,7 @@ impl Agent {
             close.cancel();
             Ok(())
         };
-        tokio::try_join!(tcp, quic, heartbeat, way_down).map(|_| ())
+        tokio::try_join!(tcp, quic, heartbeat, renewing, way_down).map(|_| ())
     }
 
     fn registration(&self) -> AgentRegistration {
@@ -168,6 +184,39 @@ impl Agent {
             // What the machine has is read when the registration is sent.
             ..Default::default()
         }
+    }
+}
+
+/// All that shows a certificate.
+struct Renew {
+    http: Option<HttpTls>,
+    quic: Option<QuicTls>,
+    coordinator: Option<Coordinator>,
+}
+
+impl Renew {
+    /// Takes each new certificate, until none can come any more.
+    async fn run(&self, mut renewals: Renewals) {
+        while renewals.changed().await.is_ok() {
+            let identities = renewals.borrow_and_update().clone();
+            match self.replace(&identities) {
+                Ok(()) => tracing::info!("new connections use the new certificates"),
+                Err(error) => tracing::error!(%error, "the new certificates cannot be used: the old ones stay"),
+            }
+        }
+    }
+
+    fn replace(&self, identities: &Identities) -> Result<(), BindError> {
+        if let Some(http) = &self.http {
+            http.replace(identities)?;
+        }
+        if let Some(quic) = &self.quic {
+            quic.replace(&identities.private)?;
+        }
+        if let Some(coordinator) = &self.coordinator {
+            coordinator.replace_tls(&identities.private)?;
+        }
+        Ok(())
     }
 }
 

@@ -1,6 +1,6 @@
 //! Reading certificates back: what people want to see of them, and what renewal is decided by.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, time::SystemTime};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
@@ -110,6 +110,14 @@ impl CaInfo {
             public_key: public_key(&certificate),
         })
     }
+}
+
+/// The end of any certificate's life, one of another CA included.
+///
+/// # Errors
+/// Where it is no certificate.
+pub fn not_after(certificate: &CertificateDer<'_>) -> Result<SystemTime, IdentityError> {
+    Ok(parse(certificate)?.validity().not_after.to_datetime().into())
 }
 
 fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, IdentityError> {

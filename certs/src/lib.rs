@@ -25,6 +25,6 @@ pub use dir::{CertDir, CertsError, Ensured, Reason, default_dir};
 pub use identity::{
     COORDINATOR_SERVER_NAME, Identity, IdentityError, Role, UnknownRole, agent_server_name, server_name,
 };
-pub use info::{CaInfo, InfoError, LeafInfo};
+pub use info::{CaInfo, InfoError, LeafInfo, not_after};
 pub use leaf::{CA_DAYS, CHAIN_BUDGET_BYTES, CLOCK_SKEW, LEAF_DAYS, LeafRequest, MAX_LEAF_DAYS, MakeError, RENEW_DAYS};
 pub use names::{MAX_HOSTS, MAX_NAME_LEN, NameError, validate_name};

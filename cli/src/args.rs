@@ -12,6 +12,7 @@ pub(crate) mod values;
 use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
+    time::Duration,
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -266,6 +267,9 @@ pub(crate) struct ProxyArgs {
     /// Print where it listens as one line of JSON.
     #[arg(long)]
     pub(crate) json: bool,
+    /// Between two looks at the files of its certificate: what has changed is used from the next request on.
+    #[arg(long, env = "TITAN_CHECK_CERTS", default_value = "60s", value_name = "TIME", value_parser = values::check_certs)]
+    pub(crate) check_certs: Duration,
     #[command(flatten)]
     pub(crate) identity: IdentityArgs,
 }
@@ -372,6 +376,16 @@ pub(crate) struct ListenArgs {
     pub(crate) bind: IpAddr,
     #[command(flatten)]
     pub(crate) identity: IdentityArgs,
+    /// A certificate of a public CA with its chain, for applications that know no private one, such as the OpenAI packages. It is shown to those who ask for
+    /// a name in it and do not say that they trust the private CA; QUIC, agents and titan's own clients keep the private one.
+    #[arg(long, env = "TITAN_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Its private key.
+    #[arg(long, env = "TITAN_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Between two looks at the files of certificates: what has changed is used from the next connection on.
+    #[arg(long, env = "TITAN_CHECK_CERTS", default_value = "60s", value_name = "TIME", value_parser = values::check_certs)]
+    pub(crate) check_certs: Duration,
     /// Accept plain text from other machines too. Everyone on the way can then read prompts, texts and tokens.
     #[arg(long)]
     pub(crate) insecure_plaintext: bool,

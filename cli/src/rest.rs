@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use titan_proto::{COORDINATOR_NAME, rest};
-use titan_transport::tls::{TlsMaterial, provider};
+use titan_transport::tls::{TlsMaterial, https_client_config};
 
 /// Longest wait for a coordinator that was named: a distant one may be slow.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -90,14 +90,7 @@ impl Rest {
 
 /// A client that trusts the private CA of `tls` and shows no certificate, and goes through no proxy.
 pub(crate) fn http(tls: Option<&TlsMaterial>) -> anyhow::Result<reqwest::ClientBuilder> {
-    let mut roots = rustls::RootCertStore::empty();
-    for root in tls.iter().flat_map(|material| &material.roots) {
-        roots.add(root.clone())?;
-    }
-    let config = rustls::ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let config = https_client_config(tls, false)?;
     Ok(reqwest::Client::builder().no_proxy().tls_backend_preconfigured(config))
 }
 

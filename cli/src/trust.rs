@@ -1,15 +1,24 @@
 //! Certificates for this process: found, renewed, or made for a cluster that does not leave this machine.
 
-use std::net::IpAddr;
+mod renewal;
+
+use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, bail};
 use titan_certs::{CertDir, LeafRequest, Role};
-use titan_transport::tls::TlsMaterial;
+use titan_transport::tls::{Identities, PublicIdentity, Renewals, TlsMaterial};
 
-use crate::{args::IdentityArgs, commands::Usage, places};
+use crate::{
+    args::{IdentityArgs, ListenArgs},
+    commands::Usage,
+    places,
+};
 
 /// Names under which everything on this machine may be dialled.
 const LOCAL_HOSTS: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
+/// Between two looks at the files of certificates.
+#[cfg(feature = "engines")]
+const CHECK_CERTS: Duration = Duration::from_secs(60);
 /// The name in the certificate of `titan run`.
 pub(crate) const CLIENT_NAME: &str = "cli";
 
@@ -49,6 +58,72 @@ pub(crate) fn server(
         }
     }
     leaf(&dir, role, name, hosts).map(Some)
+}
+
+/// What a server shows: its material, and the public certificate that was named.
+#[derive(Debug)]
+pub(crate) struct Served {
+    pub(crate) private: Option<TlsMaterial>,
+    pub(crate) public: Option<PublicIdentity>,
+    pub(crate) renewals: Option<Renewals>,
+}
+
+/// [`server`], and what it shows from the public CA, both read again while it runs. Must run inside a Tokio runtime.
+pub(crate) fn served(
+    listen: &ListenArgs,
+    role: Role,
+    name: &str,
+    hosts: &[String],
+    reach: Reach,
+) -> anyhow::Result<Served> {
+    let private = server(&listen.identity, role, name, hosts, reach)?;
+    let public = public_of(listen)?;
+    let Some(material) = &private else {
+        if public.is_some() {
+            bail!(Usage("--tls-cert stands beside a private certificate, which agents and QUIC need: `titan certs init` makes them".to_owned()));
+        }
+        return Ok(Served { private, public, renewals: None });
+    };
+    let first = Identities { private: material.clone(), public: public.clone() };
+    let (listen, name, hosts) = (listen.clone(), name.to_owned(), hosts.to_vec());
+    let renewals = renewal::watch(format!("the {role} {name}"), first, listen.check_certs, move || {
+        let private = server(&listen.identity, role, &name, &hosts, reach)?.context("it is gone")?;
+        Ok(Identities { private, public: public_of(&listen)? })
+    });
+    Ok(Served { private, public, renewals: Some(renewals) })
+}
+
+/// What a server of a local cluster shows, read again while it runs. Must run inside a Tokio runtime.
+#[cfg(feature = "engines")]
+pub(crate) fn served_locally(dir: &CertDir, role: Role, name: &str) -> anyhow::Result<(TlsMaterial, Renewals)> {
+    let material = local(dir, role, name)?;
+    let first = Identities { private: material.clone(), public: None };
+    let (dir, named) = (CertDir::new(dir.path()), name.to_owned());
+    let renewals = renewal::watch(format!("the {role} {name}"), first, CHECK_CERTS, move || {
+        Ok(Identities { private: local(&dir, role, &named)?, public: None })
+    });
+    Ok((material, renewals))
+}
+
+/// A client's material, read again while it runs; `None` as for [`client`]. Must run inside a Tokio runtime.
+pub(crate) fn renewed_client(
+    args: &IdentityArgs,
+    every: Duration,
+) -> anyhow::Result<Option<(TlsMaterial, Renewals)>> {
+    let Some(material) = client(args)? else { return Ok(None) };
+    let first = Identities { private: material.clone(), public: None };
+    let args = args.clone();
+    let renewals = renewal::watch("this client".to_owned(), first, every, move || {
+        Ok(Identities { private: client(&args)?.context("it is gone")?, public: None })
+    });
+    Ok(Some((material, renewals)))
+}
+
+fn public_of(listen: &ListenArgs) -> anyhow::Result<Option<PublicIdentity>> {
+    // The command line lets neither through alone.
+    let (Some(cert), Some(key)) = (&listen.tls_cert, &listen.tls_key) else { return Ok(None) };
+    let identity = PublicIdentity::from_files(cert, key);
+    identity.map(Some).with_context(|| format!("--tls-cert {} and --tls-key", cert.display()))
 }
 
 /// The material of a server in a local cluster.

@@ -17,13 +17,12 @@ use reqwest::{
     redirect,
 };
 use serde::de::DeserializeOwned;
-use rustls::{RootCertStore, version::TLS13};
 use sha2::{Digest as _, Sha256};
 use titan_proto::{
     digest as prefix,
     rest::{Error as Refusal, InferenceRequest, InferenceResponse, ModelInfo, Status},
 };
-use titan_transport::tls::{self, TlsMaterial};
+use titan_transport::tls::{TlsMaterial, https_client_config};
 
 use crate::{
     Prompt,
@@ -133,7 +132,7 @@ impl Coordinator {
     ) -> Result<Self, String> {
         url.set_path(&format!("{}{PATH}", url.path().trim_end_matches('/')));
         // The port stands in the URL, and 0 leaves it as it is.
-        let tls = tls_config(tls).map_err(|error| error.to_string())?;
+        let tls = https_client_config(tls, true).map_err(|error| error.to_string())?;
         let client = || {
             names
                 .iter()
@@ -279,21 +278,6 @@ impl Coordinator {
 
     fn shown_url(&self) -> String {
         self.url.as_str().trim_end_matches(PATH).to_owned()
-    }
-}
-
-/// Trusts the private CA alone. Without material, nobody: then the URL is http, and this is only what the library asks for.
-fn tls_config(material: Option<&TlsMaterial>) -> Result<rustls::ClientConfig, rustls::Error> {
-    let mut roots = RootCertStore::empty();
-    for root in material.iter().flat_map(|material| &material.roots) {
-        roots.add(root.clone())?;
-    }
-    let builder = rustls::ClientConfig::builder_with_provider(tls::provider())
-        .with_protocol_versions(&[&TLS13])?
-        .with_root_certificates(roots);
-    match material.filter(|material| !material.chain.is_empty()) {
-        Some(material) => builder.with_client_auth_cert(material.chain.clone(), material.key.clone_key()),
-        None => Ok(builder.with_no_client_auth()),
     }
 }
 

@@ -8,7 +8,10 @@ use std::{
 
 use http::HeaderValue;
 use titan_proto::{COORDINATOR_GRPC_PORT, COORDINATOR_HTTP_PORT};
-use titan_transport::{tls::TlsMaterial, token::Algorithm};
+use titan_transport::{
+    tls::{PublicIdentity, Renewals, TlsMaterial},
+    token::Algorithm,
+};
 
 use crate::scheduler::{Weights, WeightsError};
 
@@ -30,6 +33,10 @@ pub struct Config {
     pub grpc_addr: SocketAddr,
     /// Certificate, key and roots. Without it agents cannot register, because they must show a certificate. Defaults to none.
     pub tls: Option<TlsMaterial>,
+    /// A certificate of a public CA, shown to those who know no private one, such as the packages of OpenAI. Needs `tls`. Defaults to none.
+    pub public_tls: Option<PublicIdentity>,
+    /// Certificates that take the place of `tls` and `public_tls` while it runs. Defaults to none.
+    pub renewals: Option<Renewals>,
     /// Accept plain text from other machines too. Defaults to false.
     pub insecure_plaintext: bool,
     /// How long a session token is good for. Defaults to 300 s.
@@ -61,6 +68,8 @@ impl Default for Config {
             http_addr: SocketAddr::new(localhost, COORDINATOR_HTTP_PORT),
             grpc_addr: SocketAddr::new(localhost, COORDINATOR_GRPC_PORT),
             tls: None,
+            public_tls: None,
+            renewals: None,
             insecure_plaintext: false,
             token_ttl: Duration::from_secs(300),
             token_algorithm: Algorithm::default(),

@@ -10,7 +10,7 @@ use std::{
 
 use titan_transport::{
     Plaintext, TcpConfig, serve_tcp,
-    tls::{TlsError, TlsMaterial},
+    tls::{HttpTls, Renewals, TlsError},
     token::{KeyError, TokenIssuer},
 };
 use tokio::{
@@ -47,6 +47,7 @@ pub struct Coordinator {
     /// Of both ports but for what is counted.
     tcp: TcpConfig,
     ports: Ports,
+    renewals: Option<Renewals>,
     dispatcher: Arc<Dispatcher>,
 }
 
@@ -95,7 +96,7 @@ impl Coordinator {
     pub async fn bind(config: Config) -> Result<Self, BindError> {
         config.validate()?;
         let origins = config.origins()?;
-        let tls = config.tls.as_ref().map(TlsMaterial::http_server_config).transpose()?;
+        let tls = config.tls.as_ref().map(|tls| HttpTls::new(tls, config.public_tls.as_ref())).transpose()?;
         if tls.is_none() {
             warn!("no TLS material: agents cannot register, because they must show a certificate");
         }
@@ -120,6 +121,7 @@ impl Coordinator {
             streams,
             tcp: TcpConfig { tls, plaintext, traffic: Arc::default() },
             ports,
+            renewals: config.renewals,
             dispatcher,
         })
     }
@@ -145,6 +147,7 @@ impl Coordinator {
         let tcp = |traffic| TcpConfig { traffic, ..self.tcp.clone() };
         let http = serve_tcp(self.http, self.http_routes, tcp(self.ports.http), shutdown.clone());
         let grpc = serve_tcp(self.grpc, self.grpc_routes.into_axum_router(), tcp(self.ports.grpc), shutdown.clone());
+        let renewing = renew(self.tcp.tls.clone(), self.renewals);
         let served = async { tokio::try_join!(http, grpc).map(|_| ()) };
         let mut health = self.health;
         let announce_end = async {
@@ -160,9 +163,24 @@ impl Coordinator {
         tokio::select! {
             result = served => result,
             () = announce_end => Ok(()),
+            () = renewing => Ok(()),
             () = expire_agents(&self.dispatcher) => Ok(()),
         }
     }
+}
+
+/// Shows each new certificate from the next connection on. Does not end.
+async fn renew(tls: Option<HttpTls>, renewals: Option<Renewals>) {
+    if let (Some(tls), Some(mut renewals)) = (tls, renewals) {
+        while renewals.changed().await.is_ok() {
+            let identities = renewals.borrow_and_update().clone();
+            match tls.replace(&identities) {
+                Ok(()) => info!("new connections use the new certificates"),
+                Err(error) => tracing::error!(%error, "the new certificates cannot be used: the old ones stay"),
+            }
+        }
+    }
+    std::future::pending().await
 }
 
 async fn expire_agents(dispatcher: &Dispatcher) {

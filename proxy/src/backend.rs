@@ -10,7 +10,7 @@ use std::{
 
 use futures_util::{Stream, stream};
 use http::{HeaderMap, header, request::Parts};
-use titan_client::{ClientError, CoordinatorError, Generation, Prompt, TitanClient};
+use titan_client::{ClientError, CoordinatorError, Generation, Prompt};
 use titan_openai::{Backend, Caller};
 use titan_proto::{
     REASON, rest,
@@ -18,18 +18,18 @@ use titan_proto::{
 };
 use tonic::{Code, Status};
 
-use crate::metrics::Metrics;
+use crate::{clients::Clients, metrics::Metrics};
 
 /// The agents, as the proxy reaches them.
 pub(crate) struct ToAgents {
-    client: TitanClient,
+    clients: Clients,
     key: Option<String>,
     metrics: Arc<Metrics>,
 }
 
 impl ToAgents {
-    pub(crate) fn new(client: TitanClient, key: Option<String>, metrics: Arc<Metrics>) -> Self {
-        Self { client, key, metrics }
+    pub(crate) fn new(clients: Clients, key: Option<String>, metrics: Arc<Metrics>) -> Self {
+        Self { clients, key, metrics }
     }
 }
 
@@ -49,7 +49,7 @@ impl Backend for ToAgents {
     }
 
     async fn models(&self, _caller: &Caller) -> Result<Vec<ModelInfo>, Status> {
-        let models = self.client.models().await.map_err(|error| status(&ClientError::Coordinator(error)))?;
+        let models = self.clients.get().models().await.map_err(|error| status(&ClientError::Coordinator(error)))?;
         let info = |model: rest::ModelInfo| ModelInfo {
             name: model.name,
             context_tokens: model.context_tokens,
@@ -60,7 +60,7 @@ impl Backend for ToAgents {
 
     async fn generate(&self, _caller: &Caller, request: StreamRequest) -> Result<Self::Stream, Status> {
         self.metrics.requests.fetch_add(1, Relaxed);
-        let generation = self.client.generate(Prompt::from(request)).await.map_err(|error| {
+        let generation = self.clients.get().generate(Prompt::from(request)).await.map_err(|error| {
             self.metrics.failed.fetch_add(1, Relaxed);
             status(&error)
         })?;

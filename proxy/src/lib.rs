@@ -1,34 +1,35 @@
 //! The OpenAI API on this machine, carried to agents by the client library: what `titan proxy` serves.
 //!
-//! An application that knows nothing of agents gets all that [`TitanClient`] has: connections kept warm, early data, repeats of what may get lost, answers that
+//! An application that knows nothing of agents gets all that [`TitanClient`](titan_client::TitanClient) has: connections kept warm, early data, repeats of what may get lost, answers that
 //! outlive a change of network and the death of an agent.
 //!
-//! `backend`: requests to agents and back. `metrics`: what it has done.
+//! `backend`: requests to agents and back. `clients`: by which client. `metrics`: what it has done.
 
 mod backend;
+mod clients;
 mod metrics;
 
 use std::{io, sync::Arc, time::Duration};
 
 use axum::{Router, routing::get, serve::ListenerExt as _};
-use titan_client::TitanClient;
 use titan_openai::Settings;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+pub use self::clients::Clients;
 use self::{backend::ToAgents, metrics::Metrics};
 
 /// How long running answers may take to finish when it stops.
 const DRAIN_TIME: Duration = Duration::from_secs(25);
 
 /// `/v1/…`, `/healthz` and `/metrics`. With a `key` only those who show it may ask, without one only programs of this machine, and no pages in its browsers.
-pub fn router(client: &TitanClient, key: Option<String>) -> Router {
+pub fn router(clients: &Clients, key: Option<String>) -> Router {
     let metrics = Arc::new(Metrics::default());
-    let backend = ToAgents::new(client.clone(), key, Arc::clone(&metrics));
-    let client = client.clone();
+    let backend = ToAgents::new(clients.clone(), key, Arc::clone(&metrics));
+    let clients = clients.clone();
     titan_openai::router(Arc::new(backend), Settings::default())
         .route("/healthz", get(async || "ok\n"))
-        .route("/metrics", get(move || async move { metrics.text(&client.stats()) }))
+        .route("/metrics", get(move || async move { metrics.text(&clients.get().stats()) }))
 }
 
 /// Serves it until `shutdown`, then lets running answers finish, for 25 s at most.

@@ -55,6 +55,6 @@ mod wire;
 pub use client::{CallError, ChannelStats, ConnectError, EarlyDataSafe, QuicChannel, QuicConnector};
 pub use options::QuicOptions;
 pub use peer::{CallEnd, EarlyData, PeerConnection, PeerInfo, Wire};
-pub use server::{QuicListener, QuicServerConfig, serve_quic};
+pub use server::{QuicListener, QuicServerConfig, QuicTls, serve_quic};
 pub use tcp::{Plaintext, TcpConfig, Traffic, serve_tcp};
 pub use wire::ErrorCode;

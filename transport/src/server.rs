@@ -71,6 +71,32 @@ impl QuicListener {
     }
 }
 
+/// What a QUIC endpoint shows and whom it trusts, to be replaced while it serves. Connections that are open go on; TLS sessions do not outlive it.
+#[derive(Clone, Debug)]
+pub struct QuicTls {
+    endpoint: quinn::Endpoint,
+    verifier: ClientVerifier,
+    options: QuicOptions,
+}
+
+impl QuicTls {
+    /// Of an endpoint that was bound with `options` and will be served with `config`.
+    pub fn new(listener: &QuicListener, config: &QuicServerConfig, options: QuicOptions) -> Self {
+        Self { endpoint: listener.endpoint.clone(), verifier: config.verifier.clone(), options }
+    }
+
+    /// From the next connection on.
+    ///
+    /// # Errors
+    /// [`TlsError`], where `material` cannot be used; then everything stays as it is.
+    pub fn replace(&self, material: &TlsMaterial) -> Result<(), TlsError> {
+        let config = material.quic_server_config_with(self.options)?;
+        self.verifier.replace(material)?;
+        self.endpoint.set_server_config(Some(config));
+        Ok(())
+    }
+}
+
 /// Serves `routes` until `shutdown`. Then new connections and calls are refused, running calls finish (for at most
 /// `config.drain_timeout`), and the endpoint is closed.
 ///

@@ -30,20 +30,20 @@ use tokio::{
     sync::watch,
     time::{Sleep, sleep, timeout},
 };
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     deadline,
     limits::{DRAIN_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_CALLS_PER_CONNECTION, MAX_HEADERS_BYTES},
     peer::{PeerConnection, PeerInfo, TcpState, Wire},
+    tls::HttpTls,
 };
 
 /// How a TCP port treats its connections.
 #[derive(Clone, Debug)]
 pub struct TcpConfig {
     /// Without it, TLS connections are refused.
-    pub tls: Option<Arc<rustls::ServerConfig>>,
+    pub tls: Option<HttpTls>,
     /// Where plain text is accepted from.
     pub plaintext: Plaintext,
     /// Counts what passes.
@@ -111,7 +111,7 @@ pub async fn serve_tcp(
     let server = Arc::new(Server {
         router: router.with_state(()),
         plaintext: config.plaintext,
-        tls: config.tls.map(TlsAcceptor::from),
+        tls: config.tls,
         traffic: config.traffic,
         http: http_builder(),
         shutdown: shutdown.clone(),
@@ -148,7 +148,7 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 struct Server {
     router: axum::Router,
     plaintext: Plaintext,
-    tls: Option<TlsAcceptor>,
+    tls: Option<HttpTls>,
     traffic: Arc<Traffic>,
     http: auto::Builder<TokioExecutor>,
     shutdown: CancellationToken,
@@ -175,8 +175,8 @@ impl Server {
         let connection = PeerConnection::tcp(state);
         let mut peer = PeerInfo { wire: Wire::Http, addr, tls: false, certificate: None, early_data: None, connection };
         if first[0] == TLS_HANDSHAKE {
-            let acceptor = self.tls.as_ref().ok_or("TLS is not set up on this port")?;
-            let stream = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await??;
+            let tls = self.tls.as_ref().ok_or("TLS is not set up on this port")?;
+            let stream = timeout(HANDSHAKE_TIMEOUT, tls.acceptor().accept(stream)).await??;
             peer.tls = true;
             peer.certificate =
                 stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).map(|c| c.clone().into_owned());

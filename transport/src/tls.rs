@@ -1,9 +1,11 @@
 //! TLS for both wires: one crypto provider, one kind of key material, every configuration made here.
 //!
 //! Key material is a private CA's root, a certificate chain and its key: [`TlsMaterial`]. All configurations use
-//! TLS 1.3; both wires may ask for a client certificate of that CA. `client`: the QUIC client's, with its sessions.
+//! TLS 1.3; both wires may ask for a client certificate of that CA. `client`: the QUIC client's, with its sessions. `live`: what servers show,
+//! replaced while they run.
 
 mod client;
+mod live;
 
 use std::{
     fmt, fs, io,
@@ -11,16 +13,18 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+use parking_lot::RwLock;
 use quinn::{BloomTokenLog, ValidationTokenConfig, crypto::rustls::QuicServerConfig};
 use rustls::{
     RootCertStore,
     crypto::{CryptoProvider, aws_lc_rs},
     server::danger::ClientCertVerifier,
-    server::{NoServerSessionStorage, ServerSessionMemoryCache, WebPkiClientVerifier},
+    server::{ServerSessionMemoryCache, WebPkiClientVerifier},
     version::TLS13,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject as _};
 
+pub use self::live::{HttpTls, Identities, PublicIdentity, Renewals, https_client_config};
 use crate::{QuicOptions, limits};
 
 /// The one crypto provider, aws-lc-rs, with X25519 as the first key exchange.
@@ -73,17 +77,6 @@ impl TlsMaterial {
         Ok(Self { roots: read_certs(ca)?, chain: Vec::new(), key: Arc::new(nobody) })
     }
 
-    /// For TCP: HTTP/2 and HTTP/1.1, a client certificate asked for but not required.
-    ///
-    /// Sessions are not resumed: on TCP that would save no round trip, and every connection's certificate is checked anew.
-    pub fn http_server_config(&self) -> Result<Arc<rustls::ServerConfig>, TlsError> {
-        let mut config = self.server_config()?;
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
-        Ok(Arc::new(config))
-    }
-
     /// For QUIC: PROTOCOL.md §2. A client certificate is asked for here and demanded by the `titan/1` handler, so that
     /// other protocols can join the port.
     pub fn quic_server_config(&self) -> Result<quinn::ServerConfig, TlsError> {
@@ -129,11 +122,14 @@ impl TlsMaterial {
 
     /// Checks client certificates outside a handshake: a resumed session carries the first one's, unchecked.
     pub fn client_verifier(&self) -> Result<ClientVerifier, TlsError> {
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(self.root_store()?), provider())
+        Ok(ClientVerifier(Arc::new(RwLock::new(self.webpki_verifier()?))))
+    }
+
+    fn webpki_verifier(&self) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+        WebPkiClientVerifier::builder_with_provider(Arc::new(self.root_store()?), provider())
             .allow_unauthenticated()
             .build()
-            .map_err(|e| TlsError::Config(e.to_string()))?;
-        Ok(ClientVerifier(verifier))
+            .map_err(|e| TlsError::Config(e.to_string()))
     }
 
     fn server_config(&self) -> Result<rustls::ServerConfig, TlsError> {
@@ -142,7 +138,7 @@ impl TlsMaterial {
         }
         let config = rustls::ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13])?
-            .with_client_cert_verifier(self.client_verifier()?.0)
+            .with_client_cert_verifier(self.webpki_verifier()?)
             .with_single_cert(self.chain.clone(), self.key.clone_key())?;
         Ok(config)
     }
@@ -163,15 +159,23 @@ impl fmt::Debug for TlsMaterial {
     }
 }
 
-/// Checks that a client certificate was issued by the private CA and is valid now.
+/// Checks that a client certificate was issued by the private CA and is valid now. Its clones are one.
 #[derive(Clone, Debug)]
-pub struct ClientVerifier(Arc<dyn ClientCertVerifier>);
+pub struct ClientVerifier(Arc<RwLock<Arc<dyn ClientCertVerifier>>>);
 
 impl ClientVerifier {
     /// Checks `chain` (leaf first) at the time `now`.
     pub fn verify(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), rustls::Error> {
         let (leaf, intermediates) = chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
-        self.0.verify_client_cert(leaf, intermediates, now).map(|_| ())
+        let verifier = Arc::clone(&self.0.read());
+        verifier.verify_client_cert(leaf, intermediates, now).map(|_| ())
+    }
+
+    /// Trusts the CA of `material` from now on.
+    pub(crate) fn replace(&self, material: &TlsMaterial) -> Result<(), TlsError> {
+        let verifier = material.webpki_verifier()?;
+        *self.0.write() = verifier;
+        Ok(())
     }
 }
 

@@ -44,7 +44,7 @@ async fn serve(bind: &str, tls: bool, plaintext: Plaintext) -> Server {
     let addr = listener.local_addr().unwrap();
     let traffic = Arc::new(Traffic::default());
     let config = TcpConfig {
-        tls: tls.then(|| tls::server().http_server_config().unwrap()),
+        tls: tls.then(|| HttpTls::new(tls::server(), None).unwrap()),
         plaintext,
         traffic: Arc::clone(&traffic),
     };

@@ -137,7 +137,7 @@ impl Coordinator {
         let routes = Routes::new(CoordinatorServiceServer::new(listener.clone()));
         let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("localhost:{}", socket.local_addr().unwrap().port());
-        let tls = Some(certs().coordinator.http_server_config().unwrap());
+        let tls = Some(HttpTls::new(&certs().coordinator, None).unwrap());
         let config = TcpConfig { tls, plaintext: Plaintext::LoopbackOnly, traffic: Arc::default() };
         tokio::spawn(serve_tcp(socket, routes.into_axum_router(), config, CancellationToken::new()));
         Self { endpoint, listener, heard }

@@ -43,6 +43,11 @@ pub(crate) fn booking_timeout(text: &str) -> Result<Duration, String> {
     duration_in(text, SECOND..=MAX_BOOKING_TIMEOUT)
 }
 
+/// `--check-certs`: whoever waits longer than a day finds a certificate that has ended.
+pub(crate) fn check_certs(text: &str) -> Result<Duration, String> {
+    duration_in(text, SECOND..=MAX_TOKEN_TTL)
+}
+
 /// `--drain-time`.
 pub(crate) fn drain_time(text: &str) -> Result<Duration, String> {
     duration_in(text, Duration::ZERO..=MAX_DRAIN)

@@ -63,12 +63,15 @@ fn config(args: &AgentArgs) -> anyhow::Result<Config> {
     let reach = if local { Reach::ThisMachine } else { Reach::OtherMachines };
     let bound = (!ip.is_unspecified()).then(|| ip.to_string());
     let hosts: Vec<String> = args.public_host.iter().cloned().chain(bound).collect();
+    let served = trust::served(&args.listen, Role::Agent, &args.id, &hosts, reach)?;
     Ok(Config {
         grpc_addr: SocketAddr::new(ip, args.agent_port),
         quic_addr: args.quic_port.map(|port| SocketAddr::new(ip, port)),
         public_host: args.public_host.clone(),
         coordinator: Some(args.coordinator.clone()),
-        tls: trust::server(&args.listen.identity, Role::Agent, &args.id, &hosts, reach)?,
+        tls: served.private,
+        public_tls: served.public,
+        renewals: served.renewals,
         insecure_plaintext: args.listen.insecure_plaintext,
         max_jobs: usize::from(args.engine.max_jobs),
         models: args

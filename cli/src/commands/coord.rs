@@ -25,8 +25,10 @@ pub(super) async fn coord(args: CoordArgs) -> anyhow::Result<Outcome> {
     let ip = args.listen.bind;
     let reach = if trust::is_local(ip) { Reach::ThisMachine } else { Reach::OtherMachines };
     let hosts: Vec<String> = (!ip.is_unspecified()).then(|| ip.to_string()).into_iter().collect();
-    let tls = trust::server(&args.listen.identity, Role::Coordinator, &args.name, &hosts, reach)?;
-    let mut config = config(&args.coordinator, tls);
+    let served = trust::served(&args.listen, Role::Coordinator, &args.name, &hosts, reach)?;
+    let mut config = config(&args.coordinator, served.private);
+    config.public_tls = served.public;
+    config.renewals = served.renewals;
     config.http_addr = SocketAddr::new(ip, args.coordinator.http_port);
     config.grpc_addr = SocketAddr::new(ip, args.coordinator.grpc_port);
     config.insecure_plaintext = args.listen.insecure_plaintext;

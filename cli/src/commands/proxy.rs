@@ -1,8 +1,11 @@
 //! `titan proxy`: the OpenAI API on this machine, carried over the fast path.
 
-use std::net::SocketAddr;
+use std::{convert::Infallible, net::SocketAddr};
 
 use anyhow::{Context as _, bail};
+use titan_client::TitanClient;
+use titan_proxy::Clients;
+use titan_transport::tls::{Renewals, TlsMaterial};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -17,20 +20,41 @@ pub(super) async fn proxy(args: ProxyArgs) -> anyhow::Result<Outcome> {
             args.listen
         )));
     }
-    let tls = trust::client(&args.identity)?;
-    let client = client::builder(&args.coordinator, args.wire, tls, &args.without).build()?;
+    let (tls, renewals) = trust::renewed_client(&args.identity, args.check_certs)?.unzip();
+    let clients = Clients::new(client_of(&args, tls)?);
 
     let listener = TcpListener::bind(args.listen)
         .await
         .with_context(|| format!("cannot listen on {}: --listen chooses another address", args.listen))?;
     let address = listener.local_addr()?;
-    let router = titan_proxy::router(&client, key);
+    let router = titan_proxy::router(&clients, key);
     announce(&args, address);
 
     let shutdown = CancellationToken::new();
-    let outcome = serve(shutdown.clone(), titan_proxy::serve(listener, router, shutdown)).await;
-    client.close().await;
+    let outcome = tokio::select! {
+        outcome = serve(shutdown.clone(), titan_proxy::serve(listener, router, shutdown)) => outcome,
+        never = renew(&args, &clients, renewals) => match never {},
+    };
+    clients.get().close().await;
     outcome
+}
+
+fn client_of(args: &ProxyArgs, tls: Option<TlsMaterial>) -> anyhow::Result<TitanClient> {
+    Ok(client::builder(&args.coordinator, args.wire, tls, &args.without).build()?)
+}
+
+/// Goes on with each new certificate. Answers that run keep the one that they began with.
+async fn renew(args: &ProxyArgs, clients: &Clients, renewals: Option<Renewals>) -> Infallible {
+    if let Some(mut renewals) = renewals {
+        while renewals.changed().await.is_ok() {
+            let tls = renewals.borrow_and_update().private.clone();
+            match client_of(args, Some(tls)) {
+                Ok(client) => clients.replace(client),
+                Err(error) => tracing::error!("the new certificate cannot be used, and the old one stays: {error:#}"),
+            }
+        }
+    }
+    std::future::pending().await
 }
 
 /// The key that applications have to show, if any.

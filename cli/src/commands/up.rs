@@ -38,14 +38,17 @@ pub(super) async fn up(args: UpArgs) -> anyhow::Result<Outcome> {
     ports::check(Ipv4Addr::LOCALHOST.into(), &wanted)?;
 
     let dir = places::certs(args.certs.as_ref());
-    let tls = trust::local(&dir, Role::Coordinator, "coordinator")?;
-    let coordinator = coord::config(&args.coordinator, Some(tls));
+    let (tls, renewals) = trust::served_locally(&dir, Role::Coordinator, "coordinator")?;
+    let mut coordinator = coord::config(&args.coordinator, Some(tls));
+    coordinator.renewals = Some(renewals);
     let mut agents = Vec::new();
     for (number, port) in (1..).zip(agent_ports) {
         let id = format!("agent-{number}");
+        let (tls, renewals) = trust::served_locally(&dir, Role::Agent, &id)?;
         agents.push(Config {
             grpc_addr: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
-            tls: Some(trust::local(&dir, Role::Agent, &id)?),
+            tls: Some(tls),
+            renewals: Some(renewals),
             max_jobs: usize::from(args.engine.max_jobs),
             drain_time: args.drain_time,
             heartbeat_interval: coordinator.heartbeat_interval,

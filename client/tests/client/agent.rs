@@ -76,7 +76,7 @@ impl TestAgent {
         let routes = || Routes::new(AgentServiceServer::new(Parrot(probe.clone())));
         let material = certs::agent(id);
         let tcp = TcpConfig {
-            tls: Some(material.http_server_config().unwrap()),
+            tls: Some(HttpTls::new(&material, None).unwrap()),
             plaintext: Plaintext::LoopbackOnly,
             traffic: Arc::default(),
         };

@@ -57,7 +57,7 @@ impl TestCoordinator {
         let router = Router::new().route("/api/v1/inference/request", post(answer)).with_state(state.clone());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let tls = Some(certs::coordinator().http_server_config().unwrap());
+        let tls = Some(HttpTls::new(&certs::coordinator(), None).unwrap());
         let config = TcpConfig { tls, plaintext: Plaintext::LoopbackOnly, traffic: Arc::default() };
         let shutdown = CancellationToken::new();
         tokio::spawn(serve_tcp(listener, router, config, shutdown.clone()));

@@ -9,6 +9,7 @@ use anyhow::{Context as _, ensure};
 use parking_lot::Mutex;
 use rustls::ClientConfig;
 use titan_certs::COORDINATOR_SERVER_NAME;
+use titan_proxy::Clients;
 use tokio::{net::TcpListener, task::AbortHandle};
 use tokio_util::sync::CancellationToken;
 
@@ -36,7 +37,7 @@ impl ByProxy {
         let listener = StdListener::bind((LOCALHOST, 0)).context("a port for the proxy")?;
         listener.set_nonblocking(true)?;
         let url = format!("http://{}{PATH}", listener.local_addr()?);
-        let router = titan_proxy::router(titan.library(), None);
+        let router = titan_proxy::router(&Clients::new(titan.library().clone()), None);
         let serve = titan_proxy::serve(TcpListener::from_std(listener)?, router, CancellationToken::new());
         let proxy = tokio::spawn(serve).abort_handle();
         Ok(Self { http: reqwest::Client::builder().no_proxy().build()?, url, titan, proxy })

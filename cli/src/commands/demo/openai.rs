@@ -8,6 +8,7 @@ use titan_agent::engine::synthetic::SYNTHETIC_MODEL;
 use titan_certs::COORDINATOR_SERVER_NAME;
 use titan_client::{TitanClient, TlsMaterial};
 use titan_openai::SseParser;
+use titan_proxy::Clients;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -34,7 +35,7 @@ pub(super) async fn from_agent(
 pub(super) async fn by_proxy(client: TitanClient, tokens: u32, say: &impl Fn(What)) -> anyhow::Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("a port for the proxy")?;
     let base = format!("http://{}", listener.local_addr()?);
-    let router = titan_proxy::router(&client, None);
+    let router = titan_proxy::router(&Clients::new(client), None);
     let http = rest::http(None)?.build()?;
     tokio::select! {
         ended = titan_proxy::serve(listener, router, CancellationToken::new()) => bail!("the proxy ended: {ended:?}"),

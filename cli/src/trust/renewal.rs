@@ -1,0 +1,158 @@
+//! Certificates of what runs for months: read again when their files change, renewed where the CA is, and their end announced.
+
+use std::time::{Duration, SystemTime};
+
+use titan_certs::{RENEW_DAYS, not_after};
+use titan_transport::tls::{Identities, Renewals};
+use tokio::sync::watch;
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Loads them again and again; whoever has what is returned sees each change. `load` may make new ones.
+pub(crate) fn watch(
+    what: String,
+    first: Identities,
+    every: Duration,
+    load: impl Fn() -> anyhow::Result<Identities> + Send + Sync + 'static,
+) -> Renewals {
+    let (tell, hear) = watch::channel(first);
+    let load = std::sync::Arc::new(load);
+    tokio::spawn(async move {
+        let mut announced = Announced::default();
+        loop {
+            announced.check(&what, &tell.borrow(), SystemTime::now());
+            tokio::select! {
+                () = tokio::time::sleep(every) => {}
+                // Nobody serves any more.
+                () = tell.closed() => return,
+            }
+            let load = std::sync::Arc::clone(&load);
+            // Files, and perhaps a key to make.
+            let Ok(loaded) = tokio::task::spawn_blocking(move || load()).await else { return };
+            match loaded {
+                Ok(new) if is_same(&new, &tell.borrow()) => announced.fault = None,
+                Ok(new) => {
+                    tracing::info!("the certificate of {what} has changed");
+                    announced = Announced::default();
+                    tell.send_replace(new);
+                }
+                Err(error) => announced.fault(&what, format!("{error:#}")),
+            }
+        }
+    });
+    hear
+}
+
+fn is_same(new: &Identities, old: &Identities) -> bool {
+    let public = |identities: &Identities| identities.public.as_ref().map(|public| public.chain.clone());
+    new.private.roots == old.private.roots && new.private.chain == old.private.chain && public(new) == public(old)
+}
+
+/// What was said already.
+#[derive(Debug, Default)]
+struct Announced {
+    /// When the end was last spoken of.
+    end: Option<SystemTime>,
+    fault: Option<String>,
+}
+
+impl Announced {
+    /// Says once a day that a certificate is about to end, or has.
+    fn check(&mut self, what: &str, identities: &Identities, now: SystemTime) {
+        if self.end.is_some_and(|last| now.duration_since(last).is_ok_and(|since| since < DAY)) {
+            return;
+        }
+        let private = identities.private.chain.first().map(|leaf| ("", leaf));
+        let public = identities.public.as_ref().and_then(|public| Some(("public ", public.chain.first()?)));
+        for (kind, leaf) in private.into_iter().chain(public) {
+            let Some(left) = days_left(leaf, now) else { continue };
+            if left < i64::from(RENEW_DAYS) {
+                self.end = Some(now);
+                tracing::warn!("{}", ending(&format!("the {kind}certificate of {what}"), left));
+            }
+        }
+    }
+
+    /// Once each.
+    fn fault(&mut self, what: &str, message: String) {
+        if self.fault.as_ref() != Some(&message) {
+            tracing::error!("the certificate of {what} cannot be read again, and the one that was read stays: {message}");
+            self.fault = Some(message);
+        }
+    }
+}
+
+/// Whole days until a certificate ends, negative once it has.
+fn days_left(leaf: &[u8], now: SystemTime) -> Option<i64> {
+    let end = not_after(&leaf.into()).ok()?;
+    let seconds = match end.duration_since(now) {
+        Ok(left) => left.as_secs_f64(),
+        Err(ended) => -ended.duration().as_secs_f64(),
+    };
+    Some((seconds / DAY.as_secs_f64()).floor() as i64)
+}
+
+fn ending(certificate: &str, days: i64) -> String {
+    match days {
+        ..0 => format!("{certificate} has ended: new connections fail until its file is replaced"),
+        0 => format!("{certificate} ends within a day: replace its file, it is read again without a restart"),
+        days => format!("{certificate} ends in {days} days: replace its file, it is read again without a restart"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use titan_certs::{CertDir, LeafRequest, Role};
+    use titan_transport::tls::TlsMaterial;
+
+    use super::*;
+
+    fn identities(dir: &CertDir) -> anyhow::Result<Identities> {
+        let (cert, key) = (dir.leaf_pem(Role::Agent, "a"), dir.leaf_key(Role::Agent, "a"));
+        Ok(Identities { private: TlsMaterial::from_files(&dir.ca_pem(), &cert, &key)?, public: None })
+    }
+
+    #[test]
+    fn its_end_is_announced_in_days_and_once_a_day() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = CertDir::new(folder.path());
+        dir.init().unwrap();
+        dir.issue(&LeafRequest::new(Role::Agent, "a").days(40)).unwrap();
+        let identities = identities(&dir).unwrap();
+        let leaf = identities.private.chain[0].clone();
+        let now = SystemTime::now();
+        for (days, left) in [(0, 39), (38, 1), (39, 0), (41, -2)] {
+            let left_then = days_left(&leaf, now + DAY * days).unwrap();
+            // It began a little before now.
+            assert!((left - 1..=left).contains(&left_then), "{days}: {left_then}");
+        }
+        assert!(ending("it", 12).contains("12 days") && ending("it", -1).contains("has ended"));
+        let mut announced = Announced::default();
+        announced.check("x", &identities, now);
+        assert_eq!(announced.end, None);
+        let later = now + DAY * 20;
+        announced.check("x", &identities, later);
+        announced.check("x", &identities, later + DAY / 2);
+        assert_eq!(announced.end, Some(later));
+    }
+
+    #[tokio::test]
+    async fn a_changed_file_is_seen_and_a_broken_one_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = CertDir::new(folder.path());
+        dir.init().unwrap();
+        dir.issue(&LeafRequest::new(Role::Agent, "a")).unwrap();
+        let first = identities(&dir).unwrap();
+        let again = CertDir::new(folder.path());
+        let load = move || identities(&again);
+        let mut renewals = watch("it".to_owned(), first.clone(), Duration::from_millis(20), load);
+        std::fs::write(dir.leaf_pem(Role::Agent, "a"), "no certificate").unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(!renewals.has_changed().unwrap());
+        dir.issue(&LeafRequest::new(Role::Agent, "a")).unwrap();
+        renewals.changed().await.unwrap();
+        assert_ne!(renewals.borrow().private.chain, first.private.chain);
+    }
+}
