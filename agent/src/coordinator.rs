@@ -49,22 +49,22 @@ impl Coordinator {
 }
 
 fn client(endpoint: &str, tls: Option<&TlsMaterial>) -> Result<CoordinatorServiceClient<Channel>, ConfigError> {
-        let refused = |reason: String| ConfigError::Coordinator { endpoint: endpoint.to_owned(), reason };
-        let authority = endpoint.split_once("://").map_or(endpoint, |(_, rest)| rest);
-        let scheme = if tls.is_some() { "https" } else { "http" };
-        let mut channel = Endpoint::from_shared(format!("{scheme}://{authority}"))
-            .map_err(|error| refused(error.to_string()))?
-            .connect_timeout(CONNECT_TIMEOUT)
-            .http2_keep_alive_interval(KEEP_ALIVE)
-            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
-        if channel.uri().port().is_none() {
-            return Err(refused("the port is missing, for example localhost:50051".into()));
-        }
-        if let Some(tls) = tls {
-            let tls = tls.tonic_client_tls(COORDINATOR_SERVER_NAME);
-            channel = channel.tls_config(tls).map_err(|error| refused(error.to_string()))?;
-        }
-        Ok(CoordinatorServiceClient::new(channel.connect_lazy()))
+    let refused = |reason: String| ConfigError::Coordinator { endpoint: endpoint.to_owned(), reason };
+    let authority = endpoint.split_once("://").map_or(endpoint, |(_, rest)| rest);
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let mut channel = Endpoint::from_shared(format!("{scheme}://{authority}"))
+        .map_err(|error| refused(error.to_string()))?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
+    if channel.uri().port().is_none() {
+        return Err(refused("the port is missing, for example localhost:50051".into()));
+    }
+    if let Some(tls) = tls {
+        let tls = tls.tonic_client_tls(COORDINATOR_SERVER_NAME);
+        channel = channel.tls_config(tls).map_err(|error| refused(error.to_string()))?;
+    }
+    Ok(CoordinatorServiceClient::new(channel.connect_lazy()))
 }
 
 impl KeySource for Coordinator {

@@ -97,7 +97,7 @@ impl Heartbeat {
         self.farewell().await;
     }
 
-    async fn farewell(mut self) {
+    async fn farewell(self) {
         let request =
             DeregistrationRequest { agent_id: self.registration.agent_id.clone(), reason: "shutting down".to_owned() };
         match timeout(FAREWELL_TIMEOUT, self.coordinator.client().deregister_agent(request)).await {

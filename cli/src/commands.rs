@@ -8,9 +8,9 @@ mod client;
 mod coord;
 #[cfg(feature = "engines")]
 mod demo;
+mod manual;
 #[cfg(not(feature = "engines"))]
 mod no_engines;
-mod manual;
 mod proxy;
 mod run;
 mod status;

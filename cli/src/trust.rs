@@ -106,10 +106,7 @@ pub(crate) fn served_locally(dir: &CertDir, role: Role, name: &str) -> anyhow::R
 }
 
 /// A client's material, read again while it runs; `None` as for [`client`]. Must run inside a Tokio runtime.
-pub(crate) fn renewed_client(
-    args: &IdentityArgs,
-    every: Duration,
-) -> anyhow::Result<Option<(TlsMaterial, Renewals)>> {
+pub(crate) fn renewed_client(args: &IdentityArgs, every: Duration) -> anyhow::Result<Option<(TlsMaterial, Renewals)>> {
     let Some(material) = client(args)? else { return Ok(None) };
     let first = Identities { private: material.clone(), public: None };
     let args = args.clone();

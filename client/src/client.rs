@@ -10,6 +10,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use titan_proto::rest::ModelInfo;
 use titan_transport::ChannelStats;
 
 use crate::{

@@ -43,7 +43,10 @@ pub(crate) fn router(dispatcher: Arc<Dispatcher>, client_ids: ClientIds) -> Rout
         .route("/v1/responses/{id}/cancel", post(kept))
         .route("/v1/models", get(models))
         .route("/v1/models/{*id}", get(model))
-        .route("/v1/openapi.json", get(async || ([(header::CONTENT_TYPE, "application/json")], titan_openai::document())))
+        .route(
+            "/v1/openapi.json",
+            get(async || ([(header::CONTENT_TYPE, "application/json")], titan_openai::document())),
+        )
         .route("/v1/{*path}", any(not_found))
         .method_not_allowed_fallback(method_not_allowed)
         .with_state(Arc::new(FrontDoor { dispatcher, client_ids }))

@@ -15,7 +15,10 @@ use axum::{
     extract::{Query, State, rejection::QueryRejection},
     routing::{get, post},
 };
-use http::{HeaderMap, HeaderValue, Method, header::{CONTENT_TYPE, RETRY_AFTER}};
+use http::{
+    HeaderMap, HeaderValue, Method,
+    header::{CONTENT_TYPE, RETRY_AFTER},
+};
 use serde::{Deserialize, Serialize};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use titan_proto::{
@@ -150,6 +153,7 @@ async fn status(
 
 #[derive(Serialize, utoipa::ToSchema)]
 struct Model {
+    #[schema(value_type = String)]
     name: Arc<str>,
     /// Agents that serve it and take requests.
     agents: usize,

@@ -18,8 +18,12 @@ use self::{
 /// The OpenAI API, straight from the machine that runs the model.
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "TitanCompute: the OpenAI API", description = "Served by agents, by `titan proxy`, and by a coordinator, which redirects (307) to an agent."),
-    paths(chat, completions, create_response, get_response, delete_response, cancel_response, models, model)
+    info(
+        title = "TitanCompute: the OpenAI API",
+        description = "Served by agents, by `titan proxy`, and by a coordinator, which redirects (307) to an agent."
+    ),
+    paths(chat, completions, create_response, get_response, delete_response, cancel_response, models, model),
+    components(schemas(requests::Item))
 )]
 struct Document;
 

@@ -3,7 +3,9 @@
 
 mod support;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, time::Duration};
+
+use rustls_pki_types::{CertificateDer, ServerName};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -11,6 +13,7 @@ use tokio::{
     task::JoinHandle,
     time::timeout,
 };
+use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Status,
@@ -26,7 +29,10 @@ use support::{
     echo::{Blob, Client, Echo, Probe, blob, unary},
     tls,
 };
-use titan_transport::{Plaintext, TcpConfig, Traffic, serve_tcp};
+use titan_transport::{
+    Plaintext, TcpConfig, Traffic, serve_tcp,
+    tls::{HttpTls, Identities, PublicIdentity, TlsMaterial, https_client_config},
+};
 
 struct Server {
     addr: SocketAddr,
@@ -87,6 +93,61 @@ async fn one_port_takes_tls_and_plain_text_http_1_and_2() {
     assert_eq!(peer.certificate.as_ref(), tls::client().chain.first());
 
     assert!(talk(server.addr, HTTP_1).await.ends_with("hello"));
+}
+
+/// The certificate that a server with this TLS shows for a name.
+async fn shown(tls: &HttpTls, client: rustls::ClientConfig, name: &str) -> Result<CertificateDer<'static>, io::Error> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let config = TcpConfig { tls: Some(tls.clone()), plaintext: Plaintext::LoopbackOnly, traffic: Arc::default() };
+    let shutdown = CancellationToken::new();
+    let _stop = shutdown.clone().drop_guard();
+    tokio::spawn(serve_tcp(listener, axum::Router::new(), config, shutdown));
+    let stream = TcpStream::connect(addr).await.unwrap();
+    let name = ServerName::try_from(name.to_owned()).unwrap();
+    let stream = TlsConnector::from(Arc::new(client)).connect(name, stream).await?;
+    Ok(stream.get_ref().1.peer_certificates().unwrap()[0].clone())
+}
+
+/// A client that trusts these roots and says nothing of it, as those that know public CAs do.
+fn trusting(material: &TlsMaterial) -> rustls::ClientConfig {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(material.roots[0].clone()).unwrap();
+    rustls::ClientConfig::builder_with_provider(titan_transport::tls::provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth()
+}
+
+#[tokio::test]
+async fn a_public_certificate_is_shown_for_its_name_but_not_to_clients_of_the_private_ca() {
+    let (private_ca, public_ca) = (tls::Ca::named("private"), tls::Ca::named("public"));
+    let private = private_ca.leaf("public.test", time::Duration::HOUR);
+    let public = public_ca.leaf("public.test", time::Duration::HOUR);
+    let identity = PublicIdentity { chain: public.chain.clone(), key: public.key.clone() };
+    let http = HttpTls::new(&private, Some(&identity)).unwrap();
+    assert_eq!(shown(&http, trusting(&public), "public.test").await.unwrap(), public.chain[0]);
+    let ours = https_client_config(Some(&private), true).unwrap();
+    assert_eq!(shown(&http, ours, "public.test").await.unwrap(), private.chain[0]);
+    // Any other name, and an address, which is none (RFC 6066 §3): the private one, which has neither.
+    for name in ["other.test", "127.0.0.1"] {
+        assert!(shown(&http, trusting(&public), name).await.is_err(), "{name}");
+    }
+    assert!(HttpTls::new(&private, Some(&PublicIdentity { key: private.key.clone(), ..identity })).is_err());
+}
+
+#[tokio::test]
+async fn certificates_are_replaced_while_a_port_serves() {
+    let ca = tls::Ca::new();
+    let [first, second] = [(); 2].map(|()| ca.leaf(tls::SERVER_NAME, time::Duration::HOUR));
+    let http = HttpTls::new(&first, None).unwrap();
+    assert_eq!(shown(&http, trusting(&first), tls::SERVER_NAME).await.unwrap(), first.chain[0]);
+    http.replace(&Identities { private: second.clone(), public: None }).unwrap();
+    assert_eq!(shown(&http, trusting(&first), tls::SERVER_NAME).await.unwrap(), second.chain[0]);
+    let broken = TlsMaterial { key: first.key.clone(), ..second.clone() };
+    assert!(http.replace(&Identities { private: broken, public: None }).is_err());
+    assert_eq!(shown(&http, trusting(&first), tls::SERVER_NAME).await.unwrap(), second.chain[0]);
 }
 
 #[tokio::test]

@@ -23,6 +23,7 @@ use titan_proto::v1::{
 };
 use titan_transport::{
     PeerInfo, Plaintext, TcpConfig, Wire, serve_tcp,
+    tls::HttpTls,
     token::{Algorithm, TokenIssuer},
 };
 use tokio::{

@@ -87,7 +87,10 @@ impl Subject {
 
     /// Whether it needs UDP, so that TCP's congestion control is nothing to it.
     pub(crate) fn is_udp(self) -> bool {
-        matches!(self, Self::TitanQuic | Self::TitanQuicAgain | Self::TitanQuicPlain | Self::OpenaiProxy | Self::TonicH3)
+        matches!(
+            self,
+            Self::TitanQuic | Self::TitanQuicAgain | Self::TitanQuicPlain | Self::OpenaiProxy | Self::TonicH3
+        )
     }
 }
 

@@ -76,7 +76,9 @@ impl Announced {
     /// Once each.
     fn fault(&mut self, what: &str, message: String) {
         if self.fault.as_ref() != Some(&message) {
-            tracing::error!("the certificate of {what} cannot be read again, and the one that was read stays: {message}");
+            tracing::error!(
+                "the certificate of {what} cannot be read again, and the one that was read stays: {message}"
+            );
             self.fault = Some(message);
         }
     }

@@ -16,4 +16,5 @@ mod prefill;
 mod proxy;
 mod real_conversations;
 mod real_model;
+mod renewal;
 mod support;

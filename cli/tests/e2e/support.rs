@@ -21,7 +21,7 @@ use titan_transport::tls::{TlsMaterial, provider};
 /// Longest wait for anything; only for a broken test does it matter how long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// Between two looks.
-const POLL: Duration = Duration::from_millis(20);
+pub(crate) const POLL: Duration = Duration::from_millis(20);
 /// What a developer's shell may have set, and tests must not see.
 const VARIABLES: [&str; 21] = [
     "COORDINATOR_HTTP_PORT",

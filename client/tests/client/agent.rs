@@ -22,7 +22,9 @@ use titan_proto::{
         agent_service_server::{AgentService, AgentServiceServer},
     },
 };
-use titan_transport::{PeerInfo, Plaintext, QuicListener, QuicServerConfig, TcpConfig, Wire, serve_quic, serve_tcp};
+use titan_transport::{
+    PeerInfo, Plaintext, QuicListener, QuicServerConfig, TcpConfig, Wire, serve_quic, serve_tcp, tls::HttpTls,
+};
 use tokio::{net::TcpListener, runtime::Runtime};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, service::Routes};

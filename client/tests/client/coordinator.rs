@@ -15,7 +15,7 @@ use axum::{
 };
 use serde_json::{Value, json};
 use titan_proto::rest::{Endpoints, InferenceResponse};
-use titan_transport::{Plaintext, TcpConfig, serve_tcp};
+use titan_transport::{Plaintext, TcpConfig, serve_tcp, tls::HttpTls};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 

@@ -12,7 +12,10 @@ use super::Model;
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "TitanCompute: the coordinator", description = "Which agent serves a request, and what is there. No token of an answer passes it."),
+    info(
+        title = "TitanCompute: the coordinator",
+        description = "Which agent serves a request, and what is there. No token of an answer passes it."
+    ),
     paths(request_inference, health, status, models, jwks)
 )]
 struct Document;

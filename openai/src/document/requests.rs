@@ -2,11 +2,29 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
 use serde_json::Value;
-use utoipa::ToSchema;
+use utoipa::{
+    ToSchema,
+    openapi::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Ref, Schema, Type},
+};
+
+/// One text or several.
+fn stop() -> Schema {
+    let text = || ObjectBuilder::new().schema_type(Type::String).min_length(Some(1));
+    let texts = ArrayBuilder::new().items(text()).max_items(Some(4));
+    OneOfBuilder::new().item(text()).item(texts).item(ObjectBuilder::new().schema_type(Type::Null)).into()
+}
+
+/// A text, or items.
+fn input() -> Schema {
+    let text = ObjectBuilder::new().schema_type(Type::String).min_length(Some(1));
+    let items = ArrayBuilder::new().items(Ref::from_schema_name("Item")).min_items(Some(1));
+    OneOfBuilder::new().item(text).item(items).into()
+}
 
 /// A conversation, and how the next message is made.
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct ChatRequest {
     #[schema(min_length = 1)]
     model: String,
@@ -32,7 +50,8 @@ pub(super) struct ChatRequest {
     #[schema(minimum = -2, maximum = 2)]
     presence_penalty: Option<f32>,
     seed: Option<i64>,
-    stop: Option<Stop>,
+    #[schema(schema_with = stop)]
+    stop: Option<Value>,
     #[schema(max_items = 128)]
     tools: Option<Vec<Tool>>,
     tool_choice: Option<ToolChoice>,
@@ -48,8 +67,8 @@ pub(super) struct ChatRequest {
 }
 
 /// One message. Text is a string or a list of parts.
-#[derive(ToSchema)]
-#[schema(untagged)]
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
 pub(super) enum Message {
     /// What the model shall be like, or what a user says.
     Said(Said),
@@ -59,14 +78,14 @@ pub(super) enum Message {
     Tool(ToolResult),
 }
 
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct Said {
     #[schema(inline)]
     role: Speaker,
     content: Text,
 }
 
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 #[schema(rename_all = "lowercase")]
 pub(super) enum Speaker {
     System,
@@ -74,7 +93,7 @@ pub(super) enum Speaker {
     User,
 }
 
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct Assistant {
     #[schema(inline)]
     role: AssistantRole,
@@ -83,13 +102,13 @@ pub(super) struct Assistant {
     tool_calls: Option<Vec<ToolCall>>,
 }
 
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 #[schema(rename_all = "lowercase")]
 pub(super) enum AssistantRole {
     Assistant,
 }
 
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct ToolResult {
     #[schema(inline)]
     role: ToolRole,
@@ -98,27 +117,27 @@ pub(super) struct ToolResult {
     content: Text,
 }
 
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 #[schema(rename_all = "lowercase")]
 pub(super) enum ToolRole {
     Tool,
 }
 
-#[derive(ToSchema)]
-#[schema(untagged)]
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
 pub(super) enum Text {
     Whole(String),
     Parts(Vec<Part>),
 }
 
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct Part {
     #[schema(inline)]
     r#type: PartType,
     text: String,
 }
 
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 #[schema(rename_all = "snake_case")]
 pub(super) enum PartType {
     Text,
@@ -126,7 +145,7 @@ pub(super) enum PartType {
     OutputText,
 }
 
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct ToolCall {
     #[schema(min_length = 1)]
     id: String,
@@ -135,13 +154,13 @@ pub(super) struct ToolCall {
     function: CalledFunction,
 }
 
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 #[schema(rename_all = "lowercase")]
 pub(super) enum FunctionType {
     Function,
 }
 
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct CalledFunction {
     #[schema(min_length = 1)]
     name: String,
@@ -149,14 +168,14 @@ pub(super) struct CalledFunction {
     arguments: String,
 }
 
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct Tool {
     #[schema(inline)]
     r#type: FunctionType,
     function: Function,
 }
 
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct Function {
     #[schema(pattern = "^[a-zA-Z0-9_-]{1,64}$")]
     name: String,
@@ -165,14 +184,14 @@ pub(super) struct Function {
     parameters: Option<BTreeMap<String, Value>>,
 }
 
-#[derive(ToSchema)]
-#[schema(untagged)]
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
 pub(super) enum ToolChoice {
     Word(#[schema(inline)] ToolChoiceWord),
     Function(ChosenFunction),
 }
 
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 #[schema(rename_all = "lowercase")]
 pub(super) enum ToolChoiceWord {
     Auto,
@@ -180,67 +199,60 @@ pub(super) enum ToolChoiceWord {
     Required,
 }
 
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct ChosenFunction {
     #[schema(inline)]
     r#type: FunctionType,
     function: FunctionName,
 }
 
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct FunctionName {
     name: String,
 }
 
-#[derive(ToSchema)]
-#[schema(untagged)]
-pub(super) enum Stop {
-    One(#[schema(min_length = 1)] String),
-    Several(#[schema(max_items = 4)] Vec<String>),
-}
-
 /// What the text has to be.
-#[derive(ToSchema)]
-#[schema(untagged)]
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
 pub(super) enum ResponseFormat {
     Plain(PlainFormat),
     Schema(SchemaFormat),
 }
 
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct PlainFormat {
     #[schema(inline)]
     r#type: PlainFormatType,
 }
 
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 #[schema(rename_all = "snake_case")]
 pub(super) enum PlainFormatType {
     Text,
     JsonObject,
 }
 
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct SchemaFormat {
     #[schema(inline)]
     r#type: SchemaFormatType,
     json_schema: NamedSchema,
 }
 
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 #[schema(rename_all = "snake_case")]
 pub(super) enum SchemaFormatType {
     JsonSchema,
 }
 
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct NamedSchema {
     name: Option<String>,
     schema: BTreeMap<String, Value>,
     strict: Option<bool>,
 }
 
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 #[schema(rename_all = "lowercase")]
 pub(super) enum Effort {
     None,
@@ -252,7 +264,7 @@ pub(super) enum Effort {
     Max,
 }
 
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct StreamOptions {
     /// The last chunk has it.
     include_usage: Option<bool>,
@@ -261,7 +273,7 @@ pub(super) struct StreamOptions {
 }
 
 /// A prompt, which is one message of a user, and how the text is made.
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct CompletionRequest {
     #[schema(min_length = 1)]
     model: String,
@@ -278,7 +290,8 @@ pub(super) struct CompletionRequest {
     #[schema(minimum = -2, maximum = 2)]
     presence_penalty: Option<f32>,
     seed: Option<i64>,
-    stop: Option<Stop>,
+    #[schema(schema_with = stop)]
+    stop: Option<Value>,
     /// So many alternatives of each token.
     #[schema(minimum = 0, maximum = 5)]
     logprobs: Option<i64>,
@@ -287,11 +300,12 @@ pub(super) struct CompletionRequest {
 }
 
 /// A conversation as items, and how the next ones are made.
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct ResponseRequest {
     #[schema(min_length = 1)]
     model: String,
-    input: Input,
+    #[schema(schema_with = input)]
+    input: Value,
     /// What the model shall be like.
     instructions: Option<String>,
     #[schema(minimum = 1)]
@@ -313,22 +327,15 @@ pub(super) struct ResponseRequest {
     background: Option<bool>,
 }
 
-#[derive(ToSchema)]
-#[schema(untagged)]
-pub(super) enum Input {
-    Text(#[schema(min_length = 1)] String),
-    Items(#[schema(min_items = 1)] Vec<Item>),
-}
-
-#[derive(ToSchema)]
-#[schema(untagged)]
-pub(super) enum Item {
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+pub(crate) enum Item {
     Message(InputMessage),
     Call(InputCall),
     Output(CallOutput),
 }
 
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct InputMessage {
     #[schema(inline)]
     r#type: MessageType,
@@ -337,13 +344,13 @@ pub(super) struct InputMessage {
     content: Text,
 }
 
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 #[schema(rename_all = "lowercase")]
 pub(super) enum MessageType {
     Message,
 }
 
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 #[schema(rename_all = "lowercase")]
 pub(super) enum InputRole {
     User,
@@ -352,7 +359,7 @@ pub(super) enum InputRole {
     Developer,
 }
 
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct InputCall {
     #[schema(inline)]
     r#type: CallType,
@@ -363,13 +370,13 @@ pub(super) struct InputCall {
     arguments: String,
 }
 
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 #[schema(rename_all = "snake_case")]
 pub(super) enum CallType {
     FunctionCall,
 }
 
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct CallOutput {
     #[schema(inline)]
     r#type: OutputType,
@@ -378,13 +385,13 @@ pub(super) struct CallOutput {
     output: Text,
 }
 
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 #[schema(rename_all = "snake_case")]
 pub(super) enum OutputType {
     FunctionCallOutput,
 }
 
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct ResponseTool {
     #[schema(inline)]
     r#type: FunctionType,
@@ -394,19 +401,19 @@ pub(super) struct ResponseTool {
     parameters: Option<BTreeMap<String, Value>>,
 }
 
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct TextOptions {
     format: Option<TextFormat>,
 }
 
-#[derive(ToSchema)]
-#[schema(untagged)]
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
 pub(super) enum TextFormat {
     Plain(PlainFormat),
     Schema(TextSchema),
 }
 
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct TextSchema {
     #[schema(inline)]
     r#type: SchemaFormatType,
@@ -415,7 +422,7 @@ pub(super) struct TextSchema {
     strict: Option<bool>,
 }
 
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct ReasoningOptions {
     effort: Option<Effort>,
 }

@@ -94,7 +94,10 @@ impl HttpTls {
 }
 
 /// Sessions are not resumed: on TCP that would save no round trip, and every connection's certificate is checked anew.
-fn server_config(private: &TlsMaterial, public: Option<&PublicIdentity>) -> Result<Arc<rustls::ServerConfig>, TlsError> {
+fn server_config(
+    private: &TlsMaterial,
+    public: Option<&PublicIdentity>,
+) -> Result<Arc<rustls::ServerConfig>, TlsError> {
     if private.chain.is_empty() {
         return Err(TlsError::NoIdentity);
     }

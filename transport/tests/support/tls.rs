@@ -18,9 +18,13 @@ pub struct Ca {
 
 impl Ca {
     pub fn new() -> Self {
+        Self::named("test CA")
+    }
+
+    pub fn named(name: &str) -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, "test CA");
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
         let root = params.self_signed(&key).unwrap().der().clone();

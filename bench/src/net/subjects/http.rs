@@ -37,9 +37,7 @@ use super::{
     tokens::PROMPT,
     trust::{Dialer, Trust},
 };
-use crate::{
-    net::subject::{Answer, Client, Held, Pending, Tokens},
-};
+use crate::net::subject::{Answer, Client, Held, Pending, Tokens};
 
 /// Which HTTP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
