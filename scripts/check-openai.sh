@@ -35,6 +35,13 @@ done
 pids+=($!)
 for _ in $(seq 100); do curl -sf http://127.0.0.1:8787/healthz >/dev/null && break; sleep 0.1; done
 
+if unshare --net true 2>/dev/null && [ -e /dev/net/tun ]; then
+  echo "-- Python, on the move: RTT 100 ms, 3 % loss, another address, the agent killed"
+  "$titan" demo roaming --openai --client "$work/venv/bin/python $PWD/openai/tests/sdk/roaming.py" --tokens 120 | tail -n 6
+else
+  echo "there can be no emulated network here: the client on the move is skipped"
+fi
+
 token() {
   curl -s http://localhost:8080/api/v1/inference/request -d '{"client_id":"sdk","model":"smollm2:135m","prompt":"x"}' |
     sed 's/.*"session_token":"\([^"]*\)".*/\1/'

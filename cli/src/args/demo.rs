@@ -51,6 +51,10 @@ pub(crate) struct RoamingArgs {
     /// Play it to two clients of the OpenAI API: one streams over HTTPS straight from the agent, one from `titan proxy` beside it.
     #[arg(long)]
     pub(crate) openai: bool,
+    /// With --openai: a program of yours as both clients, with its arguments, in place of the one built in. It finds OPENAI_BASE_URL, OPENAI_API_KEY, SSL_CERT_FILE,
+    /// TITAN_MODEL and TITAN_TOKENS in its environment, and prints each piece of text as a JSON string on a line, the first one when its request is accepted.
+    #[arg(long, value_name = "COMMAND", requires = "openai")]
+    pub(crate) client: Option<String>,
     /// One JSON object per line: what is heard and what happens, then {"done": true, …} with the figures.
     #[arg(long)]
     pub(crate) json: bool,

@@ -73,8 +73,16 @@ async fn roaming(args: &RoamingArgs) -> anyhow::Result<Outcome> {
     let _stop_at_the_end = stop.clone().drop_guard();
     let (tell, hear) = mpsc::unbounded_channel();
     for (lane, side) in (0..).zip(Side::pair(args.openai)) {
-        let server = Network::server_address(lane);
-        let player = Player { side, server, tls: stage.tls.clone(), tokens: args.tokens };
+        // Applications know an address of an agent and no names of ours, and the agent has one.
+        let server = Network::server_address(if args.openai { 0 } else { lane });
+        let player = Player {
+            side,
+            server,
+            tls: stage.tls.clone(),
+            ca: stage.ca(),
+            tokens: args.tokens,
+            program: args.client.clone(),
+        };
         player.start(stage.network.client(), tell.clone(), stop.clone())?;
     }
     let mut show = Show::new(args);

@@ -1,54 +1,56 @@
 //! Two applications that speak the OpenAI API: one streams from an agent, one from a proxy beside it.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::{net::Ipv4Addr, process::Stdio};
 
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
 use titan_agent::engine::synthetic::SYNTHETIC_MODEL;
-use titan_certs::COORDINATOR_SERVER_NAME;
-use titan_client::{TitanClient, TlsMaterial};
+use titan_client::TitanClient;
 use titan_openai::SseParser;
 use titan_proxy::Clients;
-use tokio::net::TcpListener;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
+    net::TcpListener,
+    process::Command,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    player::{QUESTION, What},
-    stage::{AGENT_HOST, REST_PORT},
+    player::{Player, QUESTION, What},
+    stage::REST_PORT,
 };
 use crate::rest;
 
 /// Asks the coordinator, which redirects to an agent.
-pub(super) async fn from_agent(
-    server: Ipv4Addr,
-    tls: &TlsMaterial,
-    tokens: u32,
-    say: &impl Fn(What),
-) -> anyhow::Result<()> {
-    // Port 0 stands for that of the address.
-    let server = SocketAddr::from((server, 0));
-    let http = rest::http(Some(tls))?.resolve(COORDINATOR_SERVER_NAME, server).resolve(AGENT_HOST, server).build()?;
-    play(&http, &format!("https://{COORDINATOR_SERVER_NAME}:{REST_PORT}"), tokens, "the agent", say).await
+pub(super) async fn from_agent(player: &Player, say: &impl Fn(What)) -> anyhow::Result<()> {
+    ask(player, &format!("https://{}:{REST_PORT}", player.server), "the agent", say).await
 }
 
 /// Asks a proxy on this host, which is what `titan proxy` serves.
-pub(super) async fn by_proxy(client: TitanClient, tokens: u32, say: &impl Fn(What)) -> anyhow::Result<()> {
+pub(super) async fn by_proxy(player: &Player, client: TitanClient, say: &impl Fn(What)) -> anyhow::Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("a port for the proxy")?;
     let base = format!("http://{}", listener.local_addr()?);
     let router = titan_proxy::router(&Clients::new(client), None);
-    let http = rest::http(None)?.build()?;
     tokio::select! {
         ended = titan_proxy::serve(listener, router, CancellationToken::new()) => bail!("the proxy ended: {ended:?}"),
-        played = play(&http, &base, tokens, "titan proxy", say) => played,
+        asked = ask(player, &base, "titan proxy", say) => asked,
+    }
+}
+
+async fn ask(player: &Player, base: &str, from: &str, say: &impl Fn(What)) -> anyhow::Result<()> {
+    match &player.program {
+        Some(program) => run(player, program, base, from, say).await,
+        None => play(player, base, from, say).await,
     }
 }
 
 /// Streams one answer, as an application does: what it gets is all it knows.
-async fn play(http: &reqwest::Client, base: &str, tokens: u32, from: &str, say: &impl Fn(What)) -> anyhow::Result<()> {
+async fn play(player: &Player, base: &str, from: &str, say: &impl Fn(What)) -> anyhow::Result<()> {
+    let http = rest::http(Some(&player.tls))?.build()?;
     let asked = json!({
         "model": SYNTHETIC_MODEL,
         "messages": [{"role": "user", "content": QUESTION}],
-        "max_completion_tokens": tokens,
+        "max_completion_tokens": player.tokens,
         // What another agent goes on with is then the same.
         "temperature": 0,
         "stream": true,
@@ -75,4 +77,45 @@ async fn play(http: &reqwest::Client, base: &str, tokens: u32, from: &str, say: 
         }
     }
     bail!("the connection ended before the answer did")
+}
+
+/// Has a program stream it, on this host: a child is where the thread is that starts it.
+async fn run(player: &Player, program: &str, base: &str, from: &str, say: &impl Fn(What)) -> anyhow::Result<()> {
+    let mut words = program.split_whitespace();
+    let mut child = Command::new(words.next().context("--client is empty")?)
+        .args(words)
+        .env("OPENAI_BASE_URL", format!("{base}/v1"))
+        .env("OPENAI_API_KEY", "any")
+        .env("SSL_CERT_FILE", &player.ca)
+        .env("TITAN_MODEL", SYNTHETIC_MODEL)
+        .env("TITAN_TOKENS", player.tokens.to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .with_context(|| format!("cannot start --client {program}"))?;
+    let (stdout, stderr) = (child.stdout.take().context("no stdout")?, child.stderr.take().context("no stderr")?);
+    let pieces = async {
+        let (mut lines, mut begun) = (BufReader::new(stdout).lines(), false);
+        while let Some(line) = lines.next_line().await? {
+            let text: String =
+                serde_json::from_str(&line).with_context(|| format!("{program} printed {line:?}, no JSON string"))?;
+            if !std::mem::replace(&mut begun, true) {
+                say(What::Begins { agent: from.to_owned() });
+            }
+            if !text.is_empty() {
+                say(What::Text(text));
+            }
+        }
+        anyhow::Ok(())
+    };
+    let (mut complaint, mut stderr) = (String::new(), stderr);
+    let (read, complained) = tokio::join!(pieces, stderr.read_to_string(&mut complaint));
+    (read?, complained?);
+    let status = child.wait().await?;
+    if !status.success() {
+        bail!("{}", complaint.lines().last().unwrap_or("it said nothing"));
+    }
+    Ok(())
 }

@@ -1,6 +1,6 @@
 //! A client on the clients' host: asks for an answer and tells what it hears.
 
-use std::{net::Ipv4Addr, thread::JoinHandle, time::Instant};
+use std::{net::Ipv4Addr, path::PathBuf, thread::JoinHandle, time::Instant};
 
 use anyhow::Context as _;
 use futures_util::StreamExt as _;
@@ -106,7 +106,11 @@ pub(super) struct Player {
     /// Where the servers are, over a path of its own.
     pub(super) server: Ipv4Addr,
     pub(super) tls: TlsMaterial,
+    /// The file of the CA.
+    pub(super) ca: PathBuf,
     pub(super) tokens: u32,
+    /// In place of the OpenAI client that is built in.
+    pub(super) program: Option<String>,
 }
 
 impl Player {
@@ -140,8 +144,8 @@ impl Player {
     async fn play(&self, say: &impl Fn(What)) -> anyhow::Result<()> {
         match self.side {
             Side::Grpc | Side::Quic => self.by_library(say).await,
-            Side::Https => openai::from_agent(self.server, &self.tls, self.tokens, say).await,
-            Side::Proxy => openai::by_proxy(self.client()?, self.tokens, say).await,
+            Side::Https => openai::from_agent(self, say).await,
+            Side::Proxy => openai::by_proxy(self, self.client()?, say).await,
         }
     }
 
@@ -167,7 +171,11 @@ impl Player {
 
     fn client(&self) -> anyhow::Result<TitanClient> {
         let server = self.server.into();
-        let builder = TitanClient::builder(format!("https://{COORDINATOR_SERVER_NAME}:{REST_PORT}"))
+        let coordinator = match self.side {
+            Side::Grpc | Side::Quic => COORDINATOR_SERVER_NAME.to_owned(),
+            Side::Https | Side::Proxy => self.server.to_string(),
+        };
+        let builder = TitanClient::builder(format!("https://{coordinator}:{REST_PORT}"))
             .tls(self.tls.clone())
             .resolve(COORDINATOR_SERVER_NAME, server)
             .resolve(AGENT_HOST, server);

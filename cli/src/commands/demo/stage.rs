@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    path::PathBuf,
     process::{Command, Stdio},
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -10,7 +11,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use tempfile::TempDir;
 use titan_agent::engine::synthetic::SYNTHETIC_MODEL;
-use titan_certs::{CertDir, Role};
+use titan_certs::{CertDir, LeafRequest, Role};
 use titan_emulator::{Host, Network, PathSettings, Process};
 use titan_transport::tls::TlsMaterial;
 use tokio::runtime;
@@ -40,6 +41,8 @@ pub(super) struct Stage {
     coordinator: Process,
     agents: Vec<Process>,
     rate: u32,
+    /// What the agents advertise.
+    agent_host: String,
     pub(super) network: Network,
     pub(super) tls: TlsMaterial,
     dir: TempDir,
@@ -61,9 +64,12 @@ impl Stage {
         let certs = CertDir::new(dir.path());
         certs.init()?;
         let tls = trust::local(&certs, Role::Client, trust::CLIENT_NAME)?;
+        let agent_host = if args.openai { Network::server_address(0).to_string() } else { AGENT_HOST.to_owned() };
+        // Whoever starts with it keeps the names that it has.
+        certs.issue(&LeafRequest::new(Role::Coordinator, "coordinator").hosts([agent_host.as_str()]))?;
         let flags = format!("coord --http-port {REST_PORT} --grpc-port {COORDINATOR_PORT} --token-algorithm ES256");
         let coordinator = start(network.server(), &dir, "coordinator", &flags)?;
-        let mut stage = Self { coordinator, agents: Vec::new(), rate: args.rate, network, tls, dir };
+        let mut stage = Self { coordinator, agents: Vec::new(), rate: args.rate, agent_host, network, tls, dir };
         stage.settled(stage.registered(0)?).await?;
         let registered = stage.add_agent()?;
         stage.settled(registered).await?;
@@ -74,9 +80,9 @@ impl Stage {
     pub(super) fn add_agent(&mut self) -> anyhow::Result<Registration> {
         let number = self.agents.len() as u16;
         let name = format!("agent-{}", number + 1);
-        let (port, rate) = (AGENT_PORT + number, self.rate);
+        let (port, rate, agent_host) = (AGENT_PORT + number, self.rate, &self.agent_host);
         let flags = format!(
-            "agent --engine synthetic --words --rate {rate} --id {name} --agent-port {port} --public-host {AGENT_HOST} \
+            "agent --engine synthetic --words --rate {rate} --id {name} --agent-port {port} --public-host {agent_host} \
              --coordinator 127.0.0.1:{COORDINATOR_PORT} --supported-models {SYNTHETIC_MODEL} --drain-time 0"
         );
         self.agents.push(start(self.network.server(), &self.dir, &name, &flags)?);
@@ -91,6 +97,11 @@ impl Stage {
             Some(casualty) => error.context(casualty),
             None => error,
         })
+    }
+
+    /// The file of the CA of all certificates here.
+    pub(super) fn ca(&self) -> PathBuf {
+        CertDir::new(self.dir.path()).ca_pem()
     }
 
     /// Kills the first agent.

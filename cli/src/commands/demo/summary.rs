@@ -67,7 +67,7 @@ impl Summary {
 
     /// For programs.
     pub(super) fn json(&self) -> Value {
-        let RoamingArgs { rtt, loss, tokens, rate, seed, openai, json: _ } = &self.args;
+        let RoamingArgs { rtt, loss, tokens, rate, seed, openai, client: _, json: _ } = &self.args;
         let mut all = json!({
             "done": true, "rtt_ms": rtt, "loss": loss.to_string(), "tokens": tokens, "tokens_per_second": rate, "seed": seed,
         });
