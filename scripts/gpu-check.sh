@@ -52,7 +52,7 @@ for streams in 1 16 64; do
   broken=0
   for pid in "${pids[@]}"; do wait "$pid" || broken=$((broken + 1)); done
   seconds=$(( ($(date +%s%N) - began) / 1000000 ))
-  tokens=$(cat "$work"/answer-* | grep -o '"completion_tokens":[0-9]*' | cut -d: -f2 | awk '{ sum += $1 } END { print sum + 0 }')
+  tokens=$(cat "$work"/answer-* | grep -o '"tokens":[0-9]*' | cut -d: -f2 | awk '{ sum += $1 } END { print sum + 0 }')
   figures="$tokens tokens in $seconds ms: $(( tokens * 1000 / (seconds + 1) )) tokens/s together, $broken of $streams failed"
   if [ "$broken" -eq 0 ] && [ "$tokens" -gt 0 ]; then say PASS "$streams" "$figures"; else say FAIL "$streams" "$figures; $(cat "$work"/error-* | tail -n 1)"; fi
   rm -f "$work"/answer-* "$work"/error-*

@@ -21,7 +21,7 @@ use tonic::Status;
 pub use self::{
     conversation::{MAX_CONTINUATION_TOKENS, MAX_FUNCTION_NAME_CHARS, MAX_ID_BYTES},
     output::MAX_SCHEMA_BYTES,
-    sampling::{MAX_PENALTY, MAX_STOP_BYTES, MAX_STOPS, MAX_TEMPERATURE},
+    sampling::{MAX_STOP_BYTES, MAX_STOPS},
 };
 use crate::engine::Generate;
 

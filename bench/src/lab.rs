@@ -16,6 +16,8 @@ use titan_transport::{
     token::{Algorithm, Claims, TokenIssuer, new_jti, unix_seconds},
 };
 
+/// What agents advertise. Nobody resolves it but the clients here.
+pub(crate) const AGENT_HOST: &str = "agent.bench.invalid";
 /// The agent that is measured.
 pub(crate) const AGENT_ID: &str = "bench-agent";
 /// Another one, for where an agent dies.
@@ -39,8 +41,8 @@ impl Lab {
         let dir = tempfile::Builder::new().prefix("titan-bench-").tempdir().context("making a temporary directory")?;
         let certs = CertDir::new(dir.path());
         certs.init()?;
-        certs.issue(&LeafRequest::new(Role::Agent, AGENT_ID).hosts(["localhost", "127.0.0.1"]))?;
-        certs.issue(&LeafRequest::new(Role::Agent, SPARE_AGENT_ID).hosts(["localhost", "127.0.0.1"]))?;
+        certs.issue(&LeafRequest::new(Role::Agent, AGENT_ID).hosts(["localhost", "127.0.0.1", AGENT_HOST]))?;
+        certs.issue(&LeafRequest::new(Role::Agent, SPARE_AGENT_ID).hosts(["localhost", "127.0.0.1", AGENT_HOST]))?;
         certs.issue(&LeafRequest::new(Role::Client, CLIENT_NAME))?;
         certs.issue(&LeafRequest::new(Role::Coordinator, COORDINATOR))?;
         let client = client_material(dir.path())?;

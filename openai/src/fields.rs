@@ -79,6 +79,20 @@ impl Fields {
         }
     }
 
+    /// A number that `accepted` describes and `fits` knows. Before it is rounded to what engines compute with.
+    pub(crate) fn number_in(
+        &mut self,
+        field: &str,
+        accepted: &str,
+        fits: fn(f64) -> bool,
+    ) -> Result<Option<f32>, ApiError> {
+        if let Some(value) = self.get(field).filter(|value| value.as_f64().is_some_and(|number| !fits(number))) {
+            let name = self.name(field);
+            return Err(ApiError::invalid(&name, format!("{name} is {value}; accepted is {accepted}")));
+        }
+        self.number(field)
+    }
+
     /// A whole number from `from` to `to`. Some clients write 16.0.
     pub(crate) fn integer(&mut self, field: &str, from: i64, to: i64) -> Result<Option<i64>, ApiError> {
         let Some(value) = self.take(field) else { return Ok(None) };

@@ -1,5 +1,7 @@
 //! What all requests for text have in common: how tokens are chosen, what the text has to be, and what an answer is made of.
 
+use std::ops::RangeInclusive;
+
 use axum::{
     Json,
     response::{IntoResponse as _, Response},
@@ -7,7 +9,7 @@ use axum::{
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use titan_proto::{
-    conversation::{MAX_TOP_LOGPROBS, add_to},
+    conversation::{MAX_PENALTY, MAX_TEMPERATURE, MAX_TOP_LOGPROBS, add_to},
     v1::{
         Grammar, Reasoning, ResponseFormat, Sampling, StreamRequest, StreamResponse, TokenLogprob, Tool, ToolCall,
         grammar,
@@ -36,19 +38,28 @@ pub(crate) fn sampling(fields: &mut Fields, limits: &[&str], request: &mut Strea
             request.max_tokens = i32::try_from(limit).unwrap_or(AS_LONG_AS_IT_WANTS);
         }
     }
-    request.temperature = fields.number("temperature")?.unwrap_or(TEMPERATURE);
+    const TEMPERATURES: RangeInclusive<f64> = 0.0..=MAX_TEMPERATURE as f64;
+    const PENALTIES: RangeInclusive<f64> = -(MAX_PENALTY as f64)..=MAX_PENALTY as f64;
+    let temperature =
+        fields.number_in("temperature", "a number from 0 to 2", |number| TEMPERATURES.contains(&number))?;
+    request.temperature = temperature.unwrap_or(TEMPERATURE);
+    let mut penalty = |field| fields.number_in(field, "a number from -2 to 2", |number| PENALTIES.contains(&number));
+    let (frequency_penalty, presence_penalty) = (penalty("frequency_penalty")?, penalty("presence_penalty")?);
     request.sampling = Some(Sampling {
-        top_p: fields.number("top_p")?,
+        top_p: fields
+            .number_in("top_p", "a number above 0 and up to 1", |number| number > 0.0 && number <= 1.0)?
+            // What is too small for the engines' numbers is not 0.
+            .map(|top_p| top_p.max(f32::MIN_POSITIVE)),
         // -1 is vLLM's word for all of them.
         top_k: fields
             .integer("top_k", -1, u32::MAX.into())?
             .filter(|top_k| *top_k > 0)
             .and_then(|top_k| u32::try_from(top_k).ok()),
-        min_p: fields.number("min_p")?,
+        min_p: fields.number_in("min_p", "a number from 0 to 1", |number| (0.0..=1.0).contains(&number))?,
         stop: fields.texts("stop")?,
         seed: fields.integer("seed", i64::MIN, i64::MAX)?.map(i64::cast_unsigned),
-        frequency_penalty: fields.number("frequency_penalty")?,
-        presence_penalty: fields.number("presence_penalty")?,
+        frequency_penalty,
+        presence_penalty,
     });
     fields.refuse("logit_bias", &[], "leave it out")?;
     fields.refuse("n", &[json!(1)], "send the request several times")?;

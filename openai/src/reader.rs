@@ -69,8 +69,8 @@ impl SseParser {
         self.extend(bytes)
     }
 
-    /// The next whole event.
-    pub fn next(&mut self) -> Option<SseEvent> {
+    /// The next whole event; `None` until more bytes are pushed.
+    pub fn event(&mut self) -> Option<SseEvent> {
         self.whole.pop_front()
     }
 
@@ -133,7 +133,7 @@ mod tests {
         let mut found = Vec::new();
         for chunk in chunks {
             parser.push(chunk)?;
-            found.extend(std::iter::from_fn(|| parser.next()).map(|event| event.data));
+            found.extend(std::iter::from_fn(|| parser.event()).map(|event| event.data));
         }
         Ok(found)
     }
@@ -155,7 +155,7 @@ mod tests {
     fn several_lines_of_data_are_one_text_and_the_type_is_kept() {
         let mut parser = SseParser::default();
         parser.push(b"event: error\ndata: {\ndata:  1}\ndata\n\n").unwrap();
-        let event = parser.next().unwrap();
+        let event = parser.event().unwrap();
         assert_eq!((event.event.as_str(), event.data.as_str()), ("error", "{\n 1}\n"));
     }
 

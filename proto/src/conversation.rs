@@ -11,6 +11,11 @@ pub const MAX_TOOL_CALLS: usize = MAX_TOOLS;
 /// Alternatives of each token, as in existing APIs.
 pub const MAX_TOP_LOGPROBS: u32 = 20;
 
+/// Highest temperature: above 2 every model's output is noise, and existing APIs stop there too.
+pub const MAX_TEMPERATURE: f32 = 2.0;
+/// Largest penalty in either direction, the range that existing APIs have.
+pub const MAX_PENALTY: f32 = 2.0;
+
 impl Message {
     /// What the model shall be like.
     pub fn system(content: impl Into<String>) -> Self {

@@ -44,6 +44,18 @@ pub enum IsolationError {
         /// Its text beside the others.
         together: String,
     },
+    /// The same prompt gave another text the second time.
+    #[error(
+        "isolation test of {model}: the same prompt gives {first:?}, and asked again {second:?}, which is more than rounding: the engine's cache is not to be trusted on this machine"
+    )]
+    Forgets {
+        /// The model.
+        model: String,
+        /// Its text.
+        first: String,
+        /// Its text the second time.
+        second: String,
+    },
     /// A generation failed.
     #[error("isolation test: {0}")]
     Engine(#[from] EngineError),
@@ -51,6 +63,9 @@ pub enum IsolationError {
 
 /// Tokens of each text. The cross-talk that was seen began with the first.
 const TOKENS: u32 = 12;
+/// Tokens of a long text. A GPU keeps conversations in pages of 32 tokens: with the prefix cache of mistral.rs 0.8.1, which counts them wrongly, answers of an H100
+/// broke at the fifth page, and only where their prompt began like an earlier one.
+const LONG_TOKENS: u32 = 192;
 /// Alternatives that are looked at where a token differs.
 const ALTERNATIVES: u32 = 5;
 /// Two tokens are tied if their log probabilities differ by less. A bf16 logit between 16 and 32 is rounded to an eighth, and a few of these add up; the words of
@@ -83,13 +98,13 @@ async fn isolation_test_of(
     let begin = Instant::now();
     let mut alone = Vec::new();
     for prompt in prompts {
-        alone.push(said(engine, model, prompt, &[]).await?);
+        alone.push(said(engine, model, prompt, TOKENS, &[]).await?);
     }
-    let together = join_all(prompts.iter().map(|prompt| said(engine, model, prompt, &[]))).await;
+    let together = join_all(prompts.iter().map(|prompt| said(engine, model, prompt, TOKENS, &[]))).await;
     let mut ties = 0;
     for ((prompt, alone), together) in prompts.iter().zip(&alone).zip(together) {
         let together = together?;
-        match ties_between(engine, model, prompt, alone, &together).await? {
+        match ties_between(engine, model, prompt, TOKENS, alone, &together).await? {
             Some(found) => ties += found,
             None => {
                 let (model, prompt) = (model.to_owned(), (*prompt).to_owned());
@@ -98,8 +113,21 @@ async fn isolation_test_of(
             }
         }
     }
+    if engine.uses_gpu() {
+        ties += again(engine, model, prompts[0]).await?;
+    }
     let texts = alone.into_iter().map(|said| said.text).collect();
     Ok(IsolationReport { model: model.to_owned(), texts, ties, elapsed: begin.elapsed() })
+}
+
+/// A long text, and the same again, which may find what the first one left in a cache.
+async fn again(engine: &dyn Engine, model: &str, prompt: &str) -> Result<usize, IsolationError> {
+    let first = said(engine, model, prompt, LONG_TOKENS, &[]).await?;
+    let second = said(engine, model, prompt, LONG_TOKENS, &[]).await?;
+    match ties_between(engine, model, prompt, LONG_TOKENS, &first, &second).await? {
+        Some(ties) => Ok(ties),
+        None => Err(IsolationError::Forgets { model: model.to_owned(), first: first.text, second: second.text }),
+    }
 }
 
 /// What was generated.
@@ -114,6 +142,7 @@ async fn ties_between(
     engine: &dyn Engine,
     model: &str,
     prompt: &str,
+    tokens: u32,
     alone: &Said,
     together: &Said,
 ) -> Result<Option<usize>, EngineError> {
@@ -142,7 +171,7 @@ async fn ties_between(
         }
         at += same + 1;
         let begun: Vec<u32> = together.tokens[..at].iter().map(|token| token.token_id).collect();
-        again = said(engine, model, prompt, &begun).await?;
+        again = said(engine, model, prompt, tokens, &begun).await?;
         expected = &again.tokens;
     }
 }
@@ -156,14 +185,14 @@ fn tied(chosen: &TokenLogprob, other: Option<u32>) -> bool {
 }
 
 /// What the model says after the tokens that it has said already.
-async fn said(engine: &dyn Engine, model: &str, prompt: &str, begun: &[u32]) -> Result<Said, EngineError> {
-    let left = TOKENS.saturating_sub(u32::try_from(begun.len()).unwrap_or(TOKENS));
+async fn said(engine: &dyn Engine, model: &str, prompt: &str, tokens: u32, begun: &[u32]) -> Result<Said, EngineError> {
+    let left = tokens.saturating_sub(u32::try_from(begun.len()).unwrap_or(tokens));
     let mut request = Generate::new(model, prompt, Sampling::greedy(left));
     request.logprobs = Some(ALTERNATIVES);
     request.continuation = (!begun.is_empty()).then(|| Continuation {
         text: String::new(),
         tokens: begun.to_vec(),
-        completion_tokens: TOKENS - left,
+        completion_tokens: tokens - left,
         reasoning: String::new(),
         tool_calls: Vec::new(),
     });

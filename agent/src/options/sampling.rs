@@ -2,15 +2,15 @@
 
 use std::{collections::HashMap, fmt::Display, str::FromStr};
 
-use titan_proto::{DEFAULT_MAX_TOKENS, v1};
+use titan_proto::{
+    DEFAULT_MAX_TOKENS,
+    conversation::{MAX_PENALTY, MAX_TEMPERATURE},
+    v1,
+};
 
 use super::OptionError;
 use crate::engine::Sampling;
 
-/// Highest temperature: above 2 every model's output is noise, and existing APIs stop there too.
-pub const MAX_TEMPERATURE: f32 = 2.0;
-/// Largest penalty in either direction, the range that existing APIs have.
-pub const MAX_PENALTY: f32 = 2.0;
 /// Most stop texts in one request: each is searched for in every piece of text.
 pub const MAX_STOPS: usize = 16;
 /// Longest stop text in bytes: that much text may have to be held back from the reader while it could be the beginning of one.

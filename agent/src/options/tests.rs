@@ -482,7 +482,7 @@ fn in_range(sampling: &Sampling) -> Result<(), TestCaseError> {
     prop_assert!(sampling.top_p.is_none_or(|v| v > 0.0 && v <= 1.0));
     prop_assert!(sampling.top_k.is_none_or(|v| v >= 1));
     prop_assert!(sampling.min_p.is_none_or(|v| (0.0..=1.0).contains(&v)));
-    prop_assert!(sampling.presence_penalty.is_none_or(|v| v.abs() <= MAX_PENALTY));
+    prop_assert!(sampling.presence_penalty.is_none_or(|v| v.abs() <= titan_proto::conversation::MAX_PENALTY));
     prop_assert!(sampling.stop.iter().all(|stop| !stop.is_empty()));
     Ok(())
 }

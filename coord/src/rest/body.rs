@@ -172,7 +172,12 @@ fn text(fields: &mut Map<String, Value>, name: &str) -> Result<Option<String>, A
 
 fn whole_number(fields: &mut Map<String, Value>, name: &str) -> Result<Option<i32>, ApiError> {
     let Some(value) = take(fields, name) else { return Ok(None) };
-    match value.as_i64().map(i32::try_from) {
+    // Some clients write 100.0.
+    let whole = value.as_i64().or_else(|| {
+        let number = value.as_f64().filter(|number| number.fract() == 0.0)?;
+        (f64::from(i32::MIN)..=f64::from(i32::MAX)).contains(&number).then_some(number as i64)
+    });
+    match whole.map(i32::try_from) {
         Some(Ok(number)) => Ok(Some(number)),
         _ => Err(wrong_type(name, "a whole number of 32 bits", &value)),
     }

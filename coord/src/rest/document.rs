@@ -42,7 +42,7 @@ fn request_inference() {}
 fn health() {}
 
 #[utoipa::path(get, path = "/api/v1/status", params(
-    ("include_agents" = Option<bool>, Query, description = "The agents, each with its load and its models"),
+    ("include_agents" = Option<String>, Query, description = "`true`, `True` or `1`: the agents, each with its load and its models"),
 ), responses((status = 200, description = "What is there", body = Status)))]
 fn status() {}
 

@@ -291,7 +291,9 @@ async fn health_and_status_have_every_field_of_the_contract() {
 
     let mut status = fixture.get("/api/v1/status").await;
     status["timestamp"] = is_now(&status["timestamp"]);
-    assert_eq!(status, json!({"total_agents": 1, "healthy_agents": 1, "timestamp": null}));
+    let none = json!({"received": 0, "sent": 0});
+    let traffic = json!({"http": none, "grpc": none});
+    assert_eq!(status, json!({"total_agents": 1, "healthy_agents": 1, "timestamp": null, "traffic": traffic}));
 
     for query in ["true", "True", "1"] {
         let mut status = fixture.get(&format!("/api/v1/status?include_agents={query}")).await;

@@ -12,7 +12,7 @@ use utoipa::{
 /// One text or several.
 fn stop() -> Schema {
     let text = || ObjectBuilder::new().schema_type(Type::String).min_length(Some(1));
-    let texts = ArrayBuilder::new().items(text()).max_items(Some(4));
+    let texts = ArrayBuilder::new().items(text()).max_items(Some(16));
     OneOfBuilder::new().item(text()).item(texts).item(ObjectBuilder::new().schema_type(Type::Null)).into()
 }
 

@@ -28,10 +28,13 @@ struct Scripted {
     running: std::sync::Arc<AtomicUsize>,
     beside: Beside,
     tells_tokens: bool,
+    /// It is on a GPU, and from this token on a long text is another one when it is asked for again.
+    forgets_at: Option<u32>,
+    long_texts: AtomicUsize,
 }
 
 fn scripted(beside: Beside, tells_tokens: bool) -> Scripted {
-    Scripted { running: Default::default(), beside, tells_tokens }
+    Scripted { running: Default::default(), beside, tells_tokens, forgets_at: None, long_texts: AtomicUsize::new(0) }
 }
 
 const OTHER: u32 = 1000;
@@ -69,15 +72,25 @@ impl Engine for Scripted {
         vec!["scripted".to_owned()]
     }
 
+    fn uses_gpu(&self) -> bool {
+        self.forgets_at.is_some()
+    }
+
     fn generate(&self, request: Generate) -> GenerateFuture<'_> {
         Box::pin(async move {
-            let (events, stream) = mpsc::channel(64);
+            let is_again =
+                request.sampling.max_tokens == LONG_TOKENS && self.long_texts.fetch_add(1, Ordering::SeqCst) > 0;
+            let forgets_at = self.forgets_at.filter(|_| is_again).unwrap_or(u32::MAX);
+            let (events, stream) = mpsc::channel(256);
             self.running.fetch_add(1, Ordering::SeqCst);
             tokio::task::yield_now().await;
             let crowded = self.running.load(Ordering::SeqCst) > 1;
             let from = request.continuation.map_or(0, |begun| begun.completion_tokens);
             for at in from..from + request.sampling.max_tokens {
-                let Some(token) = self.token(at, crowded) else { break };
+                let Some(mut token) = self.token(at, crowded) else { break };
+                if at >= forgets_at {
+                    token.token_id += WORDS;
+                }
                 let mut piece = Piece::from(format!("{} ", token.token_id));
                 piece.logprobs = if self.tells_tokens { vec![token] } else { Vec::new() };
                 events.try_send(Ok(Event::Piece(piece))).unwrap();
@@ -126,4 +139,12 @@ async fn an_engine_that_mixes_requests_up_is_found_out() {
         let error = isolation_test(&scripted(beside, tells_tokens), "scripted").await.unwrap_err();
         assert!(matches!(error, IsolationError::CrossTalk { .. }), "{beside:?}: {error}");
     }
+}
+
+#[tokio::test]
+async fn on_a_gpu_an_engine_that_says_something_else_the_second_time_is_found_out() {
+    let on_gpu = |forgets_at| Scripted { forgets_at: Some(forgets_at), ..scripted(Beside::Same, true) };
+    isolation_test(&on_gpu(u32::MAX), "scripted").await.unwrap();
+    let error = isolation_test(&on_gpu(130), "scripted").await.unwrap_err();
+    assert!(matches!(error, IsolationError::Forgets { .. }), "{error}");
 }

@@ -139,6 +139,9 @@ pub enum LoadError {
     },
 }
 
+/// Sequences at once on a GPU. mistral.rs runs those of one length together and prefills the others anew when their turn comes: 64 hung on an H100, 16 do not.
+const GPU_SEQUENCES: usize = 16;
+
 /// A model ready to generate.
 pub(super) struct Loaded {
     pub(super) names: Vec<String>,
@@ -184,7 +187,7 @@ pub(super) async fn load(
         force_cpu: config.force_cpu,
         on_cpu,
         isq: config.isq.on(on_cpu),
-        sequences: if on_cpu { 1 } else { config.max_jobs.max(1) },
+        sequences: if on_cpu { 1 } else { config.max_jobs.clamp(1, GPU_SEQUENCES) },
         gpu_share: (at + 1) as f32 / of.max(1) as f32,
         gpu_cache_mib: config.gpu.cache_mib,
         gpu_small_cache: config.gpu.small_cache,

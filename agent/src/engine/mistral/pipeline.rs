@@ -62,9 +62,6 @@ pub(super) struct Built {
 /// Share of a GPU's memory for weights and the paged KV cache together. mistral.rs' own default is a pool of 4,096 tokens for all sequences.
 const GPU_UTILIZATION: f32 = 0.85;
 
-/// Conversations that mistral.rs keeps on a GPU. On a CPU it keeps all, and [`super::reading`] has it drop them.
-const PREFIX_CACHE: usize = 16;
-
 /// Builds one engine. The error is one line.
 pub(super) async fn build(
     name: &str,
@@ -132,10 +129,11 @@ async fn load(name: &str, files: &ModelFiles, template: &str, settings: Settings
         }
     };
     let tokenizer = tokenizer.ok_or_else(|| anyhow::anyhow!("it has no tokenizer"))?;
-    // On a CPU the cache is never evicted: it is on only where its entries can be looked after.
+    // On a CPU the cache is never evicted: it is on only where its entries can be looked after. On a GPU it is off: what shares a beginning with an earlier
+    // request is given wrong lengths there, and reads pages that are not its own (tried on an H100: no numbers, or an illegal address, at the fifth page).
     let looked_after = || files.vocabulary(&tokenizer, metadata.eos_tok.clone()).is_ok_and(|it| it.can_end_unseen());
-    let no_prefix_cache = settings.on_cpu && !looked_after();
-    let engine = EngineConfig { prefix_cache_n: PREFIX_CACHE, no_prefix_cache, ..EngineConfig::default() };
+    let no_prefix_cache = !settings.on_cpu || !looked_after();
+    let engine = EngineConfig { no_prefix_cache, ..EngineConfig::default() };
     Ok(Built {
         model: build_model_from_pipeline(pipeline, scheduler, AddModelConfig::new(engine)).await,
         tokenizer,

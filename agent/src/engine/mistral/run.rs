@@ -15,6 +15,7 @@ use super::{
     guide::Guide,
     load::Loaded,
     pool::Place,
+    quiet::one_line,
     reading::{Held, PromptReader},
     request::{self, Outcome, only},
     sampler::Sampler,
@@ -213,7 +214,8 @@ fn failure(outcome: Outcome) -> EngineError {
         Outcome::Finished => "it stopped without saying why".to_owned(),
     };
     tracing::error!(reason, "the engine failed");
-    EngineError::Failed(reason)
+    // A GPU's errors come with a backtrace in them, which is for the log.
+    EngineError::Failed(one_line(&reason))
 }
 
 /// Chooses every token in mistral.rs' place, and owns the place of the sequence.

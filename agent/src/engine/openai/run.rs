@@ -87,7 +87,7 @@ async fn read(response: &mut Response, answer: &mut Answer, events: &Events) -> 
         let chunk = chunk.map_err(|_| Broken::Silent(patience.as_secs()))?;
         let Some(bytes) = chunk.map_err(|error| Broken::Connection(reason(&error)))? else { return Err(Broken::Ended) };
         parser.push(&bytes).map_err(Broken::NoEvents)?;
-        while let Some(event) = parser.next() {
+        while let Some(event) = parser.event() {
             if event.data.trim() == DONE {
                 return answer.end().map_err(Broken::Server);
             }

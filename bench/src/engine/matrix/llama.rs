@@ -123,7 +123,7 @@ impl LlamaServer {
         let mut counted = None;
         while let Some(bytes) = response.chunk().await.context("llama.cpp's answer broke off")? {
             events.push(&bytes)?;
-            while let Some(event) = events.next().filter(|event| event.data != DONE) {
+            while let Some(event) = events.event().filter(|event| event.data != DONE) {
                 let chunk = Chunk::parse(&event.data)?;
                 watch.text(chunk.text());
                 counted = chunk.usage.map(Tokens::from).or(counted);

@@ -161,7 +161,7 @@ where
 {
     async fn text(&mut self) -> anyhow::Result<Option<String>> {
         loop {
-            while let Some(SseEvent { data, .. }) = self.parser.next() {
+            while let Some(SseEvent { data, .. }) = self.parser.event() {
                 if data == DONE {
                     // The end of the body is behind it: read, so that the connection can be used again.
                     while self.body.next().await.transpose()?.is_some() {}

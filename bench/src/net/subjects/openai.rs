@@ -17,10 +17,13 @@ use super::{
     LOCALHOST,
     http::{Version, asked, texts},
     origin::PATH,
-    titan::{AGENT, AGENT_HOST, Titan, Wire},
+    titan::{AGENT, Titan, Wire},
     trust::{Dialer, Trust, without_sessions},
 };
-use crate::net::subject::{Answer, Client, Held, Pending};
+use crate::{
+    lab::AGENT_HOST,
+    net::subject::{Answer, Client, Held, Pending},
+};
 
 /// An application, and the proxy beside it, which is what `titan proxy` serves: both are the client's cost.
 pub(super) struct ByProxy {

@@ -25,7 +25,7 @@ use tonic::transport::Endpoint;
 
 use super::{EVERYWHERE, LOCALHOST, Serving, tokens::PROMPT, trust::server_name};
 use crate::{
-    lab::{self, AGENT_ID, SPARE_AGENT_ID},
+    lab::{self, AGENT_HOST, AGENT_ID, SPARE_AGENT_ID},
     net::subject::{Answer, Client, Held, Pending, Tokens},
 };
 
@@ -33,8 +33,6 @@ use crate::{
 const COORDINATOR_GRPC: u16 = 1;
 pub(super) const AGENT: u16 = 2;
 const SPARE_AGENT: u16 = 3;
-/// What the agent advertises. Nobody resolves it but the clients here.
-pub(super) const AGENT_HOST: &str = "agent.bench.invalid";
 /// As many as a coordinator accepts: admission is not what is measured.
 const MAX_JOBS: usize = 10_000;
 /// Longest wait for the agent to register. It fetches keys and reports once.

@@ -63,7 +63,7 @@ async fn play(player: &Player, base: &str, from: &str, say: &impl Fn(What)) -> a
     let mut events = SseParser::default();
     while let Some(bytes) = answer.chunk().await? {
         events.push(&bytes)?;
-        while let Some(event) = events.next() {
+        while let Some(event) = events.event() {
             if event.data == "[DONE]" {
                 return Ok(());
             }
@@ -112,7 +112,8 @@ async fn run(player: &Player, program: &str, base: &str, from: &str, say: &impl 
     };
     let (mut complaint, mut stderr) = (String::new(), stderr);
     let (read, complained) = tokio::join!(pieces, stderr.read_to_string(&mut complaint));
-    (read?, complained?);
+    read?;
+    complained?;
     let status = child.wait().await?;
     if !status.success() {
         bail!("{}", complaint.lines().last().unwrap_or("it said nothing"));
