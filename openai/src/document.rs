@@ -12,7 +12,7 @@ use serde_json::json;
 use utoipa::OpenApi;
 
 use self::{
-    answers::{ChatCompletion, Completion, Deleted, Model, ModelList, Refusals, Response},
+    answers::{ChatCompletion, Completion, Deleted, Model, ModelList, Refusals, Response, StreamEvent},
     requests::{ChatRequest, CompletionRequest, ResponseRequest},
 };
 
@@ -24,24 +24,31 @@ use self::{
         description = "Served by agents, by `titan proxy`, and by a coordinator, which redirects (307) to an agent."
     ),
     paths(chat, completions, create_response, get_response, delete_response, cancel_response, models, model),
-    components(schemas(requests::Item))
+    components(schemas(requests::Item, requests::Part))
 )]
 struct Document;
 
 /// The document, as JSON.
 pub fn document() -> String {
     let mut document = json!(Document::openapi());
-    // What a derive cannot say: alternatives are given with probabilities only.
-    document["components"]["schemas"]["ChatRequest"]["anyOf"] = json!([
+    // What a derive cannot say: alternatives are given with probabilities only, and who wants a call gives functions.
+    let alternatives = json!({"anyOf": [
         {"properties": {"logprobs": {"const": true}}, "required": ["logprobs"]},
         {"properties": {"top_logprobs": {"enum": [null, 0]}}},
-    ]);
+    ]});
+    let calls = json!({"anyOf": [
+        {"properties": {"tool_choice": {"enum": [null, "auto", "none"]}}},
+        {"properties": {"tools": {"type": "array", "minItems": 1}}, "required": ["tools"]},
+    ]});
+    let schemas = &mut document["components"]["schemas"];
+    schemas["ChatRequest"]["allOf"] = json!([alternatives, calls]);
+    schemas["ResponseRequest"]["allOf"] = json!([calls]);
     format!("{document:#}")
 }
 
 #[utoipa::path(post, path = "/v1/chat/completions", request_body = ChatRequest, responses(
     (status = 200, description = "The answer; with `stream` events, each a chunk of it, and `[DONE]` at the end", content(
-        (ChatCompletion = "application/json"), (String = "text/event-stream")
+        (ChatCompletion = "application/json"), (StreamEvent = "text/event-stream")
     )),
     Refusals
 ))]
@@ -49,7 +56,7 @@ fn chat() {}
 
 #[utoipa::path(post, path = "/v1/completions", request_body = CompletionRequest, responses(
     (status = 200, description = "The text; with `stream` events, each a chunk of it, and `[DONE]` at the end", content(
-        (Completion = "application/json"), (String = "text/event-stream")
+        (Completion = "application/json"), (StreamEvent = "text/event-stream")
     )),
     Refusals
 ))]
@@ -57,7 +64,7 @@ fn completions() {}
 
 #[utoipa::path(post, path = "/v1/responses", request_body = ResponseRequest, responses(
     (status = 200, description = "The response; with `stream` its events", content(
-        (Response = "application/json"), (String = "text/event-stream")
+        (Response = "application/json"), (StreamEvent = "text/event-stream")
     )),
     Refusals
 ))]
@@ -69,7 +76,7 @@ fn create_response() {}
     ("starting_after" = Option<u64>, Query, description = "With `stream`: only events behind the one with this number"),
 ), responses(
     (status = 200, description = "The response as far as it is", content(
-        (Response = "application/json"), (String = "text/event-stream")
+        (Response = "application/json"), (StreamEvent = "text/event-stream")
     )),
     Refusals
 ))]

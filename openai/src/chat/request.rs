@@ -228,9 +228,11 @@ pub(crate) fn tool_choice(fields: &mut Fields) -> Result<Option<ToolChoice>, Api
     };
     let mut choice = Fields::of(choice, "tool_choice")?;
     only_functions(&mut choice)?;
-    let name = match choice.object("function")? {
-        Some(mut function) => function.required_text("name")?,
-        None => choice.required_text("name")?,
-    };
+    let mut named = choice.object("function")?.unwrap_or(choice);
+    let name = named.required_text("name")?;
+    if name.is_empty() {
+        let name = named.name("name");
+        return Err(ApiError::invalid(&name, format!("{name} is empty: name a function, or leave tool_choice out")));
+    }
     Ok(Some(ToolChoice { mode: String::new(), name }))
 }

@@ -84,6 +84,13 @@ pub(super) struct Response {
     incomplete_details: Option<BTreeMap<String, Value>>,
 }
 
+/// One event of a stream: `data` is a chunk as JSON, or `[DONE]`.
+#[derive(ToSchema)]
+pub(super) struct StreamEvent {
+    data: String,
+    event: Option<String>,
+}
+
 #[derive(ToSchema)]
 pub(super) struct Deleted {
     id: String,

@@ -16,6 +16,17 @@ fn stop() -> Schema {
     OneOfBuilder::new().item(text()).item(texts).item(ObjectBuilder::new().schema_type(Type::Null)).into()
 }
 
+/// A text, or parts.
+fn text() -> Schema {
+    let text = ObjectBuilder::new().schema_type(Type::String).min_length(Some(1));
+    let parts = ArrayBuilder::new().items(Ref::from_schema_name("Part")).min_items(Some(1));
+    OneOfBuilder::new().item(text).item(parts).into()
+}
+
+fn nothing() -> Schema {
+    ObjectBuilder::new().schema_type(Type::Null).into()
+}
+
 /// A text, or items.
 fn input() -> Schema {
     let text = ObjectBuilder::new().schema_type(Type::String).min_length(Some(1));
@@ -74,6 +85,8 @@ pub(super) enum Message {
     Said(Said),
     /// What the model said, and the functions that it called.
     Assistant(Assistant),
+    /// It said nothing, and called these functions.
+    AssistantCalls(AssistantCalls),
     /// What a function gave.
     Tool(ToolResult),
 }
@@ -82,7 +95,8 @@ pub(super) enum Message {
 pub(super) struct Said {
     #[schema(inline)]
     role: Speaker,
-    content: Text,
+    #[schema(schema_with = text)]
+    content: Value,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -97,9 +111,21 @@ pub(super) enum Speaker {
 pub(super) struct Assistant {
     #[schema(inline)]
     role: AssistantRole,
-    content: Option<Text>,
+    #[schema(schema_with = text)]
+    content: Value,
     reasoning_content: Option<String>,
     tool_calls: Option<Vec<ToolCall>>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(super) struct AssistantCalls {
+    #[schema(inline)]
+    role: AssistantRole,
+    #[schema(schema_with = nothing)]
+    content: Option<Value>,
+    reasoning_content: Option<String>,
+    #[schema(min_items = 1)]
+    tool_calls: Vec<ToolCall>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -112,9 +138,10 @@ pub(super) enum AssistantRole {
 pub(super) struct ToolResult {
     #[schema(inline)]
     role: ToolRole,
-    #[schema(min_length = 1)]
+    #[schema(min_length = 1, max_length = 64)]
     tool_call_id: String,
-    content: Text,
+    #[schema(schema_with = text)]
+    content: Value,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -124,22 +151,16 @@ pub(super) enum ToolRole {
 }
 
 #[derive(Serialize, ToSchema)]
-#[serde(untagged)]
-pub(super) enum Text {
-    Whole(String),
-    Parts(Vec<Part>),
-}
-
-#[derive(Serialize, ToSchema)]
-pub(super) struct Part {
+pub(crate) struct Part {
     #[schema(inline)]
     r#type: PartType,
+    #[schema(min_length = 1)]
     text: String,
 }
 
 #[derive(Serialize, ToSchema)]
 #[schema(rename_all = "snake_case")]
-pub(super) enum PartType {
+pub(crate) enum PartType {
     Text,
     InputText,
     OutputText,
@@ -147,10 +168,10 @@ pub(super) enum PartType {
 
 #[derive(Serialize, ToSchema)]
 pub(super) struct ToolCall {
-    #[schema(min_length = 1)]
+    #[schema(min_length = 1, max_length = 64)]
     id: String,
     #[schema(inline)]
-    r#type: FunctionType,
+    r#type: Option<FunctionType>,
     function: CalledFunction,
 }
 
@@ -162,7 +183,7 @@ pub(super) enum FunctionType {
 
 #[derive(Serialize, ToSchema)]
 pub(super) struct CalledFunction {
-    #[schema(min_length = 1)]
+    #[schema(pattern = "^[a-zA-Z0-9_-]{1,64}$")]
     name: String,
     /// A JSON object.
     arguments: String,
@@ -171,7 +192,7 @@ pub(super) struct CalledFunction {
 #[derive(Serialize, ToSchema)]
 pub(super) struct Tool {
     #[schema(inline)]
-    r#type: FunctionType,
+    r#type: Option<FunctionType>,
     function: Function,
 }
 
@@ -202,12 +223,13 @@ pub(super) enum ToolChoiceWord {
 #[derive(Serialize, ToSchema)]
 pub(super) struct ChosenFunction {
     #[schema(inline)]
-    r#type: FunctionType,
+    r#type: Option<FunctionType>,
     function: FunctionName,
 }
 
 #[derive(Serialize, ToSchema)]
 pub(super) struct FunctionName {
+    #[schema(pattern = "^[a-zA-Z0-9_-]{1,64}$")]
     name: String,
 }
 
@@ -338,10 +360,11 @@ pub(crate) enum Item {
 #[derive(Serialize, ToSchema)]
 pub(super) struct InputMessage {
     #[schema(inline)]
-    r#type: MessageType,
+    r#type: Option<MessageType>,
     #[schema(inline)]
     role: InputRole,
-    content: Text,
+    #[schema(schema_with = text)]
+    content: Value,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -363,9 +386,9 @@ pub(super) enum InputRole {
 pub(super) struct InputCall {
     #[schema(inline)]
     r#type: CallType,
-    #[schema(min_length = 1)]
+    #[schema(min_length = 1, max_length = 64)]
     call_id: String,
-    #[schema(min_length = 1)]
+    #[schema(pattern = "^[a-zA-Z0-9_-]{1,64}$")]
     name: String,
     arguments: String,
 }
@@ -380,9 +403,10 @@ pub(super) enum CallType {
 pub(super) struct CallOutput {
     #[schema(inline)]
     r#type: OutputType,
-    #[schema(min_length = 1)]
+    #[schema(min_length = 1, max_length = 64)]
     call_id: String,
-    output: Text,
+    #[schema(schema_with = text)]
+    output: Value,
 }
 
 #[derive(Serialize, ToSchema)]

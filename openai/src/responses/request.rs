@@ -108,9 +108,21 @@ pub(crate) fn read(mut fields: Fields) -> Result<ResponseRequest, ApiError> {
     if let Some(mut stream) = fields.object("stream_options")? {
         options.obfuscate = stream.flag("include_obfuscation")?.unwrap_or(true);
     }
-    fields.take("metadata");
+    check_metadata(&mut fields)?;
     fields.skip(&HARMLESS);
     Ok(ResponseRequest { request, options, echo, ignored: fields.left() })
+}
+
+/// It is kept for nobody, but comes back in the response.
+fn check_metadata(fields: &mut Fields) -> Result<(), ApiError> {
+    match fields.take("metadata") {
+        None => Ok(()),
+        Some(Value::Object(entries)) => match entries.iter().find(|(_, value)| !value.is_string()) {
+            None => Ok(()),
+            Some((name, value)) => Err(wrong(&format!("metadata.{name}"), "a string", value)),
+        },
+        Some(other) => Err(fields.wrong("metadata", "an object of strings", &other)),
+    }
 }
 
 fn echo(fields: &Fields) -> Map<String, Value> {
