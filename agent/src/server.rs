@@ -8,7 +8,7 @@ use titan_proto::{
 };
 use titan_transport::{
     Plaintext, QuicListener, QuicServerConfig, QuicTls, TcpConfig, serve_quic, serve_tcp,
-    tls::{HttpTls, Identities, Renewals, TlsError},
+    tls::{HttpTls, Identities, TlsError, follow},
     token::{KeySetError, TokenVerifier},
 };
 use tokio::net::TcpListener;
@@ -132,7 +132,7 @@ impl Agent {
         let renewing = async {
             if let Some(renewals) = config.renewals {
                 tokio::select! {
-                    () = renew.run(renewals) => {}
+                    () = follow(renewals, |identities| renew.replace(identities)) => {}
                     () = close.cancelled() => {}
                 }
             }
@@ -195,17 +195,6 @@ struct Renew {
 }
 
 impl Renew {
-    /// Takes each new certificate, until none can come any more.
-    async fn run(&self, mut renewals: Renewals) {
-        while renewals.changed().await.is_ok() {
-            let identities = renewals.borrow_and_update().clone();
-            match self.replace(&identities) {
-                Ok(()) => tracing::info!("new connections use the new certificates"),
-                Err(error) => tracing::error!(%error, "the new certificates cannot be used: the old ones stay"),
-            }
-        }
-    }
-
     fn replace(&self, identities: &Identities) -> Result<(), BindError> {
         if let Some(http) = &self.http {
             http.replace(identities)?;

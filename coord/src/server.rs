@@ -10,7 +10,7 @@ use std::{
 
 use titan_transport::{
     Plaintext, TcpConfig, serve_tcp,
-    tls::{HttpTls, Renewals, TlsError},
+    tls::{HttpTls, Renewals, TlsError, follow},
     token::{KeyError, TokenIssuer},
 };
 use tokio::{
@@ -171,14 +171,8 @@ impl Coordinator {
 
 /// Shows each new certificate from the next connection on. Does not end.
 async fn renew(tls: Option<HttpTls>, renewals: Option<Renewals>) {
-    if let (Some(tls), Some(mut renewals)) = (tls, renewals) {
-        while renewals.changed().await.is_ok() {
-            let identities = renewals.borrow_and_update().clone();
-            match tls.replace(&identities) {
-                Ok(()) => info!("new connections use the new certificates"),
-                Err(error) => tracing::error!(%error, "the new certificates cannot be used: the old ones stay"),
-            }
-        }
+    if let (Some(tls), Some(renewals)) = (tls, renewals) {
+        follow(renewals, |identities| tls.replace(identities)).await;
     }
     std::future::pending().await
 }

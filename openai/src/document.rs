@@ -8,6 +8,8 @@
 mod answers;
 mod requests;
 
+use std::sync::LazyLock;
+
 use serde_json::json;
 use utoipa::OpenApi;
 
@@ -29,7 +31,12 @@ use self::{
 struct Document;
 
 /// The document, as JSON.
-pub fn document() -> String {
+pub fn document() -> &'static str {
+    static DOCUMENT: LazyLock<String> = LazyLock::new(written);
+    &DOCUMENT
+}
+
+fn written() -> String {
     let mut document = json!(Document::openapi());
     // What a derive cannot say: alternatives are given with probabilities only, and who wants a call gives functions.
     let alternatives = json!({"anyOf": [
@@ -117,7 +124,7 @@ mod tests {
 
     /// A request that says nothing but these fields, each with nothing in it but what has to be there.
     fn ignored(schema: &str, required: Value, read: fn(Fields) -> Vec<String>) -> Vec<String> {
-        let document: Value = serde_json::from_str(&document()).unwrap();
+        let document: Value = serde_json::from_str(document()).unwrap();
         let properties = document["components"]["schemas"][schema]["properties"].as_object().unwrap();
         let mut body = required;
         for name in properties.keys() {

@@ -24,7 +24,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject as _};
 
-pub use self::live::{HttpTls, Identities, PublicIdentity, Renewals, https_client_config};
+pub use self::live::{HttpTls, Identities, PublicIdentity, Renewals, follow, https_client_config};
 use crate::{QuicOptions, limits};
 
 /// The one crypto provider, aws-lc-rs, with X25519 as the first key exchange.

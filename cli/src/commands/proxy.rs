@@ -5,7 +5,7 @@ use std::{convert::Infallible, net::SocketAddr};
 use anyhow::{Context as _, bail};
 use titan_client::TitanClient;
 use titan_proxy::Clients;
-use titan_transport::tls::{Renewals, TlsMaterial};
+use titan_transport::tls::{Renewals, TlsMaterial, follow};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -45,14 +45,11 @@ fn client_of(args: &ProxyArgs, tls: Option<TlsMaterial>) -> anyhow::Result<Titan
 
 /// Goes on with each new certificate. Answers that run keep the one that they began with.
 async fn renew(args: &ProxyArgs, clients: &Clients, renewals: Option<Renewals>) -> Infallible {
-    if let Some(mut renewals) = renewals {
-        while renewals.changed().await.is_ok() {
-            let tls = renewals.borrow_and_update().private.clone();
-            match client_of(args, Some(tls)) {
-                Ok(client) => clients.replace(client),
-                Err(error) => tracing::error!("the new certificate cannot be used, and the old one stays: {error:#}"),
-            }
-        }
+    if let Some(renewals) = renewals {
+        follow(renewals, |identities| {
+            client_of(args, Some(identities.private.clone())).map(|client| clients.replace(client))
+        })
+        .await;
     }
     std::future::pending().await
 }

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use rustls::pki_types::CertificateDer;
 use titan_certs::{RENEW_DAYS, not_after};
 use titan_transport::tls::{Identities, Renewals};
 use tokio::sync::watch;
@@ -43,9 +44,16 @@ pub(crate) fn watch(
     hear
 }
 
+/// The keys too: where a certificate is there before its key, what was read in between could not be used, and what is read next has to be tried.
 fn is_same(new: &Identities, old: &Identities) -> bool {
-    let public = |identities: &Identities| identities.public.as_ref().map(|public| public.chain.clone());
-    new.private.roots == old.private.roots && new.private.chain == old.private.chain && public(new) == public(old)
+    fn public(identities: &Identities) -> Option<(&[CertificateDer<'static>], &[u8])> {
+        identities.public.as_ref().map(|public| (public.chain.as_slice(), public.key.secret_der()))
+    }
+    let (one, other) = (&new.private, &old.private);
+    one.roots == other.roots
+        && one.chain == other.chain
+        && one.key.secret_der() == other.key.secret_der()
+        && public(new) == public(old)
 }
 
 /// What was said already.
@@ -156,5 +164,27 @@ mod tests {
         dir.issue(&LeafRequest::new(Role::Agent, "a")).unwrap();
         renewals.changed().await.unwrap();
         assert_ne!(renewals.borrow().private.chain, first.private.chain);
+    }
+
+    #[tokio::test]
+    async fn a_key_that_is_written_after_its_certificate_is_seen_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = CertDir::new(folder.path());
+        dir.init().unwrap();
+        dir.issue(&LeafRequest::new(Role::Agent, "a")).unwrap();
+        let first = identities(&dir).unwrap();
+        let old_key = std::fs::read(dir.leaf_key(Role::Agent, "a")).unwrap();
+        dir.issue(&LeafRequest::new(Role::Agent, "a")).unwrap();
+        let new_key = std::fs::read(dir.leaf_key(Role::Agent, "a")).unwrap();
+        assert_ne!(old_key, new_key);
+        std::fs::write(dir.leaf_key(Role::Agent, "a"), old_key).unwrap();
+        let again = CertDir::new(folder.path());
+        let mut renewals = watch("it".to_owned(), first, Duration::from_millis(20), move || identities(&again));
+        renewals.changed().await.unwrap();
+        let between = renewals.borrow_and_update().private.clone();
+        assert!(titan_transport::tls::HttpTls::new(&between, None).is_err(), "the halves do not belong together");
+        std::fs::write(dir.leaf_key(Role::Agent, "a"), new_key).unwrap();
+        renewals.changed().await.unwrap();
+        assert!(titan_transport::tls::HttpTls::new(&renewals.borrow().private, None).is_ok());
     }
 }

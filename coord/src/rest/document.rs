@@ -3,7 +3,7 @@
 
 #![allow(dead_code, reason = "these types are read by utoipa's derive alone")]
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::LazyLock};
 
 use titan_proto::rest::{Error, Health, InferenceResponse, Status};
 use utoipa::{OpenApi, ToSchema};
@@ -21,9 +21,10 @@ use super::Model;
 struct Document;
 
 /// The document, as JSON.
-pub(super) fn document() -> String {
+pub(super) fn document() -> &'static str {
     // Made of constants: a test has seen that it can be written.
-    Document::openapi().to_pretty_json().unwrap_or_default()
+    static DOCUMENT: LazyLock<String> = LazyLock::new(|| Document::openapi().to_pretty_json().unwrap_or_default());
+    &DOCUMENT
 }
 
 #[utoipa::path(post, path = "/api/v1/inference/request", request_body = InferenceRequest, responses(
@@ -85,7 +86,7 @@ mod tests {
 
     #[test]
     fn it_names_every_path() {
-        let document: serde_json::Value = serde_json::from_str(&document()).unwrap();
+        let document: serde_json::Value = serde_json::from_str(document()).unwrap();
         let paths: Vec<&String> = document["paths"].as_object().unwrap().keys().collect();
         assert_eq!(paths.len(), 5, "{paths:?}");
     }

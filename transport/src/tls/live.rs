@@ -64,6 +64,17 @@ pub struct Identities {
 /// The identities of a server, the newest of them at any time. Whoever sends one here has a running server change over to it.
 pub type Renewals = watch::Receiver<Identities>;
 
+/// Has `take` change over to each new identity. Ends when none can come any more.
+pub async fn follow<E: std::fmt::Display>(mut renewals: Renewals, take: impl Fn(&Identities) -> Result<(), E>) {
+    while renewals.changed().await.is_ok() {
+        let identities = renewals.borrow_and_update().clone();
+        match take(&identities) {
+            Ok(()) => tracing::info!("new connections use the new certificates"),
+            Err(error) => tracing::error!(%error, "the new certificates cannot be used: the old ones stay"),
+        }
+    }
+}
+
 /// TLS of a TCP port: HTTP/2 and HTTP/1.1, a client certificate asked for but not required. What it shows can be replaced while it serves; connections that
 /// are open go on.
 #[derive(Clone, Debug)]
