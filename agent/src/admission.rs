@@ -4,14 +4,17 @@
 //! was room, and the client is better served by asking it again.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
+    time::Instant,
 };
 
 use parking_lot::Mutex;
-use titan_proto::MAX_TOKENS_PER_SECOND;
+use titan_proto::{MAX_TOKENS_PER_SECOND, v1::FinishedGeneration};
 use tokio::sync::watch;
 use tonic::{Status, metadata::MetadataValue};
+
+use crate::account::{Account, Finished, Job};
 
 /// What a refused client is told to wait, in `grpc-retry-pushback-ms` (gRFC A6): about the time in which a short answer ends.
 const RETRY_AFTER_MS: u32 = 500;
@@ -35,12 +38,13 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    running: BTreeMap<u64, String>,
+    running: BTreeMap<u64, Job>,
     next: u64,
     draining: bool,
     processed: u64,
     tokens_per_second: Option<f64>,
     claimed: VecDeque<String>,
+    finished: Finished,
 }
 
 /// The numbers of one moment.
@@ -61,7 +65,8 @@ impl Admission {
     }
 
     /// Takes a slot for the job, or says why there is none.
-    pub(crate) fn admit(&self, job_id: &str) -> Result<Slot, AdmissionError> {
+    pub(crate) fn admit(&self, job: impl Into<Job>) -> Result<Slot, AdmissionError> {
+        let job = job.into();
         let mut state = self.shared.state.lock();
         if state.draining {
             return Err(AdmissionError::Draining);
@@ -71,14 +76,14 @@ impl Admission {
         }
         let id = state.next;
         state.next += 1;
-        state.running.insert(id, job_id.to_owned());
+        state.running.insert(id, job.clone());
         if state.claimed.len() == MAX_CLAIMED {
             state.claimed.pop_front();
         }
-        state.claimed.push_back(job_id.to_owned());
+        state.claimed.push_back(job.job_id.clone());
         drop(state);
         self.shared.changed.send_replace(());
-        Ok(Slot { shared: Arc::clone(&self.shared), id })
+        Ok(Slot { shared: Arc::clone(&self.shared), id, account: Account::of(job, Instant::now()) })
     }
 
     /// Admits nothing from now on.
@@ -118,7 +123,26 @@ impl Admission {
 
     /// The jobs that run now, the longest running first.
     pub(crate) fn job_ids(&self) -> Vec<String> {
-        self.shared.state.lock().running.values().cloned().collect()
+        self.shared.state.lock().running.values().map(|job| job.job_id.clone()).collect()
+    }
+
+    /// How many jobs of each API key run now; those without a key are left out.
+    pub(crate) fn running_by_key(&self) -> HashMap<String, u32> {
+        let mut counts = HashMap::new();
+        for job in self.shared.state.lock().running.values().filter(|job| !job.key.is_empty()) {
+            *counts.entry(job.key.clone()).or_default() += 1;
+        }
+        counts
+    }
+
+    /// The accounts of what has ended, from number `from` on, as many as one update takes, and the number after them.
+    pub(crate) fn finished(&self, from: u64) -> (Vec<FinishedGeneration>, u64) {
+        self.shared.state.lock().finished.from(from)
+    }
+
+    /// The coordinator knows the accounts before this number.
+    pub(crate) fn accounted(&self, before: u64) {
+        self.shared.state.lock().finished.known(before);
     }
 
     /// The jobs that began since the last call.
@@ -132,9 +156,15 @@ impl Admission {
 pub(crate) struct Slot {
     shared: Arc<Shared>,
     id: u64,
+    account: Account,
 }
 
 impl Slot {
+    /// What the generation has used so far.
+    pub(crate) fn account(&mut self) -> &mut Account {
+        &mut self.account
+    }
+
     /// Adds a finished generation's speed to the average.
     pub(crate) fn record_speed(&self, tokens_per_second: f64) {
         // Text that waited for a slow reader and is then read at once looks faster than any machine.
@@ -152,6 +182,7 @@ impl Drop for Slot {
         let mut state = self.shared.state.lock();
         state.running.remove(&self.id);
         state.processed += 1;
+        state.finished.push(self.account.close(Instant::now()));
         drop(state);
         self.shared.changed.send_replace(());
     }
@@ -241,7 +272,7 @@ mod tests {
     fn claims_are_bounded_while_nobody_takes_them() {
         let admission = Admission::new(1);
         for job in 0..=MAX_CLAIMED {
-            drop(admission.admit(&job.to_string()).unwrap());
+            drop(admission.admit(job.to_string().as_str()).unwrap());
         }
         let claimed = admission.take_claimed();
         assert_eq!((claimed.len(), claimed[0].as_str()), (MAX_CLAIMED, "1"));

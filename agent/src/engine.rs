@@ -227,6 +227,18 @@ pub struct TokenIds {
     more: Vec<u32>,
 }
 
+impl TokenIds {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        usize::from(self.first.is_some()) + self.more.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+}
+
 impl FromIterator<u32> for TokenIds {
     fn from_iter<T: IntoIterator<Item = u32>>(ids: T) -> Self {
         let mut ids = ids.into_iter();

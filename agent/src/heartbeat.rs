@@ -7,6 +7,7 @@
 mod backoff;
 
 use std::{
+    collections::VecDeque,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -118,6 +119,10 @@ struct Session<'a> {
     interval: Duration,
     /// What the last update said of the engine.
     told: EngineState,
+    /// The number of the next account ([`Admission::finished`](crate::admission::Admission::finished)) that this session has to tell.
+    next_account: u64,
+    /// Accounts on their way: with the acknowledgement of the update of this time, those before this number are known.
+    accounts: VecDeque<(i64, u64)>,
 }
 
 /// What changes in an engine without a request beginning or ending.
@@ -143,8 +148,10 @@ impl EngineState {
 impl<'a> Session<'a> {
     fn new(heartbeat: &'a mut Heartbeat) -> Self {
         let interval = heartbeat.interval;
-        let (round_trip, told) = Default::default();
-        Self { heartbeat, round_trip, registered: false, register: true, interval, told }
+        let (round_trip, told, accounts) = Default::default();
+        // What an earlier session told and nobody acknowledged is told again.
+        let next_account = 0;
+        Self { heartbeat, round_trip, registered: false, register: true, interval, told, next_account, accounts }
     }
 
     async fn run(&mut self) -> Lost {
@@ -177,6 +184,7 @@ impl<'a> Session<'a> {
                         continue;
                     }
                     self.round_trip.acknowledged(ack.timestamp, std::time::Instant::now());
+                    self.accounted(ack.timestamp);
                     if self.acknowledge(&ack.status, &ack.message, ack.heartbeat_interval_seconds) {
                         next = Instant::now();
                     }
@@ -202,6 +210,15 @@ impl<'a> Session<'a> {
         let jwks =
             fetched.map_err(|_| Lost::Keys(format!("no answer within {KEYS_TIMEOUT:?}")))?.map_err(Lost::Keys)?;
         self.heartbeat.core.auth.set_keys(&jwks).map_err(|error| Lost::Keys(error.to_string()))
+    }
+
+    fn accounted(&mut self, timestamp: i64) {
+        while let Some(&(sent_at, before)) = self.accounts.front()
+            && sent_at <= timestamp
+        {
+            self.heartbeat.core.admission.accounted(before);
+            self.accounts.pop_front();
+        }
     }
 
     /// Takes the coordinator's word. Says whether an update has to go out at once.
@@ -237,6 +254,8 @@ impl<'a> Session<'a> {
         // In this order: a job that begins in between is counted twice for a moment, never not at all.
         let claimed_job_ids = core.admission.take_claimed();
         let load = core.admission.load();
+        let running_by_key = core.admission.running_by_key();
+        let (finished, next_account) = core.admission.finished(self.next_account);
         let queued = core.engine.queued().min(load.running);
         let mut registration = None;
         let state = EngineState::of(&*core.engine);
@@ -272,7 +291,13 @@ impl<'a> Session<'a> {
             health_reason: state.reason.clone(),
             cached_prefixes: if caches { state.prefixes.clone() } else { Vec::new() },
             caches,
+            finished,
+            running_by_key,
         };
+        if next_account != self.next_account {
+            self.accounts.push_back((timestamp, next_account));
+            self.next_account = next_account;
+        }
         self.told = state;
         self.round_trip.sent(timestamp, std::time::Instant::now());
         timeout(ACK_TIMEOUT, outbox.send(update)).await.map_err(|_| Lost::Silent)?.map_err(|_| Lost::Closed)

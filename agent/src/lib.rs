@@ -6,8 +6,8 @@
 //!
 //! 1. `server`: one set of gRPC services on two wires, TCP (gRPC over HTTP/2) and UDP (gRPC over QUIC); the drain.
 //! 2. `service`: the one handler of both wires. What it asks, it asks in this order:
-//!    `auth` (whose token, for what), [`options`] (what to generate), `admission` (is there room), `replay` (did this run already),
-//!    [`engine`] (generate).
+//!    `auth` (whose token, for what), [`options`] (what to generate), `admission` (is there room; `account`: what it uses), `replay` (did this
+//!    run already), `token_uses` (may the token start another one), [`engine`] (generate).
 //!    `openai_api` asks it in the words of OpenAI's API, on the TCP port.
 //! 3. `response`: the engine's stream as gRPC messages, with the usage on the last one. `resumable`: the same for answers that can be resumed.
 //!
@@ -16,6 +16,7 @@
 //!
 //! It does not choose agents, queue for other agents, or issue tokens: that is the coordinator's work.
 
+mod account;
 mod admission;
 mod auth;
 mod config;
@@ -31,6 +32,7 @@ mod resumable;
 mod server;
 mod service;
 mod telemetry;
+mod token_uses;
 
 pub use config::{Config, ConfigError};
 pub use server::{Agent, BindError};

@@ -85,6 +85,7 @@ impl Stream for ResponseStream {
             Poll::Ready(event) => event,
             Poll::Pending => {
                 ready!(this.aborted.as_mut().poll(cx));
+                generation.slot.account().failed();
                 this.generation = None;
                 let why = "this agent shut down before the answer was complete: ask the coordinator for another agent";
                 return Poll::Ready(Some(Err(Status::unavailable(why))));
@@ -92,9 +93,11 @@ impl Stream for ResponseStream {
         };
         let item = match event {
             Some(Ok(Event::Piece(piece))) => {
-                if piece.is_seen() {
-                    generation.clock.seen(Instant::now());
+                let (seen, now) = (piece.is_seen(), Instant::now());
+                if seen {
+                    generation.clock.seen(now);
                 }
+                generation.slot.account().piece(piece.tokens.len(), seen, now);
                 return Poll::Ready(Some(Ok(message(piece, generation.shape))));
             }
             Some(Ok(Event::Done(usage))) => Ok(generation.finish(usage)),
@@ -107,8 +110,9 @@ impl Stream for ResponseStream {
 }
 
 impl Generation {
-    fn finish(&self, usage: Usage) -> StreamResponse {
+    fn finish(&mut self, usage: Usage) -> StreamResponse {
         let generated = usage.completion_tokens.saturating_sub(self.shape.continued_tokens);
+        self.slot.account().completed(usage.prompt_tokens, usage.cached_tokens, generated);
         let timing = self.clock.timing(generated, Instant::now());
         // What was made ahead comes at once, and says nothing about the machine's speed.
         if timing.tokens_per_second > 0.0 && !self.prefilled {
@@ -136,6 +140,7 @@ impl Generation {
     }
 
     fn fail(&mut self, error: &EngineError) -> Status {
+        self.slot.account().failed();
         let produced = self.clock.first_seen.is_some();
         if !produced {
             self.note.iter_mut().for_each(Note::take_back);

@@ -32,6 +32,7 @@ use crate::{
     resumable::Kept,
     service::{Core, Service, count},
     telemetry::Telemetry,
+    token_uses::TokenUses,
 };
 
 /// Largest request message: a prompt that is somewhat too long is still read, so that it is refused with its length.
@@ -90,6 +91,7 @@ impl Agent {
             prefills: Arc::new(prefills),
             telemetry,
             replay: Arc::default(),
+            token_uses: TokenUses::default(),
             kept: Kept::new(config.keep_time),
             abort,
         });

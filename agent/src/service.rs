@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::{
+    account::Job,
     admission::Admission,
     auth::{Authenticator, Purpose, allowed_model, check_role},
     engine::{Engine, EngineError, Generate, Health, TokenStream},
@@ -30,6 +31,7 @@ use crate::{
     response::{ResponseStream, Shape, engine_status},
     resumable::{Kept, Reader, RequestId},
     telemetry::Telemetry,
+    token_uses::TokenUses,
 };
 
 /// The agent's gRPC service. Cheap to clone; all clones are one.
@@ -49,6 +51,7 @@ pub(crate) struct Core {
     pub(crate) prefills: Arc<Prefills>,
     pub(crate) telemetry: Telemetry,
     pub(crate) replay: Arc<Mutex<ReplayCache>>,
+    pub(crate) token_uses: TokenUses,
     pub(crate) kept: Kept,
     /// Ends what still runs when the drain is over.
     pub(crate) abort: CancellationToken,
@@ -143,15 +146,18 @@ impl Core {
             confirmed(early_data).await?;
         }
         // The slot first: a request that finds none has not run and may come again with the same nonce.
-        let slot = self.admission.admit(&claims.job_id)?;
+        let mut slot = self.admission.admit(Job::of(claims, &generate.model))?;
+        slot.account().prompt(generate.prompt_bytes());
         let begun = self.prefills.claim(&claims.job_id, &generate);
         let note = self.run_once(claims, nonce, early_data).await?;
+        let token_use = self.token_uses.start(claims, SystemTime::now())?;
         let begun = self.prefills.taken_over(begun.filter(|_| anew)).await;
         let prefilled = begun.is_some();
         let tokens = match begun {
             Some(tokens) => tokens,
             None => self.generate(generate).await?,
         };
+        token_use.used();
         let stream =
             ResponseStream::new(tokens, slot, received_at, note, self.abort.clone(), shape).prefilled(prefilled);
         Ok(match resumable.filter(|_| self.kept.is_on()) {

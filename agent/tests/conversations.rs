@@ -29,7 +29,13 @@ async fn timed(engine: &MistralEngine, asked: Generate) -> (Answer, f64) {
     let begin = Instant::now();
     let mut first = None;
     let mut stream = engine.generate(asked).await.unwrap();
-    let mut answer = Answer { text: String::new(), tokens: Vec::new(), events: 0, usage: engine_support::NO_USAGE };
+    let mut answer = Answer {
+        text: String::new(),
+        tokens: Vec::new(),
+        events: 0,
+        beginnings: Vec::new(),
+        usage: engine_support::NO_USAGE,
+    };
     while let Some(event) = stream.recv().await {
         match event.unwrap() {
             Event::Piece(piece) => {

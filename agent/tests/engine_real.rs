@@ -354,18 +354,6 @@ async fn an_engine_that_was_cancelled_during_prefill_is_not_given_away(engine: &
     panic!("cancelled engines are free at once: then they do not compute to the end of their piece");
 }
 
-/// What an engine is asked to go on with after so many events of an answer.
-async fn cut(engine: &MistralEngine, prompt: &str, sampling: &Sampling, events: usize) -> (String, Vec<u32>) {
-    let mut stream = engine.generate(ask(prompt, sampling.clone())).await.unwrap();
-    let (mut text, mut tokens) = (String::new(), Vec::new());
-    for _ in 0..events {
-        let Some(Event::Piece(piece)) = stream.recv().await.transpose().unwrap() else { break };
-        text.push_str(&piece.text);
-        tokens.extend(Vec::from(piece.tokens));
-    }
-    (text, tokens)
-}
-
 fn rest_of(prompt: &str, sampling: &Sampling, (text, tokens): (String, Vec<u32>)) -> Generate {
     let completion_tokens = u32::try_from(tokens.len()).unwrap();
     let max_tokens = sampling.max_tokens - completion_tokens;
@@ -392,7 +380,7 @@ async fn a_continued_answer_is_the_undisturbed_one(engine: &MistralEngine) {
             if events > whole.events {
                 break;
             }
-            let cut = cut(engine, prompt, &sampling, events).await;
+            let cut = whole.beginnings[events - 1].clone();
             assert!(whole.text.starts_with(&cut.0), "{prompt}");
             let continued = answer_to(engine, rest_of(prompt, &sampling, cut.clone())).await.unwrap();
             assert_eq!(format!("{}{}", cut.0, continued.text), whole.text, "{prompt} after {events} events");
@@ -410,7 +398,7 @@ async fn a_continuation_that_is_read_begins_where_the_text_ended(engine: &Mistra
     for prompt in ["Why is the sky blue?", "Repeat after me: \u{1f600}\u{1f680}\u{1f600}\u{1f680} 日本語 grüße"] {
         let whole = answer(engine, prompt, Sampling::greedy(24)).await.unwrap();
         for events in [1, 2, 3, 5, 7] {
-            let cut = cut(engine, prompt, &almost, events).await;
+            let cut = whole.beginnings[events - 1].clone();
             assert!(whole.text.starts_with(&cut.0), "{prompt}");
             let continued = answer_to(engine, rest_of(prompt, &almost, cut.clone())).await.unwrap();
             // Further on another word may have been almost as likely.
@@ -438,7 +426,7 @@ async fn a_continuation_with_nothing_left_ends(engine: &MistralEngine) {
 
 async fn a_text_that_its_tokens_do_not_say_is_refused(engine: &MistralEngine) {
     let (prompt, sampling) = ("Why is the sky blue?", Sampling::greedy(20));
-    let (_, tokens) = cut(engine, prompt, &sampling, 3).await;
+    let tokens = answer(engine, prompt, sampling.clone()).await.unwrap().beginnings[2].1.clone();
     for temperature in [0.0, 0.001] {
         let sampling = Sampling { temperature, ..sampling.clone() };
         let refused = answer_to(engine, rest_of(prompt, &sampling, ("Because".to_owned(), tokens.clone()))).await;

@@ -71,6 +71,8 @@ impl Lab {
             nbf: now,
             exp: now + TOKEN_SECONDS,
             request: None,
+            key: None,
+            generations: None,
         };
         Ok(self.issuer.issue(&claims)?)
     }

@@ -17,8 +17,8 @@ use time::{Duration, OffsetDateTime};
 
 use crate::files::{Access, DirLock, make_dir, write_atomic};
 use crate::identity::Role;
-use crate::info::{CaInfo, InfoError, LeafInfo};
-use crate::leaf::{Ca, LeafRequest, MakeError, Pair, RENEW_DAYS, make_ca};
+use crate::info::{CaInfo, InfoError, LeafInfo, not_after};
+use crate::leaf::{Ca, LeafRequest, MakeError, Pair, RENEW_DAYS, SigningRequest, make_ca, make_request};
 use crate::names::NameError;
 
 /// A directory of certificates. Creating this value touches nothing; see the methods.
@@ -115,6 +115,16 @@ impl CertDir {
             return Err(CertsError::NoCa { dir: self.path.clone() });
         }
         CaInfo::from_der(&read_certificate(&path)?).map_err(|source| CertsError::BadCertificate { path, source })
+    }
+
+    /// The CA, ready to certify keys that others have made. It is read once: a CA that takes its place later is not seen.
+    ///
+    /// # Errors
+    /// [`CertsError::NoCa`], or [`CertsError::HalfCa`] where its key is on another machine.
+    pub fn issuer(&self) -> Result<CertIssuer, CertsError> {
+        let path = self.ca_pem();
+        let ca_pem = read(&path)?;
+        Ok(CertIssuer { ca: self.load_ca()?, ca_pem })
     }
 
     fn init_at(&self, now: OffsetDateTime) -> Result<bool, CertsError> {
@@ -217,6 +227,54 @@ pub enum Ensured {
     Kept,
     /// A new one was issued.
     Issued(Reason),
+}
+
+/// A CA that certifies keys of others.
+pub struct CertIssuer {
+    ca: Ca,
+    ca_pem: String,
+}
+
+/// A certificate that was just made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signed {
+    /// PEM.
+    pub certificate: String,
+    /// End of its life.
+    pub not_after: std::time::SystemTime,
+}
+
+impl CertIssuer {
+    /// Certifies the key of a signing request (PKCS#10 in PEM) for what `request` says; what the signing request says itself does not count.
+    ///
+    /// # Errors
+    /// [`MakeError`].
+    pub fn sign(&self, request: &LeafRequest, csr_pem: &str) -> Result<Signed, MakeError> {
+        let certificate = self.ca.sign_request(request, csr_pem, OffsetDateTime::now_utc())?;
+        let not_after = not_after(certificate.der())
+            .map_err(|error| MakeError::Ca { part: "certificate", detail: error.to_string() })?;
+        Ok(Signed { certificate: certificate.pem(), not_after })
+    }
+
+    /// The CA's certificate in PEM.
+    pub fn ca_pem(&self) -> &str {
+        &self.ca_pem
+    }
+}
+
+impl std::fmt::Debug for CertIssuer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Never the key.
+        f.debug_struct("CertIssuer").field("ca", &self.ca.info.subject).finish()
+    }
+}
+
+/// Makes a new P-256 key and a request to have it certified.
+///
+/// # Errors
+/// [`MakeError::Crypto`].
+pub fn signing_request() -> Result<SigningRequest, MakeError> {
+    make_request()
 }
 
 /// Why [`CertDir::ensure`] issued a leaf.

@@ -7,8 +7,8 @@ use std::path::Path;
 use aws_lc_rs::rand;
 
 /// Who may read a file.
-#[derive(Clone, Copy)]
-pub(crate) enum Access {
+#[derive(Clone, Copy, Debug)]
+pub enum Access {
     /// Mode 0600.
     Private,
     /// Mode 0644.
@@ -17,7 +17,7 @@ pub(crate) enum Access {
 
 /// Makes a directory and its parents, with mode 0700 for those that are new. An existing directory is left as it is: its
 /// owner may share it on purpose, and the keys in it are private by their own mode.
-pub(crate) fn make_dir(path: &Path) -> io::Result<()> {
+pub fn make_dir(path: &Path) -> io::Result<()> {
     let mut builder = DirBuilder::new();
     builder.recursive(true);
     #[cfg(unix)]
@@ -26,7 +26,7 @@ pub(crate) fn make_dir(path: &Path) -> io::Result<()> {
 }
 
 /// Writes a file so that a reader, or a crash at any moment, finds the old content or the new one, never a part of it.
-pub(crate) fn write_atomic(path: &Path, content: &[u8], access: Access) -> io::Result<()> {
+pub fn write_atomic(path: &Path, content: &[u8], access: Access) -> io::Result<()> {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a file path"));
     };
@@ -73,13 +73,14 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
 }
 
 /// Holds the directory for one process at a time, until dropped: two clusters that start together must not make two CAs.
-pub(crate) struct DirLock {
+#[derive(Debug)]
+pub struct DirLock {
     _file: File,
 }
 
 impl DirLock {
     /// Waits until no other process holds it. The system lets go of it when its holder ends, however it ends.
-    pub(crate) fn acquire(dir: &Path) -> io::Result<Self> {
+    pub fn acquire(dir: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(dir.join(".lock"))?;
         #[cfg(unix)]
         loop {

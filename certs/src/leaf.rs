@@ -2,8 +2,9 @@
 
 use aws_lc_rs::rand;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
+    BasicConstraints, Certificate, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType,
+    SerialNumber,
 };
 use rustls_pki_types::CertificateDer;
 use time::{Duration, OffsetDateTime};
@@ -110,12 +111,23 @@ pub enum MakeError {
         /// Leaf and CA in DER.
         bytes: usize,
     },
+    /// What was sent is no signing request, or its signature is not that of its key.
+    #[error("the certificate signing request cannot be used ({0}): send PKCS#10 in PEM, signed with a P-256 key")]
+    Request(rcgen::Error),
     /// The cryptographic library refused.
     #[error("cannot make a key or certificate: {0}")]
     Crypto(#[from] rcgen::Error),
     /// The system gave no randomness. Trying again may help.
     #[error("the system's random number generator failed")]
     Random,
+}
+
+/// A request to have a key certified, and the key, each as PEM.
+pub struct SigningRequest {
+    /// For whoever issues.
+    pub csr: String,
+    /// PKCS#8, for nobody else.
+    pub key: String,
 }
 
 /// A certificate and its private key, each as PEM.
@@ -159,6 +171,29 @@ impl Ca {
 
     /// Makes a new key and a certificate for it. The life begins at about `now` and ends with the CA's at the latest.
     pub(crate) fn issue(&self, request: &LeafRequest, now: OffsetDateTime) -> Result<Pair, MakeError> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let certificate = self.sign(request, &key, now)?;
+        Ok(Pair { certificate: certificate.pem(), key: key.serialize_pem() })
+    }
+
+    /// Makes a certificate for the key of a signing request (RFC 2986) in PEM. What else that asks for does not count: `request` says what the certificate is
+    /// for.
+    pub(crate) fn sign_request(
+        &self,
+        request: &LeafRequest,
+        csr_pem: &str,
+        now: OffsetDateTime,
+    ) -> Result<Certificate, MakeError> {
+        let csr = CertificateSigningRequestParams::from_pem(csr_pem).map_err(MakeError::Request)?;
+        self.sign(request, &csr.public_key, now)
+    }
+
+    fn sign(
+        &self,
+        request: &LeafRequest,
+        key: &impl PublicKeyData,
+        now: OffsetDateTime,
+    ) -> Result<Certificate, MakeError> {
         if !(1..=MAX_LEAF_DAYS).contains(&request.days) {
             return Err(MakeError::Days(request.days));
         }
@@ -166,7 +201,6 @@ impl Ca {
             return Err(MakeError::CaExpired(self.info.not_after.date()));
         }
         let sans = request.sans()?;
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let mut params = base_params(&request.name, now, request.days)?;
         params.not_after = params.not_after.min(self.info.not_after);
         params.subject_alt_names = sans.into_iter().map(rcgen_san).collect::<Result<_, _>>()?;
@@ -174,13 +208,20 @@ impl Ca {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = usages(request.role);
         params.use_authority_key_identifier_extension = true;
-        let certificate = params.signed_by(&key, &self.issuer)?;
+        let certificate = params.signed_by(key, &self.issuer)?;
         let bytes = certificate.der().len() + self.der_len;
         if bytes > CHAIN_BUDGET_BYTES {
             return Err(MakeError::TooLarge { bytes });
         }
-        Ok(Pair { certificate: certificate.pem(), key: key.serialize_pem() })
+        Ok(certificate)
     }
+}
+
+/// Makes a new key and a request to have it certified (RFC 2986). Who its holder is, the issuer says.
+pub(crate) fn make_request() -> Result<SigningRequest, MakeError> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let csr = CertificateParams::default().serialize_request(&key)?;
+    Ok(SigningRequest { csr: csr.pem()?, key: key.serialize_pem() })
 }
 
 /// Agents and coordinators are servers, and clients of each other; a client is never a server.

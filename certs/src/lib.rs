@@ -15,16 +15,19 @@
 //! trusted any more is dealt with by a new CA.
 
 mod dir;
-mod files;
+pub mod files;
 mod identity;
 mod info;
 mod leaf;
 mod names;
 
-pub use dir::{CertDir, CertsError, Ensured, Reason, default_dir};
+pub use dir::{CertDir, CertIssuer, CertsError, Ensured, Reason, Signed, default_dir, signing_request};
 pub use identity::{
     COORDINATOR_SERVER_NAME, Identity, IdentityError, Role, UnknownRole, agent_server_name, server_name,
 };
 pub use info::{CaInfo, InfoError, LeafInfo, not_after};
-pub use leaf::{CA_DAYS, CHAIN_BUDGET_BYTES, CLOCK_SKEW, LEAF_DAYS, LeafRequest, MAX_LEAF_DAYS, MakeError, RENEW_DAYS};
+pub use leaf::{
+    CA_DAYS, CHAIN_BUDGET_BYTES, CLOCK_SKEW, LEAF_DAYS, LeafRequest, MAX_LEAF_DAYS, MakeError, RENEW_DAYS,
+    SigningRequest,
+};
 pub use names::{MAX_HOSTS, MAX_NAME_LEN, NameError, validate_name};

@@ -5,6 +5,7 @@
 
 #[cfg_attr(not(feature = "engines"), allow(dead_code, reason = "the command line is the same in every build"))]
 pub(crate) mod demo;
+pub(crate) mod keys;
 #[cfg_attr(not(feature = "engines"), allow(dead_code, reason = "the command line is the same in every build"))]
 pub(crate) mod serve;
 pub(crate) mod values;
@@ -47,7 +48,7 @@ Examples:
   titan demo roaming                      what a change of network does to a stream, over gRPC and over QUIC
 
 Directories (each can be moved by its environment variable):
-  TITAN_DATA_DIR    certificates and signing keys [default: ~/.local/share/titan]
+  TITAN_DATA_DIR    certificates, signing keys, API keys, usage [default: ~/.local/share/titan]
   TITAN_CACHE_DIR   models that titan has fetched, TLS sessions [default: ~/.cache/titan]";
 
 /// What to do.
@@ -64,6 +65,9 @@ pub(crate) enum Command {
     Agent(AgentArgs),
     #[command(subcommand)]
     Certs(CertsCommand),
+    #[command(subcommand)]
+    Keys(keys::KeysCommand),
+    Usage(keys::UsageArgs),
     #[command(subcommand)]
     Demo(demo::DemoCommand),
     Completions(CompletionsArgs),
@@ -169,6 +173,8 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     pub(crate) post_quantum: bool,
     #[command(flatten)]
+    pub(crate) key: keys::KeyArgs,
+    #[command(flatten)]
     pub(crate) identity: IdentityArgs,
 }
 
@@ -210,6 +216,8 @@ pub(crate) struct ChatArgs {
     #[arg(long, value_name = "FEATURE", value_delimiter = ',')]
     pub(crate) without: Vec<Feature>,
     #[command(flatten)]
+    pub(crate) key: keys::KeyArgs,
+    #[command(flatten)]
     pub(crate) identity: IdentityArgs,
 }
 
@@ -227,6 +235,8 @@ pub(crate) struct AskArgs {
     /// As JSON.
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) key: keys::KeyArgs,
     #[command(flatten)]
     pub(crate) identity: IdentityArgs,
 }
@@ -251,12 +261,14 @@ pub(crate) struct ProxyArgs {
     /// The coordinator's REST address. It need not be up yet.
     #[arg(long, env = "COORDINATOR_URL", default_value_t = format!("http://localhost:{COORDINATOR_HTTP_PORT}"), value_name = "URL", value_parser = values::coordinator_url)]
     pub(crate) coordinator: String,
-    /// Where applications reach it. An address that other machines can reach needs --api-key.
+    /// Where applications reach it. An address that other machines can reach needs --require-key.
     #[arg(long, env = "TITAN_PROXY_LISTEN", default_value = "127.0.0.1:8787", value_name = "HOST:PORT")]
     pub(crate) listen: SocketAddr,
-    /// The key that applications have to show. Better in the variable, since others on this machine see command lines.
-    #[arg(long, env = "TITAN_API_KEY", hide_env_values = true, value_name = "KEY")]
-    pub(crate) api_key: Option<String>,
+    /// The key that applications have to show to this proxy. Better in the variable, since others on this machine see command lines.
+    #[arg(long, env = "TITAN_PROXY_KEY", hide_env_values = true, value_name = "KEY", value_parser = values::api_key)]
+    pub(crate) require_key: Option<String>,
+    #[command(flatten)]
+    pub(crate) key: keys::KeyArgs,
     /// What to stream over: `auto` prefers QUIC and falls back to gRPC where UDP does not answer.
     #[arg(long, value_enum, default_value_t = WireArg::Auto)]
     pub(crate) wire: WireArg,

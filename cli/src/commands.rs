@@ -8,6 +8,7 @@ mod client;
 mod coord;
 #[cfg(feature = "engines")]
 mod demo;
+mod keys;
 mod manual;
 #[cfg(not(feature = "engines"))]
 mod no_engines;
@@ -16,6 +17,7 @@ mod run;
 mod status;
 #[cfg(feature = "engines")]
 mod up;
+mod usage;
 
 use std::{fmt, future::Future, io};
 
@@ -69,6 +71,8 @@ pub(crate) async fn execute(command: Command, verbose: u8) -> anyhow::Result<Out
         Command::Completions(args) => manual::completions(&args).map(|()| Outcome::Done),
         Command::Man(args) => manual::man(&args).map(|()| Outcome::Done),
         Command::Certs(command) => certs::certs(command).map(|()| Outcome::Done),
+        Command::Keys(command) => keys::keys(command).map(|()| Outcome::Done),
+        Command::Usage(args) => usage::usage(&args).map(|()| Outcome::Done),
         #[cfg(feature = "engines")]
         Command::Up(args) => up::up(args).await,
         #[cfg(feature = "engines")]

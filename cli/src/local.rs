@@ -94,7 +94,7 @@ impl Cluster {
             self.agent_tasks.spawn(async move { (id, agent.run(shutdown).await) });
         }
         progress.spin("starting");
-        let rest = Rest::new(&self.url(), tls)?;
+        let rest = Rest::new(&self.url(), tls, None)?;
         tokio::select! {
             ready = all_registered(&rest, shares) => ready,
             failure = self.failed() => Err(failure),
@@ -132,7 +132,7 @@ impl Cluster {
 async fn all_registered(rest: &Rest, agents: usize) -> anyhow::Result<()> {
     let deadline = tokio::time::Instant::now() + READY_WITHIN;
     loop {
-        let status = rest.status().await.context("asking the coordinator that has just been started")?;
+        let status = rest.totals().await.context("asking the coordinator that has just been started")?;
         if status.healthy_agents >= agents {
             return Ok(());
         }

@@ -37,8 +37,22 @@ pub(crate) fn history() -> Option<PathBuf> {
 
 /// The keys that sign tokens: `keys`, beside the certificates.
 pub(crate) fn keys() -> PathBuf {
+    data().join("keys")
+}
+
+/// Certificates that were had with an API key, one file for each coordinator.
+pub(crate) fn enrolled() -> PathBuf {
+    data().join("enrolled")
+}
+
+/// What was generated, and for whom.
+pub(crate) fn usage_log() -> PathBuf {
+    data().join("usage.jsonl")
+}
+
+fn data() -> PathBuf {
     match env::var_os(DATA_DIR) {
-        Some(dir) if !dir.is_empty() => PathBuf::from(dir).join("keys"),
-        _ => dirs::data_dir().unwrap_or_default().join("titan").join("keys"),
+        Some(dir) if !dir.is_empty() => PathBuf::from(dir),
+        _ => dirs::data_dir().unwrap_or_default().join("titan"),
     }
 }

@@ -15,6 +15,7 @@ const LOCAL_PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) struct Rest {
     url: String,
     http: reqwest::Client,
+    key: Option<String>,
 }
 
 /// What answers at an address.
@@ -30,9 +31,10 @@ pub(crate) enum Probe {
 
 impl Rest {
     /// Trusts the private CA of `tls` for `https`; goes through no proxy, since a coordinator is a neighbour.
-    pub(crate) fn new(url: &str, tls: Option<&TlsMaterial>) -> anyhow::Result<Self> {
+    /// `key`: the API key, for a coordinator that asks for one.
+    pub(crate) fn new(url: &str, tls: Option<&TlsMaterial>, key: Option<&str>) -> anyhow::Result<Self> {
         let http = http(tls)?.timeout(PATIENCE).build()?;
-        Ok(Self { url: url.to_owned(), http })
+        Ok(Self { url: url.to_owned(), http, key: key.map(str::to_owned) })
     }
 
     /// Asks the health endpoint of a coordinator that may be running on this machine.
@@ -82,9 +84,31 @@ impl Rest {
 
     /// The agents and what they serve.
     pub(crate) async fn status(&self) -> anyhow::Result<rest::Status> {
-        let url = format!("{}/api/v1/status?include_agents=true", self.url);
-        let answer = self.http.get(&url).send().await.and_then(reqwest::Response::error_for_status);
-        answer.with_context(|| format!("asking {url}"))?.json().await.with_context(|| format!("what {url} answers"))
+        self.get("/api/v1/status?include_agents=true").await
+    }
+
+    /// How many agents there are, for which nobody needs a key.
+    pub(crate) async fn totals(&self) -> anyhow::Result<rest::Status> {
+        self.get("/api/v1/status").await
+    }
+
+    async fn get(&self, path: &str) -> anyhow::Result<rest::Status> {
+        let url = format!("{}{path}", self.url);
+        let mut request = self.http.get(&url);
+        if let Some(key) = &self.key {
+            request = request.bearer_auth(key);
+        }
+        let answer = request.send().await.with_context(|| format!("asking {url}"))?;
+        let status = answer.status();
+        let body = answer.bytes().await.with_context(|| format!("asking {url}"))?;
+        if !status.is_success() {
+            // A coordinator that refuses says why.
+            match serde_json::from_slice::<rest::Error>(&body) {
+                Ok(refusal) => bail!("the coordinator at {} refuses: {}", self.url, refusal.message),
+                Err(_) => bail!("{url} answered {status}"),
+            }
+        }
+        serde_json::from_slice(&body).with_context(|| format!("what {url} answers"))
     }
 }
 

@@ -1,5 +1,6 @@
 //! Certificates for this process: found, renewed, or made for a cluster that does not leave this machine.
 
+mod enrolment;
 mod renewal;
 
 use std::{net::IpAddr, time::Duration};
@@ -8,6 +9,7 @@ use anyhow::{Context as _, bail};
 use titan_certs::{CertDir, LeafRequest, Role};
 use titan_transport::tls::{Identities, PublicIdentity, Renewals, TlsMaterial};
 
+pub(crate) use self::enrolment::{client_with_key, renewed_client_with_key};
 use crate::{
     args::{IdentityArgs, ListenArgs},
     commands::Usage,

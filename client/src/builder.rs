@@ -2,9 +2,9 @@
 
 #[cfg(feature = "stored-sessions")]
 use std::path::PathBuf;
-use std::{net::IpAddr, time::Duration};
+use std::{fmt, net::IpAddr, time::Duration};
 
-use reqwest::Url;
+use reqwest::{Url, header::HeaderValue};
 use titan_transport::{QuicConnector, QuicOptions, tls::TlsError, tls::TlsMaterial};
 use uuid::Uuid;
 
@@ -35,6 +35,7 @@ pub struct Builder {
     tls: Option<TlsMaterial>,
     wire: WirePreference,
     client_id: String,
+    api_key: Option<ApiKey>,
     quic_timeout: Duration,
     names: Names,
     features: Features,
@@ -64,6 +65,9 @@ pub enum BuildError {
     /// Agents speak QUIC with those alone who show a certificate.
     #[error("QUIC needs a client certificate: `titan certs issue --role client` makes one")]
     NoIdentity,
+    /// The API key cannot stand in a header.
+    #[error("the API key has characters that no key has: spaces, line ends, or letters beyond ASCII")]
+    ApiKey,
     /// The TLS material does not fit together, or there is no UDP.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -82,6 +86,7 @@ impl Builder {
             tls: None,
             wire: WirePreference::Auto,
             client_id: format!("titan-{}", Uuid::new_v4()),
+            api_key: None,
             quic_timeout: QUIC_TIMEOUT,
             names: Names::default(),
             features: Features::default(),
@@ -107,6 +112,12 @@ impl Builder {
     /// Sets the name that stands in tokens and logs. Defaults to `titan-` and a random UUID.
     pub fn client_id(mut self, client_id: impl Into<String>) -> Self {
         self.client_id = client_id.into();
+        self
+    }
+
+    /// Sets the API key, for a coordinator that asks for one. Agents never see it. Defaults to none.
+    pub fn api_key(mut self, key: impl Into<String>) -> Self {
+        self.api_key = Some(ApiKey(key.into()));
         self
     }
 
@@ -161,8 +172,9 @@ impl Builder {
         }
         let url = self.url()?;
         let ahead = self.features.has(Feature::PrefillAhead);
+        let key = self.api_key.as_ref().map(ApiKey::bearer).transpose()?;
         let coordinator =
-            Coordinator::new(url, self.tls.as_ref(), self.names.clone(), ahead).map_err(BuildError::Http)?;
+            Coordinator::new(url, self.tls.as_ref(), key, self.names.clone(), ahead).map_err(BuildError::Http)?;
         let connector = self.connector()?;
         let dialer = Dialer::new(self.wire, self.quic_timeout);
         Ok(TitanClient::new(self.client_id, coordinator, Agents::new(connector, self.tls), dialer, self.features))
@@ -212,5 +224,26 @@ impl Builder {
                 })
             }
         }
+    }
+}
+
+/// Shows in no log.
+#[derive(Clone)]
+struct ApiKey(String);
+
+impl fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("…")
+    }
+}
+
+impl ApiKey {
+    /// The header `authorization`: RFC 6750 §2.1.
+    fn bearer(&self) -> Result<HeaderValue, BuildError> {
+        let graphic = !self.0.is_empty() && self.0.bytes().all(|byte| byte.is_ascii_graphic());
+        let header = HeaderValue::from_str(&format!("Bearer {}", self.0)).ok().filter(|_| graphic);
+        let mut header = header.ok_or(BuildError::ApiKey)?;
+        header.set_sensitive(true);
+        Ok(header)
     }
 }

@@ -13,7 +13,7 @@ use std::{
 use futures_util::future::{Either, select};
 use reqwest::{
     Response, StatusCode, Url,
-    header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER},
+    header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER},
     redirect,
 };
 use serde::de::DeserializeOwned;
@@ -123,21 +123,24 @@ impl CoordinatorError {
 }
 
 impl Coordinator {
-    /// `tls` holds the CA that an https coordinator's certificate must be of, and perhaps an identity.
+    /// `tls` holds the CA that an https coordinator's certificate must be of, and perhaps an identity. `key`: the header `authorization`.
     pub(crate) fn new(
         mut url: Url,
         tls: Option<&TlsMaterial>,
+        key: Option<HeaderValue>,
         names: Names,
         prefill_ahead: bool,
     ) -> Result<Self, String> {
         url.set_path(&format!("{}{PATH}", url.path().trim_end_matches('/')));
         // The port stands in the URL, and 0 leaves it as it is.
         let tls = https_client_config(tls, true).map_err(|error| error.to_string())?;
+        let headers: HeaderMap = key.into_iter().map(|key| (AUTHORIZATION, key)).collect();
         let client = || {
             names
                 .iter()
                 .fold(reqwest::Client::builder(), |http, (host, address)| http.resolve(host, (address, 0).into()))
                 .tls_backend_preconfigured(tls.clone())
+                .default_headers(headers.clone())
                 .connect_timeout(CONNECT_TIMEOUT)
                 .timeout(TIMEOUT)
                 // A coordinator does not redirect; whoever does is none, and would get the request.

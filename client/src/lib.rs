@@ -32,13 +32,14 @@
 //! `client`: what a request does, from top to bottom. `coordinator`: the REST call. `route`: answers kept, without a clock.
 //! `agent`: one agent's connections, and the pool of them. `dial`: the race between the wires. `retry`: what is tried again, without a
 //! clock. `generation`: the stream of text. `job`: one run of a prompt. `recover`, `resume`: how an answer goes on when it
-//! breaks off. `features`: what can be switched off. `error`: what can go wrong, and what a status means. `names`: hosts with addresses of their own.
+//! breaks off. `enrol`: a certificate for an API key. `features`: what can be switched off. `error`: what can go wrong, and what a status means. `names`: hosts with addresses of their own.
 
 mod agent;
 mod builder;
 mod client;
 mod coordinator;
 mod dial;
+mod enrol;
 mod error;
 mod features;
 mod generation;
@@ -53,6 +54,7 @@ mod route;
 pub use builder::{BuildError, Builder, WirePreference};
 pub use client::{ClientStats, TitanClient};
 pub use coordinator::CoordinatorError;
+pub use enrol::{EnrolError, Enrolled, EnrolledPem, ca_pin, enrol};
 pub use error::{ClientError, Processed};
 pub use features::Feature;
 pub use generation::{Generation, Piece, Usage};

@@ -28,6 +28,8 @@ pub(crate) struct Route {
     pub(crate) expires_at: i64,
     /// Of the model at this agent; empty where it is not known.
     pub(crate) model_digest: String,
+    /// How many generations the token may start, if not any number.
+    pub(crate) generations: Option<u32>,
     pub(crate) place: Place,
     /// Requests that use it now.
     running: AtomicU32,
@@ -92,6 +94,7 @@ impl Route {
             token: answer.session_token,
             expires_at: answer.expires_at,
             model_digest: answer.model_digest.unwrap_or_default(),
+            generations: answer.generations,
             place: Place {
                 agent_id: answer.agent_id,
                 grpc: names.resolve(grpc),
@@ -107,8 +110,10 @@ impl Route {
         self.running.load(Relaxed) == 0
     }
 
+    /// Whether another request may use it.
     fn usable(&self, now: i64) -> bool {
-        now < self.expires_at.saturating_sub(EXPIRY_MARGIN_S)
+        // Whoever has a limit asks for each generation: one is what such tokens are good for.
+        self.generations.is_none() && now < self.expires_at.saturating_sub(EXPIRY_MARGIN_S)
     }
 }
 
@@ -222,6 +227,18 @@ mod tests {
         assert_eq!(routes.get("m", 0).unwrap().route().place.agent_id, "b");
         assert!(routes.get("other", 0).is_some());
         assert_eq!(routes.0.len(), 2);
+    }
+
+    #[test]
+    fn a_token_for_so_many_generations_is_asked_for_each_time() {
+        let answer = json!({
+            "agent_endpoint": "localhost:50052", "session_token": "t", "expires_at": 100, "job_id": "job_1",
+            "estimated_rtt_ms": 0.0, "agent_id": "agent-1", "generations": 1,
+        });
+        let route = Route::new("m", serde_json::from_value(answer).unwrap(), &Names::default()).unwrap();
+        let mut routes = Routes::default();
+        routes.put(Arc::new(route), 0);
+        assert!(routes.get("m", 0).is_none());
     }
 
     #[test]

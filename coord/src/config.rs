@@ -7,6 +7,7 @@ use std::{
 };
 
 use http::HeaderValue;
+use titan_certs::CertDir;
 use titan_proto::{COORDINATOR_GRPC_PORT, COORDINATOR_HTTP_PORT};
 use titan_transport::{
     tls::{PublicIdentity, Renewals, TlsMaterial},
@@ -43,8 +44,15 @@ pub struct Config {
     pub token_ttl: Duration,
     /// How tokens are signed. Defaults to RS256.
     pub token_algorithm: Algorithm,
-    /// Where the signing keys are kept. Defaults to `keys` in the working directory.
+    /// Where the signing keys are kept, and the API keys. Defaults to `keys` in the working directory.
     pub key_dir: PathBuf,
+    /// Whether API keys are asked for: on an address that other machines reach always, on this machine as soon as there is one
+    /// ([`KeyFile`](crate::keys::KeyFile)). Without, whoever reaches the coordinator has text generated. Defaults to true.
+    pub api_keys: bool,
+    /// The directory of the CA, whose key certifies those of clients that show an API key. Defaults to none: then certificates are issued by hand.
+    pub enrolment: Option<CertDir>,
+    /// Where it is written down what was generated for whom: [`usage`](crate::usage). Defaults to nowhere.
+    pub usage_log: Option<PathBuf>,
     /// An agent is gone after so long without a heartbeat. Defaults to 30 s.
     pub heartbeat_timeout: Duration,
     /// What agents are told to keep between two heartbeats. Defaults to 10 s: two may be lost before the third is missed.
@@ -74,6 +82,9 @@ impl Default for Config {
             token_ttl: Duration::from_secs(300),
             token_algorithm: Algorithm::default(),
             key_dir: PathBuf::from("keys"),
+            api_keys: true,
+            enrolment: None,
+            usage_log: None,
             heartbeat_timeout: Duration::from_secs(30),
             heartbeat_interval: Duration::from_secs(10),
             booking_timeout: Duration::from_secs(5),
@@ -140,12 +151,8 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] names the first value that cannot be used, and what to do.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        if self.tls.is_none() && !self.insecure_plaintext {
-            let public =
-                [self.http_addr, self.grpc_addr].into_iter().find(|addr| !addr.ip().to_canonical().is_loopback());
-            if let Some(addr) = public {
-                return Err(ConfigError::PublicWithoutTls { addr });
-            }
+        if let Some(addr) = self.public_addr().filter(|_| self.tls.is_none() && !self.insecure_plaintext) {
+            return Err(ConfigError::PublicWithoutTls { addr });
         }
         if self.http_addr == self.grpc_addr && self.http_addr.port() != 0 {
             return Err(ConfigError::SamePort { addr: self.http_addr });
@@ -160,6 +167,11 @@ impl Config {
         }
         self.weights.normalized()?;
         self.origins().map(|_| ())
+    }
+
+    /// An address that other machines can reach.
+    pub(crate) fn public_addr(&self) -> Option<SocketAddr> {
+        [self.http_addr, self.grpc_addr].into_iter().find(|addr| !addr.ip().to_canonical().is_loopback())
     }
 
     /// The allowed origins as header values.

@@ -11,7 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{any, get, post},
 };
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use http::{Extensions, HeaderMap, HeaderValue, Method, StatusCode, Uri, header, request::Parts};
 use serde_json::json;
 use titan_openai::{ApiError, check_content_type, peek};
 use titan_proto::{
@@ -21,6 +21,7 @@ use titan_proto::{
 };
 
 use crate::{
+    access::{AccessError, Caller},
     client_ids::ClientIds,
     rest::body,
     routing::{Address, Dispatcher, Route, RouteError, RouteRequest},
@@ -32,6 +33,13 @@ struct FrontDoor {
 }
 
 type Shared = State<Arc<FrontDoor>>;
+
+impl FrontDoor {
+    /// Who asks.
+    fn caller(&self, headers: &HeaderMap, extensions: &Extensions) -> Result<Caller, ApiError> {
+        self.dispatcher.access.caller(headers, extensions).map_err(|error| refusal(error.into()))
+    }
+}
 
 /// `/v1/…`, as the agents have it.
 pub(crate) fn router(dispatcher: Arc<Dispatcher>, client_ids: ClientIds) -> Router {
@@ -56,6 +64,7 @@ pub(crate) fn router(dispatcher: Arc<Dispatcher>, client_ids: ClientIds) -> Rout
 async fn generate(State(door): Shared, request: Request) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
     check_content_type(&parts.headers)?;
+    let caller = door.caller(&parts.headers, &parts.extensions)?;
     let body = body::read(&parts.headers, body).await.map_err(|error| error.in_openai())?;
     let path = parts.uri.path();
     let asked = peek(path, &body)?;
@@ -63,6 +72,7 @@ async fn generate(State(door): Shared, request: Request) -> Result<Response, Api
     let digests = prefixes(&client_id, &asked.model, &asked.tools, &asked.messages);
     let newest = digests.len().saturating_sub(MAX_PREFIX_DIGESTS);
     let route = door.dispatcher.route(&RouteRequest {
+        caller: &caller,
         client_id: &client_id,
         model: &asked.model,
         prompt: "",
@@ -88,13 +98,9 @@ async fn generate(State(door): Shared, request: Request) -> Result<Response, Api
 }
 
 /// A background response is with the agent that its id names.
-async fn kept(
-    State(door): Shared,
-    Path(id): Path<String>,
-    method: Method,
-    headers: HeaderMap,
-    uri: Uri,
-) -> Result<Response, ApiError> {
+async fn kept(State(door): Shared, Path(id): Path<String>, request: Request) -> Result<Response, ApiError> {
+    let (Parts { method, headers, uri, extensions, .. }, _) = request.into_parts();
+    door.caller(&headers, &extensions)?;
     let found = titan_openai::origin_of(&id)
         .and_then(|origin| door.dispatcher.registry.lock().by_origin(origin, Instant::now()));
     let agent = match found {
@@ -132,18 +138,23 @@ fn redirect(route: &Route, uri: &Uri) -> Result<Response, ApiError> {
     Ok((StatusCode::TEMPORARY_REDIRECT, headers, body).into_response())
 }
 
-async fn models(State(door): Shared) -> Response {
+/// Those that the caller may use.
+fn usable(door: &FrontDoor, request: &Request) -> Result<Vec<Arc<str>>, ApiError> {
+    let caller = door.caller(request.headers(), request.extensions())?;
     let models = door.dispatcher.registry.lock().models(Instant::now());
-    let data: Vec<_> = models.iter().map(|(name, _)| model_json(name)).collect();
-    Json(json!({"object": "list", "data": data})).into_response()
+    Ok(models.into_iter().map(|(name, _)| name).filter(|name| caller.may_use(name)).collect())
 }
 
-async fn model(State(door): Shared, Path(id): Path<String>) -> Result<Response, ApiError> {
-    let models = door.dispatcher.registry.lock().models(Instant::now());
-    if models.iter().any(|(name, _)| **name == *id) {
+async fn models(State(door): Shared, request: Request) -> Result<Response, ApiError> {
+    let data: Vec<_> = usable(&door, &request)?.iter().map(|name| model_json(name)).collect();
+    Ok(Json(json!({"object": "list", "data": data})).into_response())
+}
+
+async fn model(State(door): Shared, Path(id): Path<String>, request: Request) -> Result<Response, ApiError> {
+    let available = usable(&door, &request)?;
+    if available.iter().any(|name| **name == *id) {
         return Ok(Json(model_json(&id)).into_response());
     }
-    let available = models.into_iter().map(|(name, _)| name).collect();
     Err(refusal(RouteError::ModelNotFound { model: id, available }))
 }
 
@@ -161,11 +172,15 @@ fn refusal(error: RouteError) -> ApiError {
         | RouteError::InvalidParameter { .. } => tonic::Status::invalid_argument(message),
         RouteError::ModelNotFound { .. } => tonic::Status::not_found(message),
         RouteError::NoAgents { .. } | RouteError::NoEqualModel { .. } => tonic::Status::unavailable(message),
-        RouteError::NoCapacity { retry_after, .. } => {
+        RouteError::NoCapacity { .. } | RouteError::Access(AccessError::Limited { .. }) => {
             let mut status = tonic::Status::resource_exhausted(message);
-            status.metadata_mut().insert("retry-after", retry_after.as_secs().into());
+            if let Some(wait) = error.retry_after() {
+                status.metadata_mut().insert("retry-after", wait.as_secs().into());
+            }
             status
         }
+        RouteError::Access(AccessError::ModelNotAllowed { .. }) => tonic::Status::permission_denied(message),
+        RouteError::Access(_) => tonic::Status::unauthenticated(message),
         RouteError::Internal => tonic::Status::internal(message),
     };
     status.into()

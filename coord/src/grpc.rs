@@ -27,6 +27,7 @@ use tracing::{info, warn};
 
 use self::health_stream::{AckStream, HealthStream};
 use crate::{
+    access::{AccessError, Caller},
     agent_input,
     registry::{AgentView, RegisterError, StreamId},
     routing::{Dispatcher, EXCLUDE_AGENTS, PROMPT_DIGEST, Route, RouteError, RouteRequest},
@@ -81,9 +82,11 @@ impl CoordinatorService for Service {
         &self,
         request: Request<InferenceRequest>,
     ) -> Result<Response<InferenceResponse>, Status> {
+        let caller = self.caller(&request)?;
         let request = request.into_inner();
         let max_tokens = if request.max_tokens == 0 { DEFAULT_MAX_TOKENS } else { request.max_tokens };
         let route = self.dispatcher.route(&RouteRequest {
+            caller: &caller,
             client_id: &request.client_id,
             model: &request.model,
             prompt: &request.prompt,
@@ -153,6 +156,7 @@ impl CoordinatorService for Service {
     }
 
     async fn query_system_status(&self, request: Request<StatusRequest>) -> Result<Response<SystemStatus>, Status> {
+        self.caller(&request)?;
         let (now, wall_clock) = (Instant::now(), SystemTime::now());
         let (totals, mut views) = {
             let registry = self.dispatcher.registry.lock();
@@ -178,6 +182,14 @@ impl CoordinatorService for Service {
             issuer: COORDINATOR_NAME.to_owned(),
             jwks,
         }))
+    }
+}
+
+impl Service {
+    /// Who asks.
+    fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
+        let caller = self.dispatcher.access.caller(request.metadata().as_ref(), request.extensions());
+        Ok(caller.map_err(RouteError::from)?)
     }
 }
 
@@ -213,7 +225,9 @@ impl From<RouteError> for Status {
             | RouteError::InvalidParameter { .. } => Code::InvalidArgument,
             RouteError::ModelNotFound { .. } => Code::NotFound,
             RouteError::NoAgents { .. } | RouteError::NoEqualModel { .. } => Code::Unavailable,
-            RouteError::NoCapacity { .. } => Code::ResourceExhausted,
+            RouteError::NoCapacity { .. } | RouteError::Access(AccessError::Limited { .. }) => Code::ResourceExhausted,
+            RouteError::Access(AccessError::ModelNotAllowed { .. }) => Code::PermissionDenied,
+            RouteError::Access(_) => Code::Unauthenticated,
             RouteError::Internal => Code::Internal,
         };
         let mut metadata = MetadataMap::new();
@@ -225,7 +239,7 @@ impl From<RouteError> for Status {
 }
 
 fn answer(route: Route) -> InferenceResponse {
-    let Route { agent, session_token, expires_at, job_id, model_digest, estimated_rtt_ms } = route;
+    let Route { agent, session_token, expires_at, job_id, model_digest, estimated_rtt_ms, generations } = route;
     let quic = agent.quic.as_ref();
     InferenceResponse {
         agent_endpoint: agent.endpoint.clone(),
@@ -244,6 +258,7 @@ fn answer(route: Route) -> InferenceResponse {
             }),
         }),
         model_digest,
+        generations: generations.unwrap_or(0),
     }
 }
 

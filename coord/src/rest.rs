@@ -1,6 +1,7 @@
 //! REST: `/api/v1/…`, field for field what existing clients expect.
 
 pub(crate) mod body;
+mod certificates;
 mod document;
 mod error;
 
@@ -12,15 +13,17 @@ use std::{
 use axum::{
     Json, Router,
     body::Body,
-    extract::{Query, State, rejection::QueryRejection},
+    extract::{FromRequestParts, Query, State, rejection::QueryRejection},
     routing::{get, post},
 };
 use http::{
     HeaderMap, HeaderValue, Method,
     header::{CONTENT_TYPE, RETRY_AFTER},
+    request::Parts,
 };
 use serde::{Deserialize, Serialize};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use titan_certs::CertIssuer;
 use titan_proto::{
     ALPN, COORDINATOR_NAME, DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE,
     rest::{self, Agent, Endpoints, GrpcEndpoint, Health, InferenceResponse, QuicEndpoint, Status},
@@ -31,8 +34,9 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use self::error::ApiError;
 use crate::{
+    access::Caller,
     registry::AgentView,
-    routing::{Dispatcher, EXCLUDE_AGENTS, PROMPT_DIGEST, Route, RouteRequest},
+    routing::{Dispatcher, EXCLUDE_AGENTS, PROMPT_DIGEST, Route, RouteError, RouteRequest},
 };
 
 /// How long a browser may keep the answer to a preflight: it never changes while a coordinator runs.
@@ -53,8 +57,13 @@ impl Ports {
     }
 }
 
-/// The REST interface. `origins`: pages that may call it; empty for any.
-pub(crate) fn router(dispatcher: Arc<Dispatcher>, origins: Vec<HeaderValue>, ports: Ports) -> Router {
+/// The REST interface. `origins`: pages that may call it; empty for any. `issuer`: the CA, where clients may have their keys certified.
+pub(crate) fn router(
+    dispatcher: Arc<Dispatcher>,
+    origins: Vec<HeaderValue>,
+    ports: Ports,
+    issuer: Option<Arc<CertIssuer>>,
+) -> Router {
     let origins = if origins.is_empty() { AllowOrigin::any() } else { AllowOrigin::list(origins) };
     let cors = CorsLayer::new()
         .allow_origin(origins)
@@ -65,9 +74,16 @@ pub(crate) fn router(dispatcher: Arc<Dispatcher>, origins: Vec<HeaderValue>, por
         .max_age(CORS_MAX_AGE);
     Router::new()
         .route("/api/v1/health", get(health))
-        .route("/api/v1/status", get(move |dispatcher, query| status(dispatcher, query, ports.traffic())))
+        .route(
+            "/api/v1/status",
+            get(move |dispatcher, caller, query| status(dispatcher, caller, query, ports.traffic())),
+        )
         .route("/api/v1/models", get(models))
         .route("/api/v1/inference/request", post(request_inference))
+        .route(
+            "/api/v1/certificates",
+            post(move |state, caller, headers, body| certificates::issue(issuer, state, caller, headers, body)),
+        )
         .route("/.well-known/jwks.json", get(jwks))
         .route("/api/v1/openapi.json", get(async || ([(CONTENT_TYPE, "application/json")], document::document())))
         .fallback(async |uri: http::Uri| ApiError::not_found(uri.path()))
@@ -76,8 +92,18 @@ pub(crate) fn router(dispatcher: Arc<Dispatcher>, origins: Vec<HeaderValue>, por
         .with_state(dispatcher)
 }
 
+/// Whoever shows no good key is refused, where one is asked for.
+impl FromRequestParts<Arc<Dispatcher>> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, dispatcher: &Arc<Dispatcher>) -> Result<Self, ApiError> {
+        Ok(dispatcher.access.caller(&parts.headers, &parts.extensions).map_err(RouteError::from)?)
+    }
+}
+
 async fn request_inference(
     State(dispatcher): State<Arc<Dispatcher>>,
+    caller: Caller,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<InferenceResponse>, ApiError> {
@@ -88,6 +114,7 @@ async fn request_inference(
     let max_tokens = request.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS);
     let temperature = request.temperature.unwrap_or(DEFAULT_TEMPERATURE);
     let route = dispatcher.route(&RouteRequest {
+        caller: &caller,
         client_id: request.client_id.as_deref().unwrap_or_default(),
         model: request.model.as_deref().unwrap_or_default(),
         prompt: request.prompt.as_deref().unwrap_or_default(),
@@ -132,12 +159,17 @@ struct StatusQuery {
 
 async fn status(
     State(dispatcher): State<Arc<Dispatcher>>,
+    caller: Result<Caller, ApiError>,
     query: Result<Query<StatusQuery>, QueryRejection>,
     traffic: rest::Traffic,
-) -> Json<Status> {
+) -> Result<Json<Status>, ApiError> {
     // Go clients write 1, Python clients True; anything else, a broken query included, asks for no agents.
     let wanted = query.ok().and_then(|Query(query)| query.include_agents);
     let include_agents = wanted.is_some_and(|word| word == "1" || word.eq_ignore_ascii_case("true"));
+    if include_agents {
+        // Where the agents are is nobody's business who may not use them.
+        caller?;
+    }
     let (now, wall_clock) = (Instant::now(), SystemTime::now());
     let (totals, views) = {
         let registry = dispatcher.registry.lock();
@@ -148,7 +180,7 @@ async fn status(
         views.iter().map(|view| agent(view, now, wall_clock)).collect()
     });
     let (total_agents, healthy_agents) = (totals.agents, totals.healthy);
-    Json(Status { total_agents, healthy_agents, timestamp: rfc3339(wall_clock), agents, traffic })
+    Ok(Json(Status { total_agents, healthy_agents, timestamp: rfc3339(wall_clock), agents, traffic }))
 }
 
 #[derive(Serialize, utoipa::ToSchema)]
@@ -159,9 +191,10 @@ struct Model {
     agents: usize,
 }
 
-async fn models(State(dispatcher): State<Arc<Dispatcher>>) -> Json<Vec<Model>> {
+async fn models(State(dispatcher): State<Arc<Dispatcher>>, caller: Caller) -> Json<Vec<Model>> {
     let models = dispatcher.registry.lock().models(Instant::now());
-    Json(models.into_iter().map(|(name, agents)| Model { name, agents }).collect())
+    let usable = models.into_iter().filter(|(name, _)| caller.may_use(name));
+    Json(usable.map(|(name, agents)| Model { name, agents }).collect())
 }
 
 async fn jwks(State(dispatcher): State<Arc<Dispatcher>>) -> Json<JwkSet> {
@@ -169,7 +202,7 @@ async fn jwks(State(dispatcher): State<Arc<Dispatcher>>) -> Json<JwkSet> {
 }
 
 fn answer(route: Route) -> InferenceResponse {
-    let Route { agent, session_token, expires_at, job_id, model_digest, estimated_rtt_ms } = route;
+    let Route { agent, session_token, expires_at, job_id, model_digest, estimated_rtt_ms, generations } = route;
     let quic = agent.quic.as_ref();
     InferenceResponse {
         agent_endpoint: agent.endpoint.clone(),
@@ -188,6 +221,7 @@ fn answer(route: Route) -> InferenceResponse {
             }),
         },
         model_digest: Some(model_digest).filter(|digest| !digest.is_empty()),
+        generations,
     }
 }
 

@@ -18,12 +18,14 @@ use tracing::{debug, error, info};
 use uuid::Uuid;
 
 use crate::{
+    access::{Access, AccessError, Caller},
     agent_input::{DIGEST_DIGITS, MAX_MODEL_NAME_BYTES, is_digest},
     client_ids,
     config::Config,
     prefill::Outboxes,
     registry::{BookError, Policy, Profile, Registry, Wanted},
     scheduler::WeightsError,
+    usage::{Finished, UsageLog},
 };
 
 /// Bytes of a client's id. It is in every token, which travels with every request.
@@ -52,12 +54,18 @@ pub(crate) struct Dispatcher {
     pub(crate) started: Instant,
     /// What agents are told ahead; `None` where that is off.
     pub(crate) prefill: Option<Outboxes>,
+    /// Who may ask.
+    pub(crate) access: Access,
+    /// What was generated, and for whom; `None` where nobody wants to know.
+    pub(crate) usage: Option<UsageLog>,
     token_ttl: Duration,
+    booking_timeout: Duration,
 }
 
 /// A request to be routed, as it came. No `Debug`: it holds a prompt.
 #[derive(Clone, Copy)]
 pub(crate) struct RouteRequest<'a> {
+    pub(crate) caller: &'a Caller,
     pub(crate) client_id: &'a str,
     pub(crate) model: &'a str,
     pub(crate) prompt: &'a str,
@@ -100,6 +108,8 @@ pub(crate) struct Route {
     pub(crate) model_digest: String,
     /// 0 while not measured.
     pub(crate) estimated_rtt_ms: f64,
+    /// How many generations the token may start, if not any number.
+    pub(crate) generations: Option<u32>,
 }
 
 /// Why a request was not routed. REST and gRPC say the same [`code_word`](Self::code_word).
@@ -126,6 +136,9 @@ pub(crate) enum RouteError {
     NoEqualModel { model: String, wanted: String, found: Vec<String> },
     #[error("every agent that serves the model `{model}` is full; try again in {} s", retry_after.as_secs())]
     NoCapacity { model: String, retry_after: Duration },
+    /// The caller may not ask, or not now.
+    #[error(transparent)]
+    Access(#[from] AccessError),
     /// Details are in the log.
     #[error("the session token could not be made")]
     Internal,
@@ -143,6 +156,7 @@ impl RouteError {
             Self::ModelNotFound { .. } => "model_not_found",
             Self::NoAgents { .. } | Self::NoEqualModel { .. } => "no_agents",
             Self::NoCapacity { .. } => "no_capacity",
+            Self::Access(error) => error.code_word(),
             Self::Internal => "internal",
         }
     }
@@ -151,13 +165,20 @@ impl RouteError {
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::NoCapacity { retry_after, .. } => Some(*retry_after),
+            Self::Access(error) => error.retry_after(),
             _ => None,
         }
     }
 }
 
 impl Dispatcher {
-    pub(crate) fn new(config: &Config, issuer: TokenIssuer) -> Result<Self, WeightsError> {
+    /// `access`: who may ask. `usage`: where it is written down what was generated.
+    pub(crate) fn new(
+        config: &Config,
+        issuer: TokenIssuer,
+        access: Access,
+        usage: Option<UsageLog>,
+    ) -> Result<Self, WeightsError> {
         let policy = Policy {
             lease: config.heartbeat_timeout,
             booking: config.booking_timeout,
@@ -172,13 +193,18 @@ impl Dispatcher {
             heartbeat_timeout: config.heartbeat_timeout,
             started: Instant::now(),
             prefill: config.prefill_ahead.then(Outboxes::default),
+            access,
+            usage,
             token_ttl: config.token_ttl,
+            booking_timeout: config.booking_timeout,
         })
     }
 
     /// Chooses an agent, books a slot there and signs a token for it.
     pub(crate) fn route(&self, request: &RouteRequest<'_>) -> Result<Route, RouteError> {
         check(request)?;
+        let now = Instant::now();
+        self.access.admit(request.caller, request.model, now)?;
         let job_id = format!("job_{}", Uuid::new_v4().simple());
         let except: Vec<&str> = request.exclude_agents.unwrap_or_default().split(',').map(str::trim).collect();
         let wanted = Wanted {
@@ -187,13 +213,22 @@ impl Dispatcher {
             except: &except,
             conversation: request.prefix_digests,
         };
-        let booked = self.registry.lock().book_for(&wanted, &job_id, Instant::now());
+        let booked = self.registry.lock().book_for(&wanted, &job_id, now);
         let booked = booked.map_err(|error| refusal(&wanted, error))?;
         let agent = booked.profile;
         let model_digest = agent.digest(request.model).unwrap_or_default().to_owned();
 
-        let claims = self.claims(&agent.id, request.client_id, request.model, &job_id, request.address);
-        let session_token = self.sign(&claims).inspect_err(|_| self.registry.lock().release(&agent.id, &job_id))?;
+        self.access.booked(request.caller, &job_id, now + self.booking_timeout);
+
+        let claims = Claims {
+            key: request.caller.key_id().map(str::to_owned),
+            generations: request.caller.generations(),
+            ..self.claims(&agent.id, request.client_id, request.model, &job_id, request.address)
+        };
+        let session_token = self.sign(&claims).inspect_err(|_| {
+            self.registry.lock().release(&agent.id, &job_id);
+            self.access.released(&job_id);
+        })?;
         debug!(%job_id, agent = %agent.id, model = request.model, "routed");
         Ok(Route {
             agent,
@@ -202,6 +237,7 @@ impl Dispatcher {
             job_id,
             model_digest,
             estimated_rtt_ms: booked.rtt_ms.unwrap_or(0.0),
+            generations: claims.generations,
         })
     }
 
@@ -215,7 +251,8 @@ impl Dispatcher {
         let claims = self.claims(&agent.id, client_id, "", "", Some(address));
         let session_token = self.sign(&claims)?;
         let (job_id, model_digest) = (String::new(), String::new());
-        Ok(Route { agent, session_token, expires_at: claims.exp, job_id, model_digest, estimated_rtt_ms: 0.0 })
+        let (expires_at, estimated_rtt_ms, generations) = (claims.exp, 0.0, None);
+        Ok(Route { agent, session_token, expires_at, job_id, model_digest, estimated_rtt_ms, generations })
     }
 
     fn claims(
@@ -239,6 +276,8 @@ impl Dispatcher {
             nbf: unix_seconds(now - CLOCK_SKEW),
             exp: unix_seconds(now + ttl),
             request: address.map(|Address { method, path }| Claims::request_line(method.as_str(), path)),
+            key: None,
+            generations: None,
         }
     }
 
@@ -262,10 +301,24 @@ impl Dispatcher {
         debug!(job_id = route.job_id, agent = %route.agent.id, taken, "prefill ahead");
     }
 
+    /// Charges the keys for what was generated, and writes it down.
+    pub(crate) fn account(&self, agent_id: &str, finished: Vec<Finished>, now: Instant) {
+        for finished in finished {
+            if let Some(key) = &finished.key {
+                self.access.charge(key, finished.prompt_tokens + finished.completion_tokens, now);
+            }
+            if let Some(usage) = &self.usage {
+                let key_name = finished.key.as_deref().and_then(|key| self.access.name_of(key));
+                usage.record(agent_id, key_name, finished);
+            }
+        }
+    }
+
     /// Tidies the registry; to be called now and then.
     pub(crate) fn expire_agents(&self, now: Instant) {
         let expired = self.registry.lock().expire(now);
         for id in expired.offline {
+            self.access.gone(&id);
             info!(agent = %id, "no heartbeat in time: the agent is offline");
         }
         for id in expired.forgotten {

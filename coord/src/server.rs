@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use titan_certs::{CertDir, CertsError};
 use titan_transport::{
     Plaintext, TcpConfig, serve_tcp,
     tls::{HttpTls, Renewals, TlsError, follow},
@@ -23,11 +24,14 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use tracing::{info, warn};
 
 use crate::{
+    access::{Access, LOOK_EVERY},
     client_ids::ClientIds,
     config::{Config, ConfigError},
     front_door, grpc,
+    keys::{KeyFile, KeysError},
     rest::{self, Ports},
     routing::Dispatcher,
+    usage::UsageLog,
 };
 
 /// How often ended leases are noticed in the log and old agents forgotten. Routing itself looks at each lease.
@@ -68,6 +72,20 @@ pub enum BindError {
         /// The reason.
         source: io::Error,
     },
+    /// The API keys cannot be read.
+    #[error(transparent)]
+    ApiKeys(#[from] KeysError),
+    /// The CA cannot be used for enrolment.
+    #[error(transparent)]
+    Enrolment(#[from] CertsError),
+    /// The usage log cannot be written.
+    #[error("cannot write the usage log {path:?}: {source}")]
+    UsageLog {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
     /// The TLS material cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -101,10 +119,18 @@ impl Coordinator {
             warn!("no TLS material: agents cannot register, because they must show a certificate");
         }
         let (issuer, client_ids) = open_keys(&config).await?;
+        let access = open_access(&config)?;
+        let ca = config.enrolment.as_ref().map(CertDir::issuer).transpose()?.map(Arc::new);
+        let usage = match &config.usage_log {
+            Some(path) => {
+                Some(UsageLog::open(path).map_err(|source| BindError::UsageLog { path: path.clone(), source })?)
+            }
+            None => None,
+        };
         let (http, http_addr) = listen("REST", config.http_addr, "COORDINATOR_HTTP_PORT").await?;
         let (grpc, grpc_addr) = listen("gRPC", config.grpc_addr, "COORDINATOR_PORT").await?;
 
-        let dispatcher = Arc::new(Dispatcher::new(&config, issuer).map_err(ConfigError::from)?);
+        let dispatcher = Arc::new(Dispatcher::new(&config, issuer, access, usage).map_err(ConfigError::from)?);
         let streams = CancellationToken::new();
         let (grpc_routes, health) = grpc::routes(Arc::clone(&dispatcher), streams.clone()).await?;
         let plaintext = if config.insecure_plaintext { Plaintext::Anywhere } else { Plaintext::LoopbackOnly };
@@ -112,7 +138,7 @@ impl Coordinator {
         Ok(Self {
             http,
             http_addr,
-            http_routes: rest::router(Arc::clone(&dispatcher), origins, ports.clone())
+            http_routes: rest::router(Arc::clone(&dispatcher), origins, ports.clone(), ca)
                 .merge(front_door::router(Arc::clone(&dispatcher), client_ids)),
             grpc,
             grpc_addr,
@@ -165,6 +191,7 @@ impl Coordinator {
             () = announce_end => Ok(()),
             () = renewing => Ok(()),
             () = expire_agents(&self.dispatcher) => Ok(()),
+            () = follow_keys(&self.dispatcher) => Ok(()),
         }
     }
 }
@@ -184,6 +211,34 @@ async fn expire_agents(dispatcher: &Dispatcher) {
         ticks.tick().await;
         dispatcher.expire_agents(Instant::now());
     }
+}
+
+/// Takes up keys that are made, limited and revoked meanwhile.
+async fn follow_keys(dispatcher: &Dispatcher) {
+    let mut ticks = interval(LOOK_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut failed = false;
+    loop {
+        ticks.tick().await;
+        dispatcher.access.look_again(&mut failed);
+    }
+}
+
+/// On an address that other machines reach a key is asked for even before there is one.
+fn open_access(config: &Config) -> Result<Access, KeysError> {
+    if !config.api_keys {
+        if let Some(addr) = config.public_addr() {
+            warn!(%addr, "API keys are off: whoever reaches this address has text generated");
+        }
+        return Ok(Access::open());
+    }
+    let access = Access::with_keys(KeyFile::in_dir(&config.key_dir), config.public_addr().is_some())?;
+    if access.is_closed() {
+        warn!(
+            "there is no API key that is good: only clients with a certificate are answered until `titan keys add NAME` has made one"
+        );
+    }
+    Ok(access)
 }
 
 /// Off the runtime's threads: making an RSA key takes a good part of a second.

@@ -143,6 +143,9 @@ pub struct InferenceResponse {
     /// Of the model on this agent; absent where the agent does not tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model_digest: Option<String>,
+    /// How many generations the token may start; absent where it may start any number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generations: Option<u32>,
 }
 
 /// Both ways to reach the chosen agent.
@@ -344,6 +347,26 @@ impl From<v1::ModelInfo> for ModelInfo {
     }
 }
 
+/// Body of `POST /api/v1/certificates`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct CertificateRequest {
+    /// A signing request (PKCS#10, RFC 2986) in PEM. Its key counts, and nothing else that it says.
+    pub csr: String,
+}
+
+/// Answer to a [`CertificateRequest`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct IssuedCertificate {
+    /// The client's certificate in PEM.
+    pub certificate: String,
+    /// The certificate of the CA that signed it, and those of agents, in PEM.
+    pub ca: String,
+    /// Unix seconds.
+    pub expires_at: i64,
+}
+
 /// Body of every answer that is not 2xx.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
@@ -354,4 +377,7 @@ pub struct Error {
     pub code: u16,
     /// One sentence for a person.
     pub message: String,
+    /// With 429, the limit that was reached: `requests_per_second`, `tokens_per_minute` or `concurrent`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<String>,
 }

@@ -42,9 +42,9 @@ impl Backend for ToAgents {
         let shown = shown.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
         match aws_lc_rs::constant_time::verify_slices_are_equal(shown.as_bytes(), key.as_bytes()) {
             Ok(()) => Ok(Caller::default()),
-            Err(_) => {
-                Err(Status::unauthenticated("the API key is not the one that this proxy was started with (--api-key)"))
-            }
+            Err(_) => Err(Status::unauthenticated(
+                "the API key is not the one that this proxy was started with (--require-key)",
+            )),
         }
     }
 
@@ -76,7 +76,7 @@ fn of_this_machine(headers: &HeaderMap) -> Result<(), Status> {
     for (what, host) in [("Host", text(header::HOST)), ("Origin", host_of_origin)] {
         if let Some(host) = host.filter(|host| !is_loopback(host)) {
             return Err(Status::permission_denied(format!(
-                "the header {what} names {host:?}, which is not this machine: start the proxy with --api-key to let others in"
+                "the header {what} names {host:?}, which is not this machine: start the proxy with --require-key to let others in"
             )));
         }
     }

@@ -2,10 +2,11 @@
 //!
 //! Key material is a private CA's root, a certificate chain and its key: [`TlsMaterial`]. All configurations use
 //! TLS 1.3; both wires may ask for a client certificate of that CA. `client`: the QUIC client's, with its sessions. `live`: what servers show,
-//! replaced while they run.
+//! replaced while they run. `pinned`: a server that is known by its CA's fingerprint.
 
 mod client;
 mod live;
+mod pinned;
 
 use std::{
     fmt, fs, io,
@@ -24,7 +25,10 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject as _};
 
-pub use self::live::{HttpTls, Identities, PublicIdentity, Renewals, follow, https_client_config};
+pub use self::{
+    live::{HttpTls, Identities, PublicIdentity, Renewals, follow, https_client_config},
+    pinned::{CaPin, PinError, pinned_client_config},
+};
 use crate::{QuicOptions, limits};
 
 /// The one crypto provider, aws-lc-rs, with X25519 as the first key exchange.
@@ -66,6 +70,21 @@ impl TlsMaterial {
     /// Names the file, and what was wrong with it.
     pub fn from_files(ca: &Path, cert: &Path, key: &Path) -> Result<Self, TlsError> {
         Ok(Self { roots: read_certs(ca)?, chain: read_certs(cert)?, key: Arc::new(read_key(key)?) })
+    }
+
+    /// Reads PEM texts: the CA's certificate, the leaf's (chain), the leaf's key.
+    ///
+    /// # Errors
+    /// [`TlsError::Pem`] says which of them is none.
+    pub fn from_pem(ca: &str, cert: &str, key: &str) -> Result<Self, TlsError> {
+        let roots = certs_of(Path::new("the CA's certificate"), ca.as_bytes())?;
+        let chain = certs_of(Path::new("the certificate"), cert.as_bytes())?;
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|error| TlsError::Pem {
+            path: "the key".into(),
+            what: "private key",
+            reason: error.to_string(),
+        })?;
+        Ok(Self { roots, chain, key: Arc::new(key) })
     }
 
     /// Reads a PEM file with the CA's certificate: for a client that trusts and is not known itself.
@@ -213,10 +232,14 @@ pub enum TlsError {
 
 fn read_certs(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let text = fs::read(path).map_err(|source| TlsError::Read { path: path.into(), source })?;
+    certs_of(path, &text)
+}
+
+fn certs_of(path: &Path, text: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let pem_error = |reason: String| TlsError::Pem { path: path.into(), what: "certificate", reason };
     let certs: Vec<_> =
-        CertificateDer::pem_slice_iter(&text).collect::<Result<_, _>>().map_err(|e| pem_error(e.to_string()))?;
-    if certs.is_empty() { Err(pem_error("the file has no CERTIFICATE section".into())) } else { Ok(certs) }
+        CertificateDer::pem_slice_iter(text).collect::<Result<_, _>>().map_err(|e| pem_error(e.to_string()))?;
+    if certs.is_empty() { Err(pem_error("there is no CERTIFICATE section".into())) } else { Ok(certs) }
 }
 
 fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {

@@ -48,6 +48,8 @@ pub(crate) struct Answer {
     pub(crate) text: String,
     pub(crate) tokens: Vec<u32>,
     pub(crate) events: usize,
+    /// Text and tokens after each event: what an engine could be asked to go on with.
+    pub(crate) beginnings: Vec<(String, Vec<u32>)>,
     pub(crate) usage: Usage,
 }
 
@@ -58,6 +60,7 @@ pub(crate) async fn answer(engine: &dyn Engine, prompt: &str, sampling: Sampling
 pub(crate) async fn answer_to(engine: &dyn Engine, asked: Generate) -> Result<Answer, EngineError> {
     let mut stream = engine.generate(asked).await?;
     let (mut text, mut tokens, mut events) = (String::new(), Vec::new(), 0);
+    let mut beginnings = Vec::new();
     while let Some(event) = stream.recv().await {
         match event? {
             Event::Piece(more) => {
@@ -65,10 +68,11 @@ pub(crate) async fn answer_to(engine: &dyn Engine, asked: Generate) -> Result<An
                 events += 1;
                 text.push_str(&more.text);
                 tokens.extend(Vec::from(more.tokens));
+                beginnings.push((text.clone(), tokens.clone()));
             }
             Event::Done(usage) => {
                 assert!(stream.recv().await.is_none(), "something follows the end");
-                return Ok(Answer { text, tokens, events, usage });
+                return Ok(Answer { text, tokens, events, beginnings, usage });
             }
         }
     }

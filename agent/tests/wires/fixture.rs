@@ -253,6 +253,8 @@ pub(crate) fn claims() -> Claims {
         nbf: now,
         exp: now + 300,
         request: None,
+        key: None,
+        generations: None,
     }
 }
 

@@ -133,6 +133,7 @@ pub(crate) async fn serve(args: ChaosServerArgs) -> anyhow::Result<()> {
                 tls: Some(material(&args.lab, Role::Coordinator, COORDINATOR)?),
                 token_algorithm: Algorithm::ES256,
                 key_dir: args.lab.join("keys"),
+                api_keys: false,
                 ..titan_coord::Config::default()
             };
             Coordinator::bind(config).await?.run(CancellationToken::new()).await?;

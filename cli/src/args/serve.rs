@@ -90,6 +90,14 @@ pub(crate) struct CoordinatorArgs {
     /// The directory of the keys that sign tokens; they are made on first start [default: `keys` in the data directory]
     #[arg(long, env = "TITAN_KEYS", value_name = "DIR")]
     pub(crate) key_dir: Option<PathBuf>,
+    /// Ask nobody for an API key (`titan keys`): whoever reaches the coordinator has text generated. Without, a key (or a client certificate) is asked
+    /// for on an address that other machines reach, and on this machine as soon as there is one.
+    #[arg(long)]
+    pub(crate) no_api_keys: bool,
+    /// The file that says what was generated for whom, one line of JSON each: `titan usage` adds it up [default: `usage.jsonl` in the data
+    /// directory]
+    #[arg(long, env = "TITAN_USAGE_LOG", value_name = "FILE")]
+    pub(crate) usage_log: Option<PathBuf>,
     /// An agent is gone after so long without a heartbeat.
     #[arg(long, env = "HEARTBEAT_TIMEOUT", default_value = "30s", value_name = "TIME", value_parser = values::heartbeat)]
     pub(crate) heartbeat_timeout: Duration,

@@ -4,6 +4,8 @@ use std::{ops::RangeInclusive, time::Duration};
 
 use titan_coord::{MAX_BOOKING_TIMEOUT, MAX_HEARTBEAT_TIMEOUT, MAX_TOKEN_TTL, Weights};
 
+use super::keys::Limit;
+
 /// The unit of everything that crosses a wire in whole seconds.
 const SECOND: Duration = Duration::from_secs(1);
 /// Longest time to let running generations finish: longer than that, nobody waits for a server to stop.
@@ -63,6 +65,24 @@ fn duration_in(text: &str, range: RangeInclusive<Duration>) -> Result<Duration, 
     match range.contains(&value) {
         true => Ok(value),
         false => Err(format!("it must be between {:?} and {:?}", range.start(), range.end())),
+    }
+}
+
+/// An API key. An empty one, of a variable that was not filled in, would be refused later by others and less plainly.
+pub(crate) fn api_key(text: &str) -> Result<String, String> {
+    let key = text.trim();
+    match key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        true => Err("a key is not empty, and has neither spaces nor control characters".to_owned()),
+        false => Ok(key.to_owned()),
+    }
+}
+
+/// A number from 1 on, or `none`.
+pub(crate) fn limit(text: &str) -> Result<Limit, String> {
+    match text.parse::<u32>() {
+        _ if text.eq_ignore_ascii_case("none") => Ok(Limit::Lifted),
+        Ok(number @ 1..) => Ok(Limit::To(number)),
+        _ => Err("give a number from 1 on, or none".to_owned()),
     }
 }
 

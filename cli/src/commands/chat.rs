@@ -22,15 +22,15 @@ use crate::{
 const PROMPT: &str = "> ";
 
 pub(super) async fn chat(args: ChatArgs) -> anyhow::Result<Outcome> {
-    let tls = trust::client(&args.identity)?;
-    let rest = Rest::new(&args.coordinator, tls.as_ref())?;
+    let tls = trust::client_with_key(&args.identity, args.key.api_key.as_deref(), &args.coordinator).await?;
+    let rest = Rest::new(&args.coordinator, tls.as_ref(), args.key.api_key.as_deref())?;
     rest.require().await?;
     let served = served(&rest).await?;
     let model = match &args.model {
         Some(model) => model.clone(),
         None => served.first().cloned().with_context(|| format!("no agent of {} serves a model", args.coordinator))?,
     };
-    let client = client::builder(&args.coordinator, args.wire, tls, &args.without).build()?;
+    let client = client::builder(&args.coordinator, args.wire, tls, &args.key, &args.without).build()?;
     let mut chat = Chat { client, rest, model, messages: Vec::new(), system: args.system.clone(), args };
     println!("{}: type a message, /help for what else there is, Ctrl-D to leave.", chat.model);
     let ended = chat.run().await;

@@ -2,14 +2,14 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use titan_certs::Role;
+use titan_certs::{CertDir, Role};
 use titan_coord::{Config, Coordinator};
 use titan_transport::tls::TlsMaterial;
 use tokio_util::sync::CancellationToken;
 
 use super::{Outcome, serve};
 use crate::{
-    args::{CoordArgs, serve::CoordinatorArgs},
+    args::{CoordArgs, IdentityArgs, serve::CoordinatorArgs},
     places,
     ports::{self, Protocol, Wanted},
     trust::{self, Reach},
@@ -27,6 +27,7 @@ pub(super) async fn coord(args: CoordArgs) -> anyhow::Result<Outcome> {
     let hosts: Vec<String> = (!ip.is_unspecified()).then(|| ip.to_string()).into_iter().collect();
     let served = trust::served(&args.listen, Role::Coordinator, &args.name, &hosts, reach)?;
     let mut config = config(&args.coordinator, served.private);
+    config.enrolment = enrolment(&args.listen.identity);
     config.public_tls = served.public;
     config.renewals = served.renewals;
     config.http_addr = SocketAddr::new(ip, args.coordinator.http_port);
@@ -37,6 +38,12 @@ pub(super) async fn coord(args: CoordArgs) -> anyhow::Result<Outcome> {
     let coordinator = Coordinator::bind(config).await?;
     let shutdown = CancellationToken::new();
     serve(shutdown.clone(), coordinator.run(shutdown)).await
+}
+
+/// The CA that certifies keys of clients: where its own key is, and nobody named certificates one by one.
+fn enrolment(identity: &IdentityArgs) -> Option<CertDir> {
+    let dir = places::certs(identity.certs.as_ref());
+    (identity.cert.is_none() && dir.ca_pem().exists() && dir.ca_key().exists()).then_some(dir)
 }
 
 /// A coordinator on this machine alone; `coord` changes that.
@@ -52,6 +59,8 @@ pub(super) fn config(args: &CoordinatorArgs, tls: Option<TlsMaterial>) -> Config
         token_ttl: args.token_ttl,
         token_algorithm: args.token_algorithm,
         key_dir: args.key_dir.clone().unwrap_or_else(places::keys),
+        api_keys: !args.no_api_keys,
+        usage_log: Some(args.usage_log.clone().unwrap_or_else(places::usage_log)),
         heartbeat_timeout: args.heartbeat_timeout,
         heartbeat_interval,
         booking_timeout: args.booking_timeout,

@@ -13,14 +13,21 @@ use super::{Outcome, Usage, client, serve};
 use crate::{args::ProxyArgs, trust};
 
 pub(super) async fn proxy(args: ProxyArgs) -> anyhow::Result<Outcome> {
-    let key = key(&args)?;
+    let key = args.require_key.clone();
     if key.is_none() && !args.listen.ip().is_loopback() {
         bail!(Usage(format!(
-            "--listen {}: other machines can reach this address, and anyone there could generate: give --api-key (TITAN_API_KEY)",
+            "--listen {}: other machines can reach this address, and anyone there could generate: give --require-key (TITAN_PROXY_KEY)",
             args.listen
         )));
     }
-    let (tls, renewals) = trust::renewed_client(&args.identity, args.check_certs)?.unzip();
+    let (tls, renewals) = trust::renewed_client_with_key(
+        &args.identity,
+        args.key.api_key.as_deref(),
+        &args.coordinator,
+        args.check_certs,
+    )
+    .await?
+    .unzip();
     let clients = Clients::new(client_of(&args, tls)?);
 
     let listener = TcpListener::bind(args.listen)
@@ -40,7 +47,7 @@ pub(super) async fn proxy(args: ProxyArgs) -> anyhow::Result<Outcome> {
 }
 
 fn client_of(args: &ProxyArgs, tls: Option<TlsMaterial>) -> anyhow::Result<TitanClient> {
-    Ok(client::builder(&args.coordinator, args.wire, tls, &args.without).build()?)
+    Ok(client::builder(&args.coordinator, args.wire, tls, &args.key, &args.without).build()?)
 }
 
 /// Goes on with each new certificate. Answers that run keep the one that they began with.
@@ -54,21 +61,12 @@ async fn renew(args: &ProxyArgs, clients: &Clients, renewals: Option<Renewals>) 
     std::future::pending().await
 }
 
-/// The key that applications have to show, if any.
-fn key(args: &ProxyArgs) -> anyhow::Result<Option<String>> {
-    match &args.api_key {
-        Some(key) if key.trim().is_empty() => bail!(Usage("--api-key (TITAN_API_KEY) is empty".to_owned())),
-        Some(key) => Ok(Some(key.clone())),
-        None => Ok(None),
-    }
-}
-
 fn announce(args: &ProxyArgs, address: SocketAddr) {
     if args.json {
         println!("{}", serde_json::json!({"url": format!("http://{address}/v1")}));
         return;
     }
-    let key = if args.api_key.is_some() { "the key of --api-key" } else { "any" };
+    let key = if args.require_key.is_some() { "the key of --require-key" } else { "any" };
     println!("OpenAI API: http://{address}/v1, for the agents of {}", args.coordinator);
     println!("OPENAI_BASE_URL=http://{address}/v1 OPENAI_API_KEY={key}");
 }

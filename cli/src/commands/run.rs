@@ -60,7 +60,7 @@ async fn open(args: &RunArgs) -> anyhow::Result<Opened> {
     let text = prompt(args).await?;
     let format = args.schema.as_deref().map(schema).transpose()?.unwrap_or_default();
     let Target { url, model, tls, cluster } = target::find(args).await?;
-    let mut builder = client::builder(&url, args.wire, tls, &args.without);
+    let mut builder = client::builder(&url, args.wire, tls, &args.key, &args.without);
     if args.prefill_ahead {
         builder = builder.with(Feature::PrefillAhead);
     }

@@ -21,7 +21,7 @@ const WATCH_EVERY: Duration = Duration::from_secs(2);
 const CLEAR: &str = "\x1b[H\x1b[J";
 
 pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Outcome> {
-    let rest = open(&args.ask)?;
+    let rest = open(&args.ask).await?;
     loop {
         let status = rest.status().await?;
         let text = if args.ask.json { json(&status)? } else { agents(&status) };
@@ -38,14 +38,16 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Outcome> {
 }
 
 pub(super) async fn models(args: AskArgs) -> anyhow::Result<Outcome> {
-    let served = served(&open(&args)?.status().await?);
+    let served = served(&open(&args).await?.status().await?);
     let text = if args.json { json(&served.values().collect::<Vec<_>>())? } else { table(&model_rows(&served)) };
     print(&text)?;
     Ok(Outcome::Done)
 }
 
-fn open(args: &AskArgs) -> anyhow::Result<Rest> {
-    Rest::new(&args.coordinator, trust::client(&args.identity)?.as_ref())
+async fn open(args: &AskArgs) -> anyhow::Result<Rest> {
+    let key = args.key.api_key.as_deref();
+    let tls = trust::client_with_key(&args.identity, key, &args.coordinator).await?;
+    Rest::new(&args.coordinator, tls.as_ref(), key)
 }
 
 fn print(text: &str) -> anyhow::Result<()> {
@@ -149,7 +151,7 @@ fn gibibytes(free_mb: i64, total_mb: i64) -> String {
 }
 
 /// Columns as wide as their widest cell.
-fn table(rows: &[Vec<String>]) -> String {
+pub(super) fn table(rows: &[Vec<String>]) -> String {
     let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
     let mut text = String::new();
     for row in rows {

@@ -41,6 +41,7 @@ pub(super) async fn up(args: UpArgs) -> anyhow::Result<Outcome> {
     let (tls, renewals) = trust::served_locally(&dir, Role::Coordinator, "coordinator")?;
     let mut coordinator = coord::config(&args.coordinator, Some(tls));
     coordinator.renewals = Some(renewals);
+    coordinator.enrolment = Some(CertDir::new(dir.path()));
     let mut agents = Vec::new();
     for (number, port) in (1..).zip(agent_ports) {
         let id = format!("agent-{number}");

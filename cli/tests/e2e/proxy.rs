@@ -44,7 +44,7 @@ fn text_of(events: &str) -> String {
 #[tokio::test]
 async fn an_application_gets_its_text_and_each_error() {
     let up = Up::synthetic(0, &[]);
-    let (_proxy, url) = proxy(&up.user, &up.rest, &["--api-key", "secret"]);
+    let (_proxy, url) = proxy(&up.user, &up.rest, &["--require-key", "secret"]);
     let streamed = post(&url, "secret", chat(20, true)).await.text().await.unwrap();
     assert_eq!(text_of(&streamed), synthetic_text(20));
     let whole: Value = post(&url, "secret", chat(20, false)).await.json().await.unwrap();
@@ -116,7 +116,7 @@ async fn what_other_machines_can_reach_needs_a_key() {
     let user = User::new();
     let refused = user.output(["proxy", "--listen", "0.0.0.0:0"]);
     assert_eq!(refused.status.code(), Some(2));
-    assert!(stderr(&refused).contains("--api-key"), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("--require-key"), "{}", stderr(&refused));
 }
 
 /// 200 requests at once by one client, after one that left a route: no agent of four gets more than twice its share.

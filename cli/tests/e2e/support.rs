@@ -23,7 +23,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// Between two looks.
 pub(crate) const POLL: Duration = Duration::from_millis(20);
 /// What a developer's shell may have set, and tests must not see.
-const VARIABLES: [&str; 21] = [
+const VARIABLES: [&str; 24] = [
     "COORDINATOR_HTTP_PORT",
     "COORDINATOR_PORT",
     "COORDINATOR_URL",
@@ -42,6 +42,9 @@ const VARIABLES: [&str; 21] = [
     "TITAN_BIND",
     "TITAN_CERTS",
     "TITAN_KEYS",
+    "TITAN_API_KEY",
+    "TITAN_PROXY_KEY",
+    "TITAN_USAGE_LOG",
     "TITAN_CACHE_DIR",
     "TITAN_DATA_DIR",
     "RUST_LOG",

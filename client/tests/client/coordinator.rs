@@ -129,6 +129,7 @@ async fn answer(State(state): State<Arc<Mutex<Script>>>, Json(question): Json<Va
         quic_endpoint: place.endpoints.quic.as_ref().map(|quic| quic.address.clone()),
         endpoints: place.endpoints,
         model_digest: place.model_digest,
+        generations: None,
     })
     .into_response()
 }

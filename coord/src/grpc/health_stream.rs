@@ -101,6 +101,8 @@ impl HealthStream {
         let load = agent_input::load(&update).map_err(refused)?;
         let condition = agent_input::condition(&update).map_err(refused)?;
         let prefixes = agent_input::prefixes(&update).map_err(refused)?;
+        let finished = agent_input::finished(&update).map_err(refused)?;
+        let by_key = agent_input::running_by_key(&update).map_err(refused)?;
         if let Some(registration) = update.registration {
             self.dispatcher.register(&self.name, registration, Some(self.id))?;
         }
@@ -108,13 +110,18 @@ impl HealthStream {
         let report = Report { claimed: &update.claimed_job_ids, condition, prefixes };
         let accepted = self.dispatcher.registry.lock().heartbeat(&self.name, self.id, load, report, now);
         let (status, message) = match accepted {
-            Ok(()) => ("ok", String::new()),
+            Ok(()) => {
+                self.dispatcher.access.runs(&self.name, &update.claimed_job_ids, by_key);
+                ("ok", String::new())
+            }
             Err(error @ HeartbeatError::Unregistered { .. }) => ("unregistered", error.to_string()),
             Err(error @ HeartbeatError::Replaced { .. }) => {
                 warn!(agent = self.name, %error, "health stream replaced");
                 return Err(Status::aborted(error.to_string()));
             }
         };
+        // What was generated was, whatever becomes of the agent; and with the acknowledgement it is not told again.
+        self.dispatcher.account(&self.name, finished, now);
         Ok(HealthAck {
             agent_id: update.agent_id,
             status: status.to_owned(),
@@ -132,6 +139,7 @@ impl Drop for HealthStream {
             outboxes.close(&self.name, self.id);
         }
         if self.dispatcher.registry.lock().stream_closed(&self.name, self.id) {
+            self.dispatcher.access.gone(&self.name);
             info!(agent = self.name, "health stream closed: no requests until it reports again");
         }
     }

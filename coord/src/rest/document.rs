@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, sync::LazyLock};
 
-use titan_proto::rest::{Error, Health, InferenceResponse, Status};
+use titan_proto::rest::{CertificateRequest, Error, Health, InferenceResponse, IssuedCertificate, Status};
 use utoipa::{OpenApi, ToSchema};
 
 use super::Model;
@@ -16,7 +16,7 @@ use super::Model;
         title = "TitanCompute: the coordinator",
         description = "Which agent serves a request, and what is there. No token of an answer passes it."
     ),
-    paths(request_inference, health, status, models, jwks)
+    paths(request_inference, health, status, models, certificates, jwks)
 )]
 struct Document;
 
@@ -30,10 +30,13 @@ pub(super) fn document() -> &'static str {
 #[utoipa::path(post, path = "/api/v1/inference/request", request_body = InferenceRequest, responses(
     (status = 200, description = "Where to go, and the token to show there", body = InferenceResponse),
     (status = 400, description = "A field is missing or wrong: `error` is a word for it", body = Error),
+    (status = 401, description = "No API key, or none of this coordinator's, where one is asked for", body = Error),
+    (status = 403, description = "The API key is not for this model", body = Error),
     (status = 404, description = "No agent serves the model", body = Error),
     (status = 405, description = "Another method", body = Error),
     (status = 408, description = "The body did not come in time", body = Error),
     (status = 413, description = "The body is too large", body = Error),
+    (status = 429, description = "The API key has reached a limit: `limit` is its name", body = Error, headers(("retry-after" = u32, description = "Seconds"))),
     (status = 500, description = "The token could not be made", body = Error),
     (status = 503, description = "No agent can serve it now", body = Error, headers(("retry-after" = u32, description = "Seconds"))),
 ))]
@@ -44,11 +47,28 @@ fn health() {}
 
 #[utoipa::path(get, path = "/api/v1/status", params(
     ("include_agents" = Option<String>, Query, description = "`true`, `True` or `1`: the agents, each with its load and its models"),
-), responses((status = 200, description = "What is there", body = Status)))]
+), responses(
+    (status = 200, description = "What is there", body = Status),
+    (status = 401, description = "The agents are asked for without a good API key, where one is needed", body = Error),
+))]
 fn status() {}
 
-#[utoipa::path(get, path = "/api/v1/models", responses((status = 200, description = "What is served now", body = [Model])))]
+#[utoipa::path(get, path = "/api/v1/models", responses(
+    (status = 200, description = "What is served now", body = [Model]),
+    (status = 401, description = "No API key, or none of this coordinator's, where one is asked for", body = Error),
+))]
 fn models() {}
+
+#[utoipa::path(post, path = "/api/v1/certificates", request_body = CertificateRequest, responses(
+    (status = 201, description = "A client certificate that is good for a day", body = IssuedCertificate),
+    (status = 400, description = "No signing request", body = Error),
+    (status = 401, description = "No API key, or none of this coordinator's", body = Error),
+    (status = 403, description = "This coordinator issues none", body = Error),
+    (status = 405, description = "Another method", body = Error),
+    (status = 408, description = "The body did not come in time", body = Error),
+    (status = 413, description = "The body is too large", body = Error),
+))]
+fn certificates() {}
 
 #[utoipa::path(get, path = "/.well-known/jwks.json", responses(
     (status = 200, description = "The keys that session tokens are checked with (RFC 7517)", body = JwkSet),
@@ -88,6 +108,6 @@ mod tests {
     fn it_names_every_path() {
         let document: serde_json::Value = serde_json::from_str(document()).unwrap();
         let paths: Vec<&String> = document["paths"].as_object().unwrap().keys().collect();
-        assert_eq!(paths.len(), 5, "{paths:?}");
+        assert_eq!(paths.len(), 6, "{paths:?}");
     }
 }

@@ -6,10 +6,13 @@ use axum::{
     Json,
     response::{IntoResponse, Response},
 };
-use http::{Method, StatusCode, header::RETRY_AFTER};
+use http::{
+    HeaderValue, Method, StatusCode,
+    header::{RETRY_AFTER, WWW_AUTHENTICATE},
+};
 use titan_proto::{MAX_REST_BODY_BYTES, rest};
 
-use crate::routing::RouteError;
+use crate::{access::AccessError, routing::RouteError};
 
 /// An error answer.
 #[derive(Debug)]
@@ -18,6 +21,7 @@ pub(crate) struct ApiError {
     code_word: &'static str,
     message: String,
     retry_after: Option<Duration>,
+    limit: Option<&'static str>,
 }
 
 impl ApiError {
@@ -44,6 +48,18 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, "invalid_body", "the body ended early".to_owned())
     }
 
+    pub(super) fn invalid_csr(message: String) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_csr", message)
+    }
+
+    pub(super) fn enrolment_off(message: &str) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "enrolment_off", message.to_owned())
+    }
+
+    pub(super) fn internal(message: &str) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message.to_owned())
+    }
+
     pub(super) fn not_found(path: &str) -> Self {
         const SHOWN_CHARS: usize = 200;
         let path: String = path.chars().take(SHOWN_CHARS).collect();
@@ -61,7 +77,7 @@ impl ApiError {
     }
 
     fn new(status: StatusCode, code_word: &'static str, message: String) -> Self {
-        Self { status, code_word, message, retry_after: None }
+        Self { status, code_word, message, retry_after: None, limit: None }
     }
 }
 
@@ -77,18 +93,44 @@ impl From<RouteError> for ApiError {
             RouteError::NoAgents { .. } | RouteError::NoEqualModel { .. } | RouteError::NoCapacity { .. } => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
+            RouteError::Access(error) => match error {
+                AccessError::MissingKey | AccessError::UnknownKey | AccessError::Revoked { .. } => {
+                    StatusCode::UNAUTHORIZED
+                }
+                AccessError::ModelNotAllowed { .. } => StatusCode::FORBIDDEN,
+                AccessError::Limited { .. } => StatusCode::TOO_MANY_REQUESTS,
+            },
             RouteError::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        Self { status, code_word: error.code_word(), message: error.to_string(), retry_after: error.retry_after() }
+        let limit = match &error {
+            RouteError::Access(error) => error.limit(),
+            _ => None,
+        };
+        Self {
+            status,
+            code_word: error.code_word(),
+            message: error.to_string(),
+            retry_after: error.retry_after(),
+            limit,
+        }
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let body = rest::Error { error: self.code_word.to_owned(), code: self.status.as_u16(), message: self.message };
+        let body = rest::Error {
+            error: self.code_word.to_owned(),
+            code: self.status.as_u16(),
+            message: self.message,
+            limit: self.limit.map(str::to_owned),
+        };
         let mut response = (self.status, Json(body)).into_response();
         if let Some(wait) = self.retry_after {
             response.headers_mut().insert(RETRY_AFTER, wait.as_secs().into());
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            // RFC 9110 §15.5.2 asks for it.
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }

@@ -20,6 +20,7 @@ use tower::ServiceExt as _;
 
 use super::*;
 use crate::{
+    access::Access,
     config::Config,
     registry::{Load, Profile, QuicProfile, Report, StreamId},
 };
@@ -39,7 +40,7 @@ fn fixture(with_agent: bool) -> Fixture {
     let keys = tempfile::tempdir().unwrap();
     // Signs fastest; which algorithm makes no difference here.
     let issuer = TokenIssuer::open(keys.path(), Algorithm::ES256).unwrap();
-    let dispatcher = Arc::new(Dispatcher::new(&Config::default(), issuer).unwrap());
+    let dispatcher = Arc::new(Dispatcher::new(&Config::default(), issuer, Access::open(), None).unwrap());
     if with_agent {
         let profile = Profile {
             id: "agent-1".into(),
@@ -63,7 +64,7 @@ fn fixture(with_agent: bool) -> Fixture {
         registry.register(profile, None, Instant::now()).unwrap();
         registry.heartbeat("agent-1", StreamId(0), load, Report::default(), Instant::now()).unwrap();
     }
-    Fixture { router: router(Arc::clone(&dispatcher), Vec::new(), Ports::default()), dispatcher, _keys: keys }
+    Fixture { router: router(Arc::clone(&dispatcher), Vec::new(), Ports::default(), None), dispatcher, _keys: keys }
 }
 
 impl Fixture {
@@ -356,8 +357,12 @@ async fn pages_of_any_origin_may_call_unless_origins_are_named() {
     let refused = Request::post(PATH).header(header::ORIGIN, "https://a.example").body("{".into()).unwrap();
     assert_eq!(fixture.send(refused).await.headers()[header::ACCESS_CONTROL_ALLOW_ORIGIN], "*", "errors too");
 
-    let named =
-        router(Arc::clone(&fixture.dispatcher), vec![HeaderValue::from_static("https://b.example")], Ports::default());
+    let named = router(
+        Arc::clone(&fixture.dispatcher),
+        vec![HeaderValue::from_static("https://b.example")],
+        Ports::default(),
+        None,
+    );
     let response = named.oneshot(preflight()).await.unwrap();
     assert!(!response.headers().contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN));
 }

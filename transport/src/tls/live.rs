@@ -112,8 +112,10 @@ fn server_config(
     if private.chain.is_empty() {
         return Err(TlsError::NoIdentity);
     }
+    // The CA goes along, for clients that know it by its fingerprint only.
+    let with_ca: Vec<_> = private.chain.iter().chain(&private.roots).cloned().collect();
     let shown = Shown {
-        private: certified(&private.chain, &private.key)?,
+        private: certified(&with_ca, &private.key)?,
         authorities: private.root_store()?.subjects(),
         public: public.map(PublicIdentity::certified).transpose()?,
     };

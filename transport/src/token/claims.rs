@@ -36,6 +36,12 @@ pub struct Claims {
     /// The only request over HTTP that it may be used for, and once: it stands in the address then. `None` for all other tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<String>,
+    /// The id of the API key that it was asked for with. `None` where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// How many generations it may start. `None` for any number. What goes on in a generation that was begun, over another connection say, starts none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generations: Option<u32>,
 }
 
 impl Claims {

@@ -32,6 +32,8 @@ fn claims() -> Claims {
         nbf: NOW,
         exp: NOW + 300,
         request: None,
+        key: None,
+        generations: None,
     }
 }
 

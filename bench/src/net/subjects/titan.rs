@@ -89,6 +89,7 @@ pub(super) async fn coordinator(port: u16, lab: &Path) -> anyhow::Result<Coordin
         grpc_addr: coordinator_grpc(port),
         tls: Some(lab::coordinator_material(lab)?),
         key_dir: lab.join(format!("keys-{port}")),
+        api_keys: false,
         ..titan_coord::Config::default()
     })
     .await?)

@@ -67,7 +67,9 @@ impl Stage {
         let agent_host = if args.openai { Network::server_address(0).to_string() } else { AGENT_HOST.to_owned() };
         // Whoever starts with it keeps the names that it has.
         certs.issue(&LeafRequest::new(Role::Coordinator, "coordinator").hosts([agent_host.as_str()]))?;
-        let flags = format!("coord --http-port {REST_PORT} --grpc-port {COORDINATOR_PORT} --token-algorithm ES256");
+        let flags = format!(
+            "coord --http-port {REST_PORT} --grpc-port {COORDINATOR_PORT} --token-algorithm ES256 --no-api-keys"
+        );
         let coordinator = start(network.server(), &dir, "coordinator", &flags)?;
         let mut stage = Self { coordinator, agents: Vec::new(), rate: args.rate, agent_host, network, tls, dir };
         stage.settled(stage.registered(0)?).await?;
@@ -113,7 +115,7 @@ impl Stage {
 
     /// Looks until so many agents have registered, from the servers' host: there it needs no certificate.
     fn registered(&self, agents: usize) -> anyhow::Result<Registration> {
-        let rest = Rest::new(&format!("http://127.0.0.1:{REST_PORT}"), None)?;
+        let rest = Rest::new(&format!("http://127.0.0.1:{REST_PORT}"), None, None)?;
         self.network.server().spawn(move || {
             let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {

@@ -47,6 +47,8 @@ pub(super) async fn start(args: &RunArgs) -> anyhow::Result<Target> {
         grpc_addr: free_port,
         tls: Some(trust::local(&dir, Role::Coordinator, "coordinator")?),
         key_dir: places::keys(),
+        // It is for this process, on a port that nobody else knows.
+        api_keys: false,
         prefill_ahead: args.prefill_ahead,
         ..titan_coord::Config::default()
     };

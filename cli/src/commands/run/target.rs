@@ -27,6 +27,7 @@ pub(super) struct Target {
 /// Finds it, or brings it up.
 pub(super) async fn find(args: &RunArgs) -> anyhow::Result<Target> {
     let source = args.model.as_deref().filter(|model| is_source(model));
+    let key = args.key.api_key.as_deref();
     if let Some(url) = &args.coordinator {
         if let Some(source) = source {
             bail!(Usage(format!(
@@ -38,8 +39,8 @@ pub(super) async fn find(args: &RunArgs) -> anyhow::Result<Target> {
                 "--chat-template {file} is for a model on this machine, and the coordinator {url} serves models with their own: leave one of them out"
             )));
         }
-        let tls = trust::client(&args.identity)?;
-        let rest = Rest::new(url, tls.as_ref())?;
+        let tls = trust::client_with_key(&args.identity, key, url).await?;
+        let rest = Rest::new(url, tls.as_ref(), key)?;
         rest.require().await?;
         let model = model(&rest, args).await?;
         return Ok(Target { url: url.clone(), model, tls, cluster: None });
@@ -49,10 +50,10 @@ pub(super) async fn find(args: &RunArgs) -> anyhow::Result<Target> {
         return cluster::start(args).await;
     }
     let url = format!("http://localhost:{COORDINATOR_HTTP_PORT}");
-    match Rest::new(&url, None)?.probe_local().await {
+    match Rest::new(&url, None, key)?.probe_local().await {
         Probe::Coordinator => {
-            let tls = trust::client(&args.identity)?;
-            let model = model(&Rest::new(&url, None)?, args).await?;
+            let tls = trust::client_with_key(&args.identity, key, &url).await?;
+            let model = model(&Rest::new(&url, None, key)?, args).await?;
             Ok(Target { url, model, tls, cluster: None })
         }
         Probe::Other(why) | Probe::Nobody(why) => {
