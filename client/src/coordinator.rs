@@ -20,14 +20,16 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 use titan_proto::{
     digest as prefix,
-    rest::{Error as Refusal, InferenceRequest, InferenceResponse, ModelInfo, Status},
+    rest::{Error as Refusal, InferenceRequest, InferenceResponse, ModelInfo, OutcomeReport, Status},
 };
 use titan_transport::tls::{TlsMaterial, https_client_config};
 
 use crate::{
     Prompt,
+    client::unix_now,
     error::{chain, is_tls},
     names::Names,
+    policy::Fault,
     route::Route,
 };
 
@@ -47,12 +49,14 @@ const PROMPT_DIGEST: &str = "prompt_digest";
 const EXCLUDE_AGENTS: &str = "exclude_agents";
 const PATH: &str = "/api/v1/inference/request";
 const STATUS_PATH: &str = "/api/v1/status";
+const JOBS_PATH: &str = "/api/v1/jobs";
 
 /// A coordinator, by its URL.
 pub(crate) struct Coordinator {
     http: reqwest::Client,
     /// Makes a connection for each question.
     unpooled: reqwest::Client,
+    /// As it was given: paths go behind its own.
     url: Url,
     names: Names,
     /// Questions carry the prompt: PROTOCOL.md §17.
@@ -105,12 +109,7 @@ pub enum CoordinatorError {
 impl CoordinatorError {
     /// Whether the same question may be answered at another time.
     pub fn retryable(&self) -> bool {
-        match self {
-            Self::Unreachable { .. } => true,
-            // Request Timeout, Too Many Requests, and all that is the server's fault (RFC 9110 §15.6).
-            Self::Refused { status, .. } => matches!(status, 408 | 429 | 500..),
-            Self::Untrusted { .. } | Self::NotACoordinator { .. } => false,
-        }
+        Fault::of_coordinator(self).passes()
     }
 
     /// How long to wait before that, where the coordinator said so.
@@ -124,13 +123,7 @@ impl CoordinatorError {
 
 impl Coordinator {
     /// `tls` holds the CA that an https coordinator's certificate must be of, and perhaps an identity.
-    pub(crate) fn new(
-        mut url: Url,
-        tls: Option<&TlsMaterial>,
-        names: Names,
-        prefill_ahead: bool,
-    ) -> Result<Self, String> {
-        url.set_path(&format!("{}{PATH}", url.path().trim_end_matches('/')));
+    pub(crate) fn new(url: Url, tls: Option<&TlsMaterial>, names: Names, prefill_ahead: bool) -> Result<Self, String> {
         // The port stands in the URL, and 0 leaves it as it is.
         let tls = https_client_config(tls, true).map_err(|error| error.to_string())?;
         let client = || {
@@ -164,16 +157,26 @@ impl Coordinator {
         excluded: &[String],
         model_digest: &str,
     ) -> Result<Arc<Route>, CoordinatorError> {
-        self.calls.fetch_add(1, Relaxed);
-        let mut question = self.question(client_id, prompt);
+        let mut question = self.question(client_id, prompt, self.prefill_ahead);
         if !excluded.is_empty() {
             question.parameters.insert(EXCLUDE_AGENTS.to_owned(), excluded.join(","));
         }
         question.model_digest = Some(model_digest.to_owned()).filter(|digest| !digest.is_empty());
+        self.named(question, prompt).await
+    }
+
+    /// Asks for a route to the model of `prompt` for later: nothing is begun ahead for it.
+    pub(crate) async fn ask_ahead(&self, client_id: &str, prompt: &Prompt) -> Result<Arc<Route>, CoordinatorError> {
+        self.named(self.question(client_id, prompt, false), prompt).await
+    }
+
+    async fn named(&self, question: InferenceRequest, prompt: &Prompt) -> Result<Arc<Route>, CoordinatorError> {
+        self.calls.fetch_add(1, Relaxed);
         let sent = self.send(&question).await;
         let response = sent.map_err(|error| self.failed(&error))?;
-        let answer: InferenceResponse = self.answer(response, MAX_ANSWER_BYTES).await?;
-        let route = Route::new(&prompt.model, answer, &self.names).map_err(|reason| self.not_a_coordinator(reason))?;
+        let answer: InferenceResponse = self.body(response, MAX_ANSWER_BYTES).await?;
+        let route = Route::new(&prompt.model, answer, &self.names, unix_now())
+            .map_err(|reason| self.not_a_coordinator(reason))?;
         let place = &route.place;
         tracing::debug!(agent = %place.agent_id, grpc = %place.grpc, quic = ?place.quic, job = %route.job_id, "route asked");
         Ok(Arc::new(route))
@@ -182,15 +185,30 @@ impl Coordinator {
     /// The models that agents serve now.
     pub(crate) async fn models(&self) -> Result<Vec<ModelInfo>, CoordinatorError> {
         self.calls.fetch_add(1, Relaxed);
-        let mut url = self.url.clone();
-        url.set_path(&format!("{}{STATUS_PATH}", self.url.path().trim_end_matches(PATH)));
+        let mut url = self.at(STATUS_PATH);
         url.set_query(Some("include_agents=true"));
         let response = self.http.get(url).send().await.map_err(|error| self.failed(&error))?;
-        let status: Status = self.answer(response, MAX_STATUS_BYTES).await?;
+        let status: Status = self.body(response, MAX_STATUS_BYTES).await?;
         Ok(status.models())
     }
 
-    fn question(&self, client_id: &str, prompt: &Prompt) -> InferenceRequest {
+    /// Tells what became of a job.
+    pub(crate) async fn report(&self, job_id: &str, report: &OutcomeReport) -> Result<(), CoordinatorError> {
+        let mut url = self.at(JOBS_PATH);
+        // A URL with a host has segments.
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.extend([job_id, "outcome"]);
+        }
+        let response = self.http.post(url).json(report).send().await.map_err(|error| self.failed(&error))?;
+        let (status, headers) = (response.status(), response.headers().clone());
+        if status.is_success() {
+            return Ok(());
+        }
+        let body = self.read(response, MAX_ANSWER_BYTES).await?;
+        Err(self.refusal(status, &headers, &body))
+    }
+
+    fn question(&self, client_id: &str, prompt: &Prompt, ahead: bool) -> InferenceRequest {
         let mut question = InferenceRequest {
             client_id: Some(client_id.to_owned()),
             model: Some(prompt.model.clone()),
@@ -200,7 +218,7 @@ impl Coordinator {
             ..InferenceRequest::default()
         };
         // A hint that says less than the request makes the agent begin something else.
-        if self.prefill_ahead && prompt.fits_a_hint() {
+        if ahead && prompt.fits_a_hint() {
             question.prompt = Some(prompt.prompt.clone()).filter(|text| !text.is_empty());
             question.messages = prompt.messages.iter().cloned().map(Into::into).collect();
             question.tools = prompt.tools.iter().cloned().map(Into::into).collect();
@@ -214,10 +232,10 @@ impl Coordinator {
     /// Over the connection that there is, if one is. After a change of network that one is dead and nobody says so: a new one is tried
     /// beside it. The coordinator may book a slot for each; one that is not claimed is free again after a moment.
     async fn send(&self, question: &InferenceRequest) -> reqwest::Result<Response> {
-        let kept = self.http.post(self.url.clone()).json(question).send();
+        let kept = self.http.post(self.at(PATH)).json(question).send();
         let new = async {
             tokio::time::sleep(NEW_CONNECTION_AFTER).await;
-            self.unpooled.post(self.url.clone()).json(question).send().await
+            self.unpooled.post(self.at(PATH)).json(question).send().await
         };
         match select(pin!(kept), pin!(new)).await {
             // One that is refused at once is refused again.
@@ -227,7 +245,7 @@ impl Coordinator {
         }
     }
 
-    async fn answer<T: DeserializeOwned>(&self, response: Response, most: usize) -> Result<T, CoordinatorError> {
+    async fn body<T: DeserializeOwned>(&self, response: Response, most: usize) -> Result<T, CoordinatorError> {
         let (status, headers) = (response.status(), response.headers().clone());
         let body = self.read(response, most).await?;
         if status != StatusCode::OK {
@@ -250,7 +268,14 @@ impl Coordinator {
     fn refusal(&self, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> CoordinatorError {
         let Ok(refusal) = serde_json::from_slice::<Refusal>(body) else {
             let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or("no content type");
-            return self.not_a_coordinator(format!("HTTP status {status} with a body of {kind}"));
+            let reason = format!("HTTP status {status} with a body of {kind}");
+            // A gateway before a coordinator that is away (RFC 9110 §15.6.3 to §15.6.5).
+            let gateway = [StatusCode::BAD_GATEWAY, StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT]
+                .contains(&status);
+            return match gateway {
+                true => CoordinatorError::Unreachable { url: self.shown_url(), reason },
+                false => self.not_a_coordinator(reason),
+            };
         };
         let retry_after = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
         CoordinatorError::Refused {
@@ -277,7 +302,13 @@ impl Coordinator {
     }
 
     fn shown_url(&self) -> String {
-        self.url.as_str().trim_end_matches(PATH).to_owned()
+        self.url.as_str().trim_end_matches('/').to_owned()
+    }
+
+    fn at(&self, path: &str) -> Url {
+        let mut url = self.url.clone();
+        url.set_path(&format!("{}{path}", self.url.path().trim_end_matches('/')));
+        url
     }
 }
 
