@@ -21,7 +21,7 @@ use crate::{
     features::Features,
     job::Job,
     outcome::Outcomes,
-    policy::{Fault, RouteFate},
+    policy::{AWAY_TIME, Fault, RouteFate},
     route::{Lease, Route, Routes},
     search::Search,
 };
@@ -40,6 +40,8 @@ struct Inner {
     routes: Mutex<Routes>,
     /// Models to which the next route is being asked for.
     renewing: Mutex<Vec<String>>,
+    /// The coordinator has not answered, and is not waited for until then where a route is held.
+    away: Mutex<Option<Instant>>,
     agents: ConnectionPool,
     dialer: Dialer,
     features: Features,
@@ -90,6 +92,7 @@ impl TitanClient {
             coordinator,
             routes: Mutex::default(),
             renewing: Mutex::default(),
+            away: Mutex::default(),
             agents,
             dialer,
             features,
@@ -161,7 +164,19 @@ impl TitanClient {
         excluded: &[String],
         model_digest: &str,
     ) -> Result<Arc<Route>, CoordinatorError> {
-        self.0.coordinator.ask(&self.0.client_id, prompt, excluded, model_digest).await
+        let route = self.0.coordinator.ask(&self.0.client_id, prompt, excluded, model_digest).await?;
+        *self.0.away.lock() = None;
+        Ok(route)
+    }
+
+    /// The coordinator cannot name agents now.
+    pub(crate) fn coordinator_is_away(&self) {
+        *self.0.away.lock() = Some(Instant::now() + AWAY_TIME);
+    }
+
+    /// Whether it is better not to wait for it.
+    pub(crate) fn does_without_coordinator(&self) -> bool {
+        self.0.away.lock().is_some_and(|until| Instant::now() < until)
     }
 
     pub(crate) fn agent_at(&self, route: &Route) -> Arc<AgentConnections> {
@@ -257,7 +272,8 @@ impl TitanClient {
         Some(lease)
     }
 
-    fn renew(&self, job: Arc<Job>) {
+    /// Asks for a route beside the requests, which wait for none.
+    pub(crate) fn renew(&self, job: Arc<Job>) {
         let inner = self.0.clone();
         {
             let mut renewing = inner.renewing.lock();
@@ -268,7 +284,10 @@ impl TitanClient {
         }
         tokio::spawn(async move {
             match inner.coordinator.ask_ahead(&inner.client_id, &job.prompt).await {
-                Ok(route) if !inner.closed.load(Relaxed) => inner.routes.lock().put(route, unix_now()),
+                Ok(route) if !inner.closed.load(Relaxed) => {
+                    *inner.away.lock() = None;
+                    inner.routes.lock().put(route, unix_now());
+                }
                 Ok(_) => {}
                 Err(error) => tracing::debug!(%error, "the route was not renewed"),
             }

@@ -23,14 +23,18 @@ const HEAD_START: Duration = Duration::from_secs(2);
 const HEAD_START_AFTER_SILENCE: Duration = Duration::from_millis(600);
 /// Runs of one prompt that may be lost before the caller is told: a prompt that brings its agent down must not bring all of them down.
 const MAX_LOST_RUNS: u32 = 3;
-/// Agents that may say that this request is not for them. More of them would say the same.
-const MAX_UNFIT: u32 = 3;
+/// Refusals other than for want of room before the caller is told. More agents would say the same, and an agent also says that it is not
+/// available when its model has just failed.
+const MAX_REFUSALS: u32 = 4;
 /// The wait before the second try, twice that before the third, and so on.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 /// The longest of these waits: half of the shortest heartbeat interval, by which the coordinator learns of an agent.
 const MAX_WAIT: Duration = Duration::from_millis(500);
 /// The wait where somebody asks for one and does not say for how long.
 const UNSAID_WAIT: Duration = Duration::from_secs(1);
+/// So long requests do without a coordinator that has not answered, where a route is held: to wait for it takes seconds if its machine is
+/// dead. It is asked beside them.
+pub(crate) const AWAY_TIME: Duration = Duration::from_secs(5);
 /// What is said beyond this is past any deadline, and arithmetic with it might overflow.
 const MAX_SAID_WAIT: Duration = Duration::from_secs(86_400);
 
@@ -157,13 +161,8 @@ impl Fault {
     pub(crate) fn of(error: &ClientError) -> Self {
         match error {
             ClientError::Coordinator(error) => Self::of_coordinator(error),
-            ClientError::Unreachable { gone, .. } => {
-                if *gone {
-                    Self::Gone
-                } else {
-                    Self::NoAnswer
-                }
-            }
+            ClientError::Unreachable { gone: true, .. } => Self::Gone,
+            ClientError::Unreachable { gone: false, .. } => Self::NoAnswer,
             ClientError::Certificate { .. } | ClientError::WireUnavailable { .. } => Self::Unusable,
             ClientError::AlreadyRan { .. } => Self::AlreadyRan,
             ClientError::Broken { by: BrokenBy::Connection, .. } => Self::Lost,
@@ -194,6 +193,12 @@ impl Fault {
             (500.., ..) => Self::NoCoordinator,
             _ => Self::Refused,
         }
+    }
+
+    /// What the coordinator is told of the agent; `kept`: that was asked over a route of an earlier request.
+    pub(crate) fn report(self, kept: bool) -> Option<Outcome> {
+        // It may be the old token.
+        self.rule().report.filter(|_| !(kept && self == Self::Unfit))
     }
 
     /// What becomes of the route that led to an agent that failed so.
@@ -249,7 +254,7 @@ pub(crate) struct Tries {
     has_begun: bool,
     /// Runs that were lost.
     lost_runs: u32,
-    unfit: u32,
+    refusals: u32,
     /// The coordinator's faults in a row.
     coordinator_faults: u32,
     /// Since when all faults have been without a word on how long they last.
@@ -277,7 +282,7 @@ impl Tries {
             may_move,
             has_begun: false,
             lost_runs: 0,
-            unfit: 0,
+            refusals: 0,
             coordinator_faults: 0,
             in_the_dark: None,
             agents: Vec::new(),
@@ -325,8 +330,8 @@ impl Tries {
         }
         self.meet(agent_id, fault, now, luck);
         self.note_darkness(rule.again, now);
-        self.unfit += u32::from(rule.again == Again::Never && rule.seen == Processed::No);
-        if self.unfit >= MAX_UNFIT {
+        self.refusals += u32::from(matches!(fault, Fault::Draining | Fault::Unfit | Fault::Unusable));
+        if self.refusals >= MAX_REFUSALS {
             return Next::GiveUp;
         }
         if rule.seen == Processed::No {

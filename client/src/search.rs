@@ -132,7 +132,7 @@ impl Search {
         if self.client.is_closed() {
             return Err(error);
         }
-        self.agent_failed(&route, fault, &error, Some(wire));
+        self.agent_failed(&route, fault, &error, false, Some(wire));
         self.has_begun = so_far.has_come();
         if self.has_begun {
             self.within = self.within.min(KEPT_TIME);
@@ -264,6 +264,12 @@ impl Search {
         loop {
             let asked_at = Instant::now();
             let excluded = self.tries.excluded(asked_at);
+            if self.client.does_without_coordinator()
+                && let Some(lease) = self.held_route(&excluded)
+            {
+                self.client.renew(self.job.clone());
+                return Ok((lease, None));
+            }
             self.doing = "asking the coordinator".to_owned();
             let answer = self.client.ask_route(&self.job.prompt, &excluded, &self.model_digest).await;
             let error = match answer {
@@ -276,6 +282,7 @@ impl Search {
                 && let Some(lease) = self.held_route(&excluded)
             {
                 tracing::debug!(%error, agent = %lease.route().place.agent_id, "a route that is held bridges it");
+                self.client.coordinator_is_away();
                 return Ok((lease, None));
             }
             let next = self.tries.coordinator_failed(fault, Instant::now(), luck());
@@ -339,7 +346,7 @@ impl Search {
             Err(error) => error,
         };
         let fault = Fault::of(&error);
-        self.agent_failed(&route, fault, &error, None);
+        self.agent_failed(&route, fault, &error, routing.is_none(), None);
         let next = self.tries.agent_failed(agent_id, fault, routing.is_none(), Instant::now(), luck());
         tracing::debug!(%error, ?next, "the agent has not begun");
         self.tried.note(&error);
@@ -369,12 +376,19 @@ impl Search {
         }
     }
 
-    fn agent_failed(&mut self, route: &Arc<Route>, fault: Fault, error: &ClientError, wire: Option<Wire>) {
+    fn agent_failed(
+        &mut self,
+        route: &Arc<Route>,
+        fault: Fault,
+        error: &ClientError,
+        kept: bool,
+        wire: Option<Wire>,
+    ) {
         self.client.route_failed(route, fault);
         if matches!(fault.rule().then, Then::GoOn(_)) {
             self.report();
             self.unreported = Some((route.clone(), wire, error.clone()));
-        } else if let Some(outcome) = fault.rule().report {
+        } else if let Some(outcome) = fault.report(kept) {
             self.client.tell(route, outcome, wire, outcome::message(error));
         }
     }
@@ -382,7 +396,7 @@ impl Search {
     /// The agent of a lost run has not gone on with it.
     fn report(&mut self) {
         let Some((route, wire, error)) = self.unreported.take() else { return };
-        if let Some(outcome) = Fault::of(&error).rule().report {
+        if let Some(outcome) = Fault::of(&error).report(false) {
             self.client.tell(&route, outcome, wire, outcome::message(&error));
         }
     }

@@ -158,7 +158,21 @@ fn status(error: &ClientError) -> Status {
         ClientError::Refused { code: Code::InvalidArgument | Code::FailedPrecondition, message, .. } => message.clone(),
         error => error.to_string(),
     };
-    let code = match error {
+    let code = code(error);
+    let mut status = Status::new(code, message);
+    if let ClientError::Refused { reason: Some(reason), .. } = error
+        && let Ok(reason) = reason.parse()
+    {
+        status.metadata_mut().insert(REASON, reason);
+    }
+    if let Some(wait) = error.retry_after() {
+        status.metadata_mut().insert("retry-after", seconds(wait).into());
+    }
+    status
+}
+
+fn code(error: &ClientError) -> Code {
+    match error {
         ClientError::Refused { code: Code::Unauthenticated | Code::PermissionDenied, .. } => Code::Unavailable,
         ClientError::Refused { code, .. } => *code,
         ClientError::Broken { code: Code::InvalidArgument | Code::FailedPrecondition, .. } => Code::FailedPrecondition,
@@ -172,18 +186,11 @@ fn status(error: &ClientError) -> Status {
             _ => Code::Unavailable,
         },
         ClientError::Coordinator(CoordinatorError::Unreachable { .. }) => Code::Unavailable,
+        // What was in the way until the time was over.
+        ClientError::TimedOut { last: Some(last), .. } => code(last),
+        ClientError::TimedOut { last: None, .. } => Code::DeadlineExceeded,
         _ => Code::Internal,
-    };
-    let mut status = Status::new(code, message);
-    if let ClientError::Refused { reason: Some(reason), .. } = error
-        && let Ok(reason) = reason.parse()
-    {
-        status.metadata_mut().insert(REASON, reason);
     }
-    if let Some(wait) = error.retry_after() {
-        status.metadata_mut().insert("retry-after", seconds(wait).into());
-    }
-    status
 }
 
 /// Whole seconds, at least one.

@@ -7,6 +7,7 @@ mod chat;
 mod cluster;
 mod conversations;
 mod demo;
+mod faults;
 mod kills;
 mod mistakes;
 mod models;

@@ -228,7 +228,9 @@ fn an_old_token_is_exchanged_and_a_new_one_that_is_refused_takes_the_request_els
     tries.agent_failed("a", Fault::Unfit, false, now, 0.5);
     assert_eq!((tries.excluded(now), tries.named("a", now)), (vec!["a".to_owned()], Turn::GiveUp));
     tries.agent_failed("b", Fault::Unusable, false, now, 0.5);
-    assert_eq!(tries.agent_failed("c", Fault::Unfit, false, now, 0.5), Next::GiveUp, "all would say the same");
+    tries.agent_failed("c", Fault::Draining, false, now, 0.5);
+    assert_eq!(tries.named("c", now), Turn::After(FIRST_WAIT), "it may have restarted");
+    assert_eq!(tries.agent_failed("d", Fault::Unfit, false, now, 0.5), Next::GiveUp, "all would say the same");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use titan_client::{ClientError, Processed, Wire, WirePreference};
+use titan_client::{ClientError, Wire, WirePreference};
 use titan_proto::rest::GrpcTls;
 use titan_transport::limits::HANDSHAKE_TIMEOUT;
 use tonic::Status;
@@ -179,14 +179,10 @@ async fn a_run_that_is_lost_before_it_begins_is_run_once() {
 }
 
 #[tokio::test]
-async fn without_another_agent_a_model_that_fails_at_once_is_an_error_that_says_so() {
+async fn a_model_that_fails_at_once_is_asked_a_few_times_and_no_more() {
+    // The agent says that it is not available, in place of an answer.
     let world = World::new().await;
-    let error = soon(async {
-        let mut generation = world.client.generate(titan_client::Prompt::new(crate::MODEL, "fail")).await?;
-        generation.next_piece().await.unwrap().map(|piece| panic!("{piece:?}"))
-    })
-    .await
-    .unwrap_err();
-    assert_eq!((error.processed(), world.agent.runs()), (Processed::Maybe, 1));
-    assert!(error.to_string().contains("no other agent"), "{error}");
+    let error = world.refused("fail").await;
+    assert!(error.to_string().contains("the model broke down"), "{error}");
+    assert_eq!((error.retryable(), world.agent.runs()), (true, 4));
 }

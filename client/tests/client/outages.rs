@@ -7,10 +7,16 @@ use axum::{
     response::IntoResponse as _,
 };
 use futures_util::StreamExt as _;
-use titan_client::{Prompt, WirePreference};
+use titan_client::{Prompt, TitanClient, WirePreference};
 use titan_proto::rest::GrpcTls;
 
-use crate::{MODEL, World, builder, coordinator::error, eventually, relay::Relay, soon};
+use crate::{
+    MODEL, World, builder, certs,
+    coordinator::error,
+    eventually,
+    relay::{Cable, Relay},
+    soon,
+};
 
 #[tokio::test]
 async fn while_the_coordinator_is_away_the_routes_that_are_held_are_used() {
@@ -60,6 +66,27 @@ async fn a_coordinator_that_has_just_started_is_bridged_by_a_route_that_is_held(
     world.coordinator.refuse(starting);
     let (text, generation) = world.say("one").await;
     assert_eq!((text.as_str(), generation.routed(), world.coordinator.asked()), ("one", false, 2));
+}
+
+#[tokio::test]
+async fn a_coordinator_that_is_silent_is_waited_for_once_where_a_route_is_held() {
+    let mut world = World::new().await;
+    let cable = Cable::to(world.coordinator.url().trim_start_matches("http://").parse().unwrap()).await;
+    world.client = TitanClient::builder(format!("http://{}", cable.addr)).tls(certs::client()).build().unwrap();
+    let mut running = soon(world.client.generate(Prompt::new(MODEL, "then hang"))).await.unwrap();
+    soon(running.next()).await.unwrap().unwrap();
+    cable.freeze();
+    assert!(!world.say("one").await.1.routed());
+    // Each has less time than the coordinator has for its answer.
+    let deadline = Some(Duration::from_secs(8));
+    let mut others = Vec::new();
+    for _ in 0..5 {
+        let mut other =
+            soon(world.client.generate(Prompt { deadline, ..Prompt::new(MODEL, "then hang") })).await.unwrap();
+        soon(other.next()).await.unwrap().unwrap();
+        others.push(other);
+    }
+    assert_eq!(world.coordinator.asked(), 1);
 }
 
 #[tokio::test]
