@@ -163,8 +163,9 @@ impl TitanClient {
         prompt: &Prompt,
         excluded: &[String],
         model_digest: &str,
+        patience: Duration,
     ) -> Result<Arc<Route>, CoordinatorError> {
-        let route = self.0.coordinator.ask(&self.0.client_id, prompt, excluded, model_digest).await?;
+        let route = self.0.coordinator.ask(&self.0.client_id, prompt, excluded, model_digest, patience).await?;
         *self.0.away.lock() = None;
         Ok(route)
     }

@@ -35,8 +35,19 @@ use crate::{
 
 /// Three lost SYNs (RFC 6298 §2: 1 s, then doubled) would be 7 s: by then nobody waits for a first token any more.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The whole call: the coordinator answers out of memory, so what takes longer is broken.
+/// The whole call, beside the time for which the coordinator may hold it: it answers out of memory, so what takes longer is broken.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// The same of a question that is not to be held: then the caller may use a route that it has.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a coordinator that holds a question is asked whether it is still there.
+const PROBE_PAUSE: Duration = Duration::from_secs(10);
+/// How long a question may be held until an agent has room, in milliseconds.
+const QUEUE_TIMEOUT: &str = "x-titan-queue-timeout-ms";
+/// The longest that is asked for; coordinators grant no more.
+const MAX_QUEUE_TIME: Duration = Duration::from_secs(600);
+/// A connection over which a question is held, and whose other end is gone, is noticed after a quarter of a minute.
+const TCP_KEEP_ALIVE: Duration = Duration::from_secs(5);
+const TCP_KEEP_ALIVE_PROBES: u32 = 3;
 /// Three round trips of a new connection over the longest path.
 const NEW_CONNECTION_AFTER: Duration = Duration::from_millis(1000);
 /// An answer has about 1.5 kB.
@@ -132,6 +143,9 @@ impl Coordinator {
                 .fold(reqwest::Client::builder(), |http, (host, address)| http.resolve(host, (address, 0).into()))
                 .tls_backend_preconfigured(tls.clone())
                 .connect_timeout(CONNECT_TIMEOUT)
+                .tcp_keepalive(TCP_KEEP_ALIVE)
+                .tcp_keepalive_interval(TCP_KEEP_ALIVE)
+                .tcp_keepalive_retries(TCP_KEEP_ALIVE_PROBES)
                 .timeout(TIMEOUT)
                 // A coordinator does not redirect; whoever does is none, and would get the request.
                 .redirect(redirect::Policy::none())
@@ -149,30 +163,37 @@ impl Coordinator {
     }
 
     /// Asks who serves `prompt`, rather not one of the `excluded` agents, and with this digest of the model if one is given. What the prompt or
-    /// the conversation says stays here and digests go, except for prefill ahead: then everything goes that the agent will be asked.
+    /// the conversation says stays here and digests go, except for prefill ahead: then everything goes that the agent will be asked. Where all
+    /// agents are full it may hold the question for `patience`.
     pub(crate) async fn ask(
         &self,
         client_id: &str,
         prompt: &Prompt,
         excluded: &[String],
         model_digest: &str,
+        patience: Duration,
     ) -> Result<Arc<Route>, CoordinatorError> {
         let mut question = self.question(client_id, prompt, self.prefill_ahead);
         if !excluded.is_empty() {
             question.parameters.insert(EXCLUDE_AGENTS.to_owned(), excluded.join(","));
         }
         question.model_digest = Some(model_digest.to_owned()).filter(|digest| !digest.is_empty());
-        self.named(question, prompt).await
+        self.named(question, prompt, patience).await
     }
 
     /// Asks for a route to the model of `prompt` for later: nothing is begun ahead for it.
     pub(crate) async fn ask_ahead(&self, client_id: &str, prompt: &Prompt) -> Result<Arc<Route>, CoordinatorError> {
-        self.named(self.question(client_id, prompt, false), prompt).await
+        self.named(self.question(client_id, prompt, false), prompt, Duration::ZERO).await
     }
 
-    async fn named(&self, question: InferenceRequest, prompt: &Prompt) -> Result<Arc<Route>, CoordinatorError> {
+    async fn named(
+        &self,
+        question: InferenceRequest,
+        prompt: &Prompt,
+        patience: Duration,
+    ) -> Result<Arc<Route>, CoordinatorError> {
         self.calls.fetch_add(1, Relaxed);
-        let sent = self.send(&question).await;
+        let sent = self.send(&question, patience).await;
         let response = sent.map_err(|error| self.failed(&error))?;
         let answer: InferenceResponse = self.body(response, MAX_ANSWER_BYTES).await?;
         let route = Route::new(&prompt.model, answer, &self.names, unix_now())
@@ -229,19 +250,36 @@ impl Coordinator {
         question
     }
 
-    /// Over the connection that there is, if one is. After a change of network that one is dead and nobody says so: a new one is tried
-    /// beside it. The coordinator may book a slot for each; one that is not claimed is free again after a moment.
-    async fn send(&self, question: &InferenceRequest) -> reqwest::Result<Response> {
-        let kept = self.http.post(self.at(PATH)).json(question).send();
-        let new = async {
-            tokio::time::sleep(NEW_CONNECTION_AFTER).await;
-            self.unpooled.post(self.at(PATH)).json(question).send().await
+    /// Asks over the connection that there is, if one is, and lets the coordinator hold the question for `patience` until an agent has room.
+    ///
+    /// Whether it is held, or the connection is dead since the network changed, nobody says. So the same question, not to be held, goes over a
+    /// new connection beside it, now and then: its answer shows that the coordinator is there, and where it names an agent it is the answer.
+    /// The coordinator may book a slot for each; one that is not claimed is free again after a moment.
+    async fn send(&self, question: &InferenceRequest, patience: Duration) -> reqwest::Result<Response> {
+        let patience = patience.min(MAX_QUEUE_TIME);
+        let ask = |http: &reqwest::Client, patience: Duration, time: Duration| {
+            let http = http.post(self.at(PATH)).json(question).timeout(time);
+            http.header(QUEUE_TIMEOUT, patience.as_millis().to_string()).send()
         };
-        match select(pin!(kept), pin!(new)).await {
-            // One that is refused at once is refused again.
-            Either::Left((sent, _)) => sent,
-            Either::Right((Ok(response), _)) => Ok(response),
-            Either::Right((Err(_), kept)) => kept.await,
+        let mut held = pin!(ask(&self.http, patience, patience + TIMEOUT));
+        let mut pause = NEW_CONNECTION_AFTER;
+        loop {
+            let pause_over = tokio::time::sleep(pause);
+            let probe = async {
+                pause_over.await;
+                ask(&self.unpooled, Duration::ZERO, PROBE_TIMEOUT).await
+            };
+            match select(held.as_mut(), pin!(probe)).await {
+                Either::Left((sent, _)) => return sent,
+                // It is there, and has no room, or not for one more from here.
+                Either::Right((Ok(full), _))
+                    if [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS].contains(&full.status()) =>
+                {
+                    pause = PROBE_PAUSE;
+                }
+                // Where the new connection gets no answer, the old one gets none either.
+                Either::Right((sent, _)) => return sent,
+            }
         }
     }
 

@@ -266,6 +266,7 @@ impl Generation {
             agent: self.agent.clone(),
             lease: Lease::of(&self.route),
             job: self.job.clone(),
+            routing: None,
             from: Some(self.received),
         };
         let (so_far, tries, wire) = (self.so_far.clone(), self.tries.clone(), self.wire);

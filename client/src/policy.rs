@@ -35,6 +35,8 @@ const UNSAID_WAIT: Duration = Duration::from_secs(1);
 /// So long requests do without a coordinator that has not answered, where a route is held: to wait for it takes seconds if its machine is
 /// dead. It is asked beside them.
 pub(crate) const AWAY_TIME: Duration = Duration::from_secs(5);
+/// What remains of a request's time when the coordinator gives up to find room for it.
+const ANSWER_TIME: Duration = Duration::from_secs(1);
 /// What is said beyond this is past any deadline, and arithmetic with it might overflow.
 const MAX_SAID_WAIT: Duration = Duration::from_secs(86_400);
 
@@ -290,7 +292,7 @@ impl Tries {
     }
 
     /// The same after a pause in which all went well: what its agents did is remembered. `has_begun`: text has come.
-    pub(crate) fn from_now(self, deadline: Instant, may_move: bool, has_begun: bool) -> Self {
+    pub(crate) fn going_on(self, deadline: Instant, may_move: bool, has_begun: bool) -> Self {
         Self { deadline, may_move, has_begun, coordinator_faults: 0, in_the_dark: None, ..self }
     }
 
@@ -374,6 +376,12 @@ impl Tries {
     /// Whether this agent may be asked at all.
     pub(crate) fn may_ask(&self, agent_id: &str) -> bool {
         !self.agents.iter().any(|met| met.agent_id == agent_id && met.again.is_none())
+    }
+
+    /// How long the coordinator may hold a question until an agent has room: so that its word comes in time.
+    pub(crate) fn patience(&self, now: Instant) -> Duration {
+        let left = self.deadline.saturating_duration_since(now);
+        left - (left / 10).min(ANSWER_TIME)
     }
 
     fn meet(&mut self, agent_id: &str, fault: Fault, now: Instant, luck: f64) {

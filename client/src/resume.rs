@@ -22,6 +22,8 @@ pub(crate) struct LostRun {
     pub(crate) agent: Arc<AgentConnections>,
     pub(crate) lease: Lease,
     pub(crate) job: Arc<Job>,
+    /// How long the coordinator took to name the agent, where it was asked.
+    pub(crate) routing: Option<Duration>,
     /// The number of the message to go on with. None where the request may not even have come.
     pub(crate) from: Option<u64>,
 }
@@ -33,7 +35,7 @@ pub(crate) type Resuming = Pin<Box<dyn Future<Output = Result<Found, ClientError
 pub(crate) fn resume(client: &TitanClient, run: LostRun, deadline: Instant) -> Resuming {
     let (client, until) = (client.clone(), deadline.min(Instant::now() + KEPT_TIME));
     Box::pin(async move {
-        let LostRun { agent, lease, job, mut from } = run;
+        let LostRun { agent, lease, job, routing, mut from } = run;
         let mut faults = 0;
         loop {
             let token = lease.route().token.as_str();
@@ -49,7 +51,7 @@ pub(crate) fn resume(client: &TitanClient, run: LostRun, deadline: Instant) -> R
                     }
                     let agent_id = &agent.place.agent_id;
                     tracing::debug!(agent = %agent_id, ?from, wire = started.wire.as_str(), "the answer goes on there");
-                    return Ok(Found { started, agent, lease, job, routing: None, same_run: true });
+                    return Ok(Found { started, agent, lease, job, routing, same_run: true });
                 }
                 Err(ClientError::AlreadyRan { .. }) if from.is_none() => {
                     from = Some(0);

@@ -142,7 +142,7 @@ impl Search {
         }
         let obstacle = so_far.obstacle(&self.job.prompt);
         let may_move = features.has(Feature::Move) && obstacle.is_none();
-        self.tries = tries.from_now(self.deadline, may_move, self.has_begun);
+        self.tries = tries.going_on(self.deadline, may_move, self.has_begun);
         self.job = Arc::new(run.job.after(so_far));
         let why = obstacle.map(|why| format!("; it cannot go on at another agent: {why}")).unwrap_or_default();
         let next = self.tries.agent_failed(&route.place.agent_id, fault, false, now, luck());
@@ -271,7 +271,8 @@ impl Search {
                 return Ok((lease, None));
             }
             self.doing = "asking the coordinator".to_owned();
-            let answer = self.client.ask_route(&self.job.prompt, &excluded, &self.model_digest).await;
+            let patience = self.tries.patience(asked_at);
+            let answer = self.client.ask_route(&self.job.prompt, &excluded, &self.model_digest, patience).await;
             let error = match answer {
                 Ok(route) => return Ok((self.client.keep_route(&route), Some(asked_at.elapsed()))),
                 Err(error) => error,
@@ -364,7 +365,7 @@ impl Search {
         self.last = Some(error);
         match next {
             Next::GoOn { here, another_after } => {
-                let run = LostRun { agent, lease, job: self.job.clone(), from };
+                let run = LostRun { agent, lease, job: self.job.clone(), routing, from };
                 Err(Stop::Then(Step::GoOn { run, here, another_after }))
             }
             Next::TooLate => Err(Stop::TooLate),
@@ -376,14 +377,7 @@ impl Search {
         }
     }
 
-    fn agent_failed(
-        &mut self,
-        route: &Arc<Route>,
-        fault: Fault,
-        error: &ClientError,
-        kept: bool,
-        wire: Option<Wire>,
-    ) {
+    fn agent_failed(&mut self, route: &Arc<Route>, fault: Fault, error: &ClientError, kept: bool, wire: Option<Wire>) {
         self.client.route_failed(route, fault);
         if matches!(fault.rule().then, Then::GoOn(_)) {
             self.report();

@@ -150,7 +150,7 @@ fn whoever_says_when_is_waited_for_until_the_deadline_and_whoever_does_not_for_a
 
     for (has_begun, patience) in [(false, RESTART_TIME), (true, KEPT_TIME)] {
         let (tries, begun) = request();
-        let (mut tries, mut now) = (tries.from_now(begun + 60 * SECOND, true, has_begun), begun);
+        let (mut tries, mut now) = (tries.going_on(begun + 60 * SECOND, true, has_begun), begun);
         let end = loop {
             match tries.coordinator_failed(Fault::NoCoordinator, now, 0.5) {
                 Next::Ask(wait) => now += wait,
@@ -176,7 +176,7 @@ fn an_agent_that_stays_away_is_given_up_although_the_coordinator_names_it() {
 fn without_text_the_coordinators_word_that_nobody_is_there_is_final() {
     let (mut fresh, now) = request();
     assert_eq!(fresh.coordinator_failed(Fault::NoAgent, now, 0.5), Next::GiveUp);
-    let mut begun = fresh.from_now(now + 60 * SECOND, true, true);
+    let mut begun = fresh.going_on(now + 60 * SECOND, true, true);
     assert_eq!(begun.coordinator_failed(Fault::NoAgent, now, 0.5), Next::Ask(FIRST_WAIT));
 }
 
@@ -216,7 +216,7 @@ fn a_run_that_goes_on_was_not_lost_and_its_agent_is_as_good_as_any() {
     }
     assert!(tries.excluded(now).is_empty());
     tries.agent_failed("b", Fault::Failed, false, now, 0.5);
-    let tries = tries.from_now(now + 60 * SECOND, true, true);
+    let tries = tries.going_on(now + 60 * SECOND, true, true);
     assert_eq!(tries.excluded(now + 50 * SECOND), ["b"], "an answer remembers what failed it");
 }
 
@@ -252,6 +252,14 @@ fn resuming_goes_on_while_the_way_to_the_agent_is_what_is_missing() {
     for fault in [Fault::Gone, Fault::Unfit, Fault::Draining, Fault::Full(None), Fault::Refused, Fault::Failed] {
         assert_eq!(resume_after(fault, 1, now, until, 0.5), None, "{fault:?}");
     }
+}
+
+#[test]
+fn the_coordinators_word_comes_before_the_deadline() {
+    let (tries, now) = request();
+    assert_eq!(tries.patience(now), 59 * SECOND);
+    assert_eq!(tries.patience(now + 59 * SECOND), Duration::from_millis(900));
+    assert_eq!(tries.patience(now + 61 * SECOND), Duration::ZERO);
 }
 
 #[test]

@@ -9,14 +9,18 @@ use std::{
 use axum::{
     Json, Router,
     extract::{Path, State},
-    http::StatusCode,
+    http::{HeaderMap, StatusCode, header::RETRY_AFTER},
     response::{IntoResponse as _, Response},
     routing::post,
 };
 use serde_json::{Value, json};
 use titan_proto::rest::{Endpoints, InferenceResponse};
 use titan_transport::{Plaintext, TcpConfig, serve_tcp, tls::HttpTls};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{certs, soon};
@@ -44,6 +48,8 @@ struct Script {
     token_ttl_s: i64,
     /// Names the first agent that is not excluded, and the first one where all are.
     chooses: bool,
+    /// Whether all agents are full: then questions are held for as long as they may be.
+    full: watch::Sender<bool>,
     questions: Vec<Value>,
     /// Jobs, and what clients said came of them.
     outcomes: Vec<(String, Value)>,
@@ -56,6 +62,7 @@ impl TestCoordinator {
             refusals: VecDeque::new(),
             token_ttl_s: 300,
             chooses: false,
+            full: watch::Sender::new(false),
             questions: Vec::new(),
             outcomes: Vec::new(),
         };
@@ -92,6 +99,11 @@ impl TestCoordinator {
             }
         };
         *self = Self::start_at(again, self.state.clone());
+    }
+
+    /// All agents are full, until they are not.
+    pub(crate) fn set_full(&self, full: bool) {
+        self.state.lock().unwrap().full.send_replace(full);
     }
 
     /// What clients said came of which job.
@@ -159,13 +171,27 @@ async fn take_outcome(
     StatusCode::NO_CONTENT
 }
 
-async fn name_agent(State(state): State<Arc<Mutex<Script>>>, Json(question): Json<Value>) -> Response {
+async fn name_agent(
+    State(state): State<Arc<Mutex<Script>>>,
+    headers: HeaderMap,
+    Json(question): Json<Value>,
+) -> Response {
+    let mut full = {
+        let mut script = state.lock().unwrap();
+        script.questions.push(question.clone());
+        script.full.subscribe()
+    };
+    let patience = Duration::from_millis(headers["x-titan-queue-timeout-ms"].to_str().unwrap().parse().unwrap());
+    if *full.borrow() && timeout(patience, full.wait_for(|full| !full)).await.is_err() {
+        let mut refusal = error(StatusCode::SERVICE_UNAVAILABLE, "no_capacity");
+        refusal.headers_mut().insert(RETRY_AFTER, 2.into());
+        return refusal;
+    }
     let mut script = state.lock().unwrap();
-    script.questions.push(question);
     if let Some(refusal) = script.refusals.pop_front() {
         return refusal;
     }
-    let excluded = script.questions.last().unwrap()["parameters"]["exclude_agents"].as_str();
+    let excluded = question["parameters"]["exclude_agents"].as_str();
     let excluded: Vec<String> = excluded.unwrap_or_default().split(',').map(str::to_owned).collect();
     let place = if script.chooses {
         let suits = |place: &&Place| !excluded.contains(&place.agent_id);

@@ -56,6 +56,30 @@ async fn a_coordinator_that_has_no_room_or_has_just_started_is_waited_for() {
 }
 
 #[tokio::test]
+async fn a_place_in_the_coordinators_queue_is_kept_until_an_agent_has_room() {
+    let world = world(MINUTE).await;
+    world.coordinator.set_full(true);
+    let room = async {
+        // The coordinator was asked beside it whether it is there.
+        eventually("it is asked again", || world.coordinator.asked() >= 2).await;
+        world.coordinator.set_full(false);
+    };
+    let ((text, _), ()) = tokio::join!(world.say("one"), room);
+    assert_eq!(text, "one");
+    assert_eq!((world.coordinator.asked(), world.client.stats().rest_calls), (2, 1), "it has not left the queue");
+}
+
+#[tokio::test]
+async fn a_place_in_the_queue_lasts_until_shortly_before_the_deadline() {
+    let world = world(Duration::from_secs(2)).await;
+    world.coordinator.set_full(true);
+    let error = world.refused("one").await;
+    let ClientError::TimedOut { tried, last: Some(last), .. } = &error else { panic!("{error:?}") };
+    assert!(matches!(**last, ClientError::Coordinator(CoordinatorError::Refused { .. })), "{last:?}");
+    assert!(tried.contains("no_capacity"), "{tried}");
+}
+
+#[tokio::test]
 async fn nothing_is_waited_for_that_comes_after_the_deadline() {
     let world = world(MINUTE).await;
     world.agent.refuse(full(2 * MINUTE));
