@@ -132,9 +132,11 @@ impl Cable {
                 tokio::spawn(async move {
                     let mut far = TcpStream::connect(server).await.unwrap();
                     tokio::select! {
-                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => return,
-                        _ = cut.changed() => return,
+                        // What is sent after it has frozen finds it frozen.
+                        biased;
                         _ = freezes.wait_for(|frozen| *frozen) => {}
+                        _ = cut.changed() => return,
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => return,
                     }
                     cut.changed().await.ok();
                 });
