@@ -9,7 +9,7 @@ use std::{
 };
 
 use titan_transport::{
-    Plaintext, TcpConfig, serve_tcp,
+    Pages, Plaintext, TcpConfig, grpc_only, no_grpc, serve_tcp,
     tls::{HttpTls, Renewals, TlsError, follow},
     token::{KeyError, TokenIssuer},
 };
@@ -18,7 +18,6 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tracing::{info, warn};
 
@@ -40,7 +39,7 @@ pub struct Coordinator {
     http_routes: axum::Router,
     grpc: TcpListener,
     grpc_addr: SocketAddr,
-    grpc_routes: Routes,
+    grpc_routes: axum::Router,
     health: HealthReporter,
     /// Ends the health streams.
     streams: CancellationToken,
@@ -109,14 +108,24 @@ impl Coordinator {
         let (grpc_routes, health) = grpc::routes(Arc::clone(&dispatcher), streams.clone()).await?;
         let plaintext = if config.insecure_plaintext { Plaintext::Anywhere } else { Plaintext::LoopbackOnly };
         let ports = Ports::default();
+        let http_routes = rest::router(Arc::clone(&dispatcher), origins, ports.clone())
+            .merge(front_door::router(Arc::clone(&dispatcher), client_ids));
+        let pages = Pages { hosts: config.allowed_hosts, origins: config.cors_origins };
+        // Where plain text is for everyone, so is asking.
+        let guarded = |routes| if config.insecure_plaintext { routes } else { pages.clone().guard(routes) };
+        let to_grpc =
+            format!("this is the coordinator's REST port: its gRPC port is {} (COORDINATOR_PORT)", grpc_addr.port());
+        let to_rest = format!(
+            "this is the coordinator's gRPC port: REST is on port {} (COORDINATOR_HTTP_PORT)",
+            http_addr.port()
+        );
         Ok(Self {
             http,
             http_addr,
-            http_routes: rest::router(Arc::clone(&dispatcher), origins, ports.clone())
-                .merge(front_door::router(Arc::clone(&dispatcher), client_ids)),
+            http_routes: guarded(no_grpc(http_routes, to_grpc)),
             grpc,
             grpc_addr,
-            grpc_routes,
+            grpc_routes: guarded(grpc_only(grpc_routes.into_axum_router(), to_rest)),
             health,
             streams,
             tcp: TcpConfig { tls, plaintext, traffic: Arc::default() },
@@ -146,7 +155,7 @@ impl Coordinator {
         let _stop_streams = self.streams.clone().drop_guard();
         let tcp = |traffic| TcpConfig { traffic, ..self.tcp.clone() };
         let http = serve_tcp(self.http, self.http_routes, tcp(self.ports.http), shutdown.clone());
-        let grpc = serve_tcp(self.grpc, self.grpc_routes.into_axum_router(), tcp(self.ports.grpc), shutdown.clone());
+        let grpc = serve_tcp(self.grpc, self.grpc_routes, tcp(self.ports.grpc), shutdown.clone());
         let renewing = renew(self.tcp.tls.clone(), self.renewals);
         let served = async { tokio::try_join!(http, grpc).map(|_| ()) };
         let mut health = self.health;

@@ -5,6 +5,7 @@
 //! - [`wire`]: the protobuf payloads of the QUIC wire's frames. The wire itself is specified in `PROTOCOL.md`, beside this
 //!   crate's sources, and implemented by `titan-transport`.
 //! - [`conversation`]: messages and tools, their limits. [`digest`]: the chain of digests by which a conversation is found again.
+//! - [`host`]: which hosts are this machine, and which pages may ask what runs on it.
 //! - The constants below: names, ports and limits that more than one part must agree on.
 //!
 //! Nothing here does I/O.
@@ -13,6 +14,7 @@
 
 pub mod conversation;
 pub mod digest;
+pub mod host;
 mod private;
 pub mod rest;
 
