@@ -50,6 +50,16 @@ impl fmt::Display for Usage {
 
 impl std::error::Error for Usage {}
 
+/// What must be done before there are threads.
+pub(crate) fn prepare(command: &Command) {
+    #[cfg(feature = "engines")]
+    if let Command::Demo(command) = command {
+        demo::prepare(command);
+    }
+    #[cfg(not(feature = "engines"))]
+    let _ = command;
+}
+
 /// Runs a command to its end.
 pub(crate) fn execute(command: Command, verbose: u8) -> anyhow::Result<Outcome> {
     match command {
@@ -62,11 +72,6 @@ pub(crate) fn execute(command: Command, verbose: u8) -> anyhow::Result<Outcome> 
 }
 
 fn run_long(command: Command, verbose: u8) -> anyhow::Result<Outcome> {
-    // Rights are had before there are threads.
-    #[cfg(feature = "engines")]
-    if let Command::Demo(command) = &command {
-        demo::prepare(command);
-    }
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
     let outcome = runtime.block_on(async {

@@ -30,6 +30,8 @@ use crate::{args::Cli, commands::Outcome};
 fn main() -> ExitCode {
     environment::prepare();
     let (cli, notices) = Cli::read();
+    commands::prepare(&cli.command);
+    // From here on there are threads.
     if let Err(error) = logs::init(&cli) {
         return fail(&anyhow::anyhow!("cannot start the log: {error}"));
     }
