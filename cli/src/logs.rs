@@ -8,7 +8,7 @@ mod panics;
 mod queue;
 
 use std::{
-    io::{self, IsTerminal as _},
+    io::{self, IsTerminal as _, Write as _},
     sync::OnceLock,
     time::Duration,
 };
@@ -19,6 +19,9 @@ use crate::args::{Cli, Command};
 /// Longest wait at the end of the process for lines that are still to be written: a disk takes milliseconds, a reader that has stopped
 /// takes for ever.
 const FLUSH_WITHIN: Duration = Duration::from_millis(500);
+
+/// Longest wait for the words that say why the process ends: a person may hold the terminal, but a service manager waits for the end.
+const READ_WITHIN: Duration = Duration::from_secs(5);
 
 static QUEUE: OnceLock<Queue> = OnceLock::new();
 
@@ -59,6 +62,18 @@ pub(crate) fn warn(message: &str) {
 pub(crate) fn flush() {
     if let Some(queue) = QUEUE.get() {
         queue.flush(FLUSH_WITHIN);
+    }
+}
+
+/// Why the process ends, after everything else.
+pub(crate) fn last_words(text: &str) {
+    match QUEUE.get() {
+        Some(queue) => {
+            queue.push(text.into());
+            queue.flush(READ_WITHIN);
+        }
+        // There is no log yet. What cannot be written leaves the exit code.
+        None => drop(io::stderr().write_all(text.as_bytes())),
     }
 }
 

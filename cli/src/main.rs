@@ -23,7 +23,7 @@ mod signals;
 mod terminal;
 mod trust;
 
-use std::{io::Write as _, process::ExitCode};
+use std::process::ExitCode;
 
 use crate::{args::Cli, commands::Outcome};
 
@@ -47,10 +47,9 @@ fn main() -> ExitCode {
 
 /// Says what went wrong, with its causes, in one paragraph.
 fn fail(error: &anyhow::Error) -> ExitCode {
-    logs::flush();
     let code = if error.is::<commands::Usage>() { 2 } else { 1 };
-    // A closed stderr leaves only the exit code to tell it.
-    let _ = writeln!(std::io::stderr(), "titan: {}", commands::explain(error));
+    // Where nobody reads it, only the exit code tells it.
+    logs::last_words(&format!("titan: {}\n", commands::explain(error)));
     ExitCode::from(code)
 }
 

@@ -144,6 +144,28 @@ fn a_cluster_outlives_its_streams_and_the_limit_of_a_file() {
 }
 
 #[test]
+fn a_failure_ends_the_process_where_nobody_reads_why() {
+    let user = User::new();
+    let (_unread, mut pipe) = std::io::pipe().unwrap();
+    // As much as a pipe holds (pipe(7)).
+    pipe.write_all(&[b'.'; 65536]).unwrap();
+    let mut run = user.titan(["run", "--coordinator", "http://127.0.0.1:9", "hello"]);
+    let mut child = run.stderr(pipe).spawn().unwrap();
+    let begin = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if begin.elapsed() > PATIENCE {
+            child.kill().unwrap();
+            panic!("it waits for a reader");
+        }
+        std::thread::sleep(POLL);
+    };
+    assert_eq!(status.code(), Some(1));
+}
+
+#[test]
 fn what_is_wrong_with_rust_log_is_said() {
     let user = User::new();
     for (value, part) in [("", "RUST_LOG is empty"), ("titan=inof", "is not used"), ("inof", "names no level")] {
