@@ -220,7 +220,7 @@ impl Core {
     async fn generate(&self, generate: Generate) -> Result<TokenStream, Status> {
         tokio::select! {
             started = self.engine.generate(generate) => started.map_err(|error| {
-                tracing::warn!(%error, "a generation did not start");
+                titan_transport::seldom!(warn, %error, "a generation did not start");
                 engine_status(&error, false)
             }),
             () = self.abort.cancelled() => {

@@ -26,6 +26,10 @@ use crate::{args::Cli, commands::Outcome};
 fn main() -> ExitCode {
     let cli = Cli::parse();
     logs::init(&cli);
+    // Each connection takes one. Where the system refuses, there are fewer connections, and nothing else changes.
+    if let Err(error) = titan_transport::raise_open_files() {
+        tracing::debug!(%error, "the limit on open files stays as it is");
+    }
     commands::prepare(&cli.command);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

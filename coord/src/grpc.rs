@@ -20,10 +20,10 @@ use titan_proto::{
         coordinator_service_server::{CoordinatorService, CoordinatorServiceServer},
     },
 };
+use titan_transport::seldom;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataMap, server::NamedService, service::Routes};
 use tonic_health::{ServingStatus, server::HealthReporter};
-use tracing::{info, warn};
 
 use self::health_stream::{AckStream, HealthStream};
 use crate::{
@@ -144,7 +144,7 @@ impl CoordinatorService for Service {
         let (status, message) = if known {
             const SHOWN_CHARS: usize = 200;
             let reason: String = reason.chars().take(SHOWN_CHARS).collect();
-            info!(agent = %agent_id, ?reason, "deregistered");
+            seldom!(info, agent = %agent_id, ?reason, "deregistered");
             ("deregistered", "no more requests come here".to_owned())
         } else {
             ("unregistered", format!("no agent `{agent_id}` was registered"))
@@ -186,7 +186,7 @@ impl Dispatcher {
     fn register(&self, name: &str, registration: AgentRegistration, stream: Option<StreamId>) -> Result<(), Status> {
         peer::speaks_for(name, &registration.agent_id)?;
         let profile = agent_input::profile(registration).map_err(|error| {
-            warn!(agent = name, %error, "registration refused");
+            seldom!(warn, agent = name, %error, "registration refused");
             Status::invalid_argument(error.to_string())
         })?;
         let (endpoint, models) = (profile.endpoint.clone(), profile.models.clone());
@@ -194,7 +194,7 @@ impl Dispatcher {
             RegisterError::Full { .. } => Status::resource_exhausted(error.to_string()),
             RegisterError::Replaced { .. } => Status::aborted(error.to_string()),
         })?;
-        info!(agent = name, endpoint, ?models, "registered");
+        seldom!(info, agent = name, endpoint, ?models, "registered");
         Ok(())
     }
 

@@ -13,8 +13,11 @@ use titan_proto::{
     digest::MAX_PREFIX_DIGESTS,
     v1::{Message, Prefill, Tool},
 };
-use titan_transport::token::{Claims, TokenIssuer, new_jti, unix_seconds};
-use tracing::{debug, error, info};
+use titan_transport::{
+    seldom,
+    token::{Claims, TokenIssuer, new_jti, unix_seconds},
+};
+use tracing::debug;
 use uuid::Uuid;
 
 use crate::{
@@ -244,7 +247,7 @@ impl Dispatcher {
 
     fn sign(&self, claims: &Claims) -> Result<String, RouteError> {
         self.issuer.issue(claims).map_err(|cause| {
-            error!(%cause, "signing a session token failed");
+            seldom!(error, %cause, "signing a session token failed");
             RouteError::Internal
         })
     }
@@ -266,7 +269,7 @@ impl Dispatcher {
     pub(crate) fn expire_agents(&self, now: Instant) {
         let expired = self.registry.lock().expire(now);
         for id in expired.offline {
-            info!(agent = %id, "no heartbeat in time: the agent is offline");
+            seldom!(info, agent = %id, "no heartbeat in time: the agent is offline");
         }
         for id in expired.forgotten {
             debug!(agent = %id, "forgotten");

@@ -8,10 +8,11 @@ use std::{pin::Pin, sync::Arc, time::Instant};
 
 use futures_util::{Stream, stream};
 use titan_proto::v1::{HealthAck, HealthUpdate, Prefill};
+use titan_transport::seldom;
 use tokio::time::{Instant as Moment, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
-use tracing::{debug, info, warn};
+use tracing::debug;
 
 use crate::{
     agent_input,
@@ -95,7 +96,7 @@ impl HealthStream {
     fn accept(&mut self, update: HealthUpdate) -> Result<HealthAck, Status> {
         super::peer::speaks_for(&self.name, &update.agent_id)?;
         let refused = |error: agent_input::InputError| {
-            warn!(agent = self.name, %error, "update refused");
+            seldom!(warn, agent = self.name, %error, "update refused");
             Status::invalid_argument(error.to_string())
         };
         let load = agent_input::load(&update).map_err(refused)?;
@@ -111,7 +112,7 @@ impl HealthStream {
             Ok(()) => ("ok", String::new()),
             Err(error @ HeartbeatError::Unregistered { .. }) => ("unregistered", error.to_string()),
             Err(error @ HeartbeatError::Replaced { .. }) => {
-                warn!(agent = self.name, %error, "health stream replaced");
+                seldom!(warn, agent = self.name, %error, "health stream replaced");
                 return Err(Status::aborted(error.to_string()));
             }
         };
@@ -132,7 +133,7 @@ impl Drop for HealthStream {
             outboxes.close(&self.name, self.id);
         }
         if self.dispatcher.registry.lock().stream_closed(&self.name, self.id) {
-            info!(agent = self.name, "health stream closed: no requests until it reports again");
+            seldom!(info, agent = self.name, "health stream closed: no requests until it reports again");
         }
     }
 }
