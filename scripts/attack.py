@@ -49,7 +49,10 @@ def ask_quic(address):
         for _ in range(PROBE_LIMIT):
             connection.send(packet)
             try:
-                return attack_quic.kind(connection.recv(2048)) in ("initial", "retry")
+                # Something else is for an earlier probe, which had the same port.
+                while attack_quic.kind(connection.recv(2048)) not in ("initial", "retry"):
+                    pass
+                return True
             except TimeoutError:
                 continue
     return False

@@ -236,7 +236,9 @@ async def window_0(args, address):
         if head[3] == RST_STREAM or head[3] == HEADERS and head[4] & END_STREAM:
             ended.append(time.monotonic() - begun)
     writer.close()
-    return f"{calls} answers, ended after " + ", ".join(f"{seconds:.0f} s" for seconds in ended) if ended else "held"
+    held = calls - len(ended)
+    said = f"{calls} answers, {len(ended)} ended after " + ", ".join(f"{seconds:.0f} s" for seconds in ended)
+    return said if not held else f"{said}; {held} HELD for {time.monotonic() - begun:.0f} s and longer"
 
 
 def varint(number):

@@ -36,8 +36,9 @@ const TLS_HANDSHAKE: u8 = 22;
 /// What a browser or curl sees that speaks plain text from another machine.
 const PLAINTEXT_REFUSED: &[u8] = b"HTTP/1.1 403 Forbidden\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n\
 {\"error\":\"plaintext_refused\",\"code\":403,\"message\":\"plain text is accepted from the same machine only: use https\"}\n";
-/// A connection that is to be closed for want of requests has so long to close in order: a GOAWAY and a ping of HTTP/2, and their answer.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// A connection that is to be closed for want of requests has so long to close in order: a GOAWAY and a ping of HTTP/2, and their answer, also
+/// where one of them is lost on the way.
+const FAREWELL: Duration = Duration::from_secs(3);
 
 /// What all connections of a port share.
 pub(super) struct Server {

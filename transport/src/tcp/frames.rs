@@ -6,9 +6,9 @@
 
 use std::time::{Duration, Instant};
 
-/// What a connection begins with, and the most it can have: a thousand calls cancelled at once cost it a quarter. Worked off in about a
-/// millisecond, which is what a new connection costs anyway.
-const MAX_POINTS: u32 = 4_000;
+/// What a connection begins with, and the most it can have: a thousand calls cancelled at once cost it half. Worked off in half a
+/// millisecond or less, not much more than a new connection costs anyway: whoever is cut off comes again.
+const MAX_POINTS: u32 = 2_000;
 /// A point in so long, for what has nothing to do with answers: pings to keep a connection alive, small pieces of a request that goes on and
 /// on. A hundred frames in a second are a ten-thousandth of a core.
 const POINT_INTERVAL: Duration = Duration::from_millis(10);
