@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::HANDSHAKE_TIMEOUT;
 
-/// Connections of one port. One that does nothing costs about 40 KB with TLS: SECURITY.md has the figures. Ten thousand agents keep one each.
+/// Connections of one port. One that has begun a request takes 14 to 18 KB (SECURITY.md), all of them some 300 MB. Ten thousand agents keep one each.
 pub const MAX_CONNECTIONS: usize = 16 * 1024;
 /// Of these, so many from one address, which may be an office or a mobile network behind one; no single one gets the whole port. IPv6
 /// addresses of one /64 count as one, and this machine's are not counted: a proxy that runs here has many clients.
