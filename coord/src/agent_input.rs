@@ -66,6 +66,8 @@ pub(crate) enum InputError {
     ModelName { len: usize },
     #[error("model_info: {0}")]
     ModelInfo(String),
+    #[error("instance has {len} bytes: give at most {MAX_WORD_BYTES}, without control characters")]
+    Instance { len: usize },
     #[error("health is `{0}`: use healthy, degraded or half_open")]
     Health(String),
 }
@@ -89,8 +91,13 @@ pub(crate) fn profile(registration: AgentRegistration) -> Result<Profile, InputE
         let count = registration.capabilities.len();
         return Err(InputError::TooMany { what: "capabilities", count, max: MAX_CAPABILITIES });
     }
+    let instance = registration.instance;
+    if instance.len() > MAX_WORD_BYTES || instance.chars().any(char::is_control) {
+        return Err(InputError::Instance { len: instance.len() });
+    }
     Ok(Profile {
         origin: digest::origin(&agent_id),
+        instance: instance.into(),
         id: agent_id.into(),
         endpoint,
         grpc_tls,
@@ -135,6 +142,11 @@ pub(crate) fn condition(update: &HealthUpdate) -> Result<Condition, InputError> 
         "half_open" => Ok(Condition::HalfOpen { reason: reason() }),
         other => Err(InputError::Health(short(other))),
     }
+}
+
+/// How far its clock is ahead of ours, in milliseconds, where the update says what it shows.
+pub(crate) fn clock_ahead_ms(update: &HealthUpdate, our_clock_unix_ms: i64) -> Option<i64> {
+    (update.clock_unix_ms != 0).then(|| update.clock_unix_ms.saturating_sub(our_clock_unix_ms))
 }
 
 /// What its engines hold, where the update says so, checked.

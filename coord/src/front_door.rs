@@ -21,9 +21,10 @@ use titan_proto::{
 };
 
 use crate::{
+    caller::Asker,
     client_ids::ClientIds,
-    rest::body,
-    routing::{Address, Dispatcher, Route, RouteError, RouteRequest},
+    rest::{body, queue_headers},
+    routing::{Address, Dispatcher, Route, RouteError, RouteRequest, starting},
 };
 
 struct FrontDoor {
@@ -59,10 +60,11 @@ async fn generate(State(door): Shared, request: Request) -> Result<Response, Api
     let body = body::read(&parts.headers, body).await.map_err(|error| error.in_openai())?;
     let path = parts.uri.path();
     let asked = peek(path, &body)?;
+    let asker = Asker::of(&parts.headers, &parts.extensions).map_err(refusal)?;
     let client_id = door.client_ids.of(&parts.headers);
     let digests = prefixes(&client_id, &asked.model, &asked.tools, &asked.messages);
     let newest = digests.len().saturating_sub(MAX_PREFIX_DIGESTS);
-    let route = door.dispatcher.route(&RouteRequest {
+    let route = door.dispatcher.route(RouteRequest {
         client_id: &client_id,
         model: &asked.model,
         prompt: "",
@@ -75,8 +77,9 @@ async fn generate(State(door): Shared, request: Request) -> Result<Response, Api
         max_tokens: asked.max_tokens,
         temperature: asked.temperature,
         address: Some(Address { method: &parts.method, path }),
+        asker: &asker,
     });
-    let route = route.map_err(refusal)?;
+    let route = route.await.map_err(refusal)?;
     door.dispatcher.tell_ahead(&route, || Prefill {
         job_id: route.job_id.clone(),
         model: asked.model.clone(),
@@ -104,6 +107,7 @@ async fn kept(
                 "the agent that has this response is not there: it comes back with it, or the response is lost";
             return Err(tonic::Status::unavailable(message).into());
         }
+        None if door.dispatcher.registry.lock().starting(Instant::now()) => return Err(refusal(starting())),
         None => {
             let message = "there is no such response: only those with background are kept, at the agent that made them, for 10 minutes";
             return Err(ApiError::with_status(StatusCode::NOT_FOUND, message));
@@ -129,7 +133,7 @@ fn redirect(route: &Route, uri: &Uri) -> Result<Response, ApiError> {
     let body =
         Json(json!({"error": {"message": message, "type": "redirect", "param": null, "code": "follow_redirect"}}));
     let headers = [(header::LOCATION, location), (header::CACHE_CONTROL, HeaderValue::from_static("no-store"))];
-    Ok((StatusCode::TEMPORARY_REDIRECT, headers, body).into_response())
+    Ok((StatusCode::TEMPORARY_REDIRECT, headers, queue_headers(route.queued), body).into_response())
 }
 
 async fn models(State(door): Shared) -> Response {
@@ -143,6 +147,9 @@ async fn model(State(door): Shared, Path(id): Path<String>) -> Result<Response, 
     if models.iter().any(|(name, _)| **name == *id) {
         return Ok(Json(model_json(&id)).into_response());
     }
+    if door.dispatcher.registry.lock().starting(Instant::now()) {
+        return Err(refusal(starting()));
+    }
     let available = models.into_iter().map(|(name, _)| name).collect();
     Err(refusal(RouteError::ModelNotFound { model: id, available }))
 }
@@ -153,7 +160,8 @@ fn model_json(name: &str) -> serde_json::Value {
 
 fn refusal(error: RouteError) -> ApiError {
     let message = error.to_string();
-    let status = match &error {
+    let retry_after = error.retry_after();
+    let mut status = match &error {
         RouteError::MissingClientId
         | RouteError::MissingModel
         | RouteError::MissingPrompt
@@ -161,13 +169,13 @@ fn refusal(error: RouteError) -> ApiError {
         | RouteError::InvalidParameter { .. } => tonic::Status::invalid_argument(message),
         RouteError::ModelNotFound { .. } => tonic::Status::not_found(message),
         RouteError::NoAgents { .. } | RouteError::NoEqualModel { .. } => tonic::Status::unavailable(message),
-        RouteError::NoCapacity { retry_after, .. } => {
-            let mut status = tonic::Status::resource_exhausted(message);
-            status.metadata_mut().insert("retry-after", retry_after.as_secs().into());
-            status
-        }
+        RouteError::Starting { .. } => tonic::Status::unavailable(message),
+        RouteError::NoCapacity { .. } => tonic::Status::resource_exhausted(message),
         RouteError::Internal => tonic::Status::internal(message),
     };
+    if let Some(wait) = retry_after {
+        status.metadata_mut().insert("retry-after", wait.as_secs().into());
+    }
     status.into()
 }
 

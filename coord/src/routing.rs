@@ -8,22 +8,25 @@ use std::{
 use http::Method;
 use parking_lot::Mutex;
 use titan_proto::{
-    COORDINATOR_NAME, MAX_PROMPT_BYTES,
+    COORDINATOR_NAME, MAX_CLOCK_SKEW, MAX_PROMPT_BYTES,
     conversation::{MAX_MESSAGES, MAX_TOOLS, text_bytes},
     digest::MAX_PREFIX_DIGESTS,
     v1::{Message, Prefill, Tool},
 };
-use titan_transport::token::{Claims, TokenIssuer, new_jti, unix_seconds};
-use tracing::{debug, error, info};
+use titan_transport::token::{CLOCK_LEEWAY, Claims, TokenIssuer, new_jti, unix_seconds};
+use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
 use crate::{
     agent_input::{DIGEST_DIGITS, MAX_MODEL_NAME_BYTES, is_digest},
+    caller::Asker,
     client_ids,
     config::Config,
+    outcomes::Outcomes,
     prefill::Outboxes,
     registry::{BookError, Policy, Profile, Registry, Wanted},
     scheduler::WeightsError,
+    waiting::{DEFAULT_PATIENCE, FRONT_DOOR_PATIENCE, NoRoom, Queued, Waiting},
 };
 
 /// Bytes of a client's id. It is in every token, which travels with every request.
@@ -33,10 +36,12 @@ pub(crate) const MAX_CLIENT_ID_BYTES: usize = 256;
 pub const PROMPT_DIGEST: &str = "prompt_digest";
 /// A parameter under this name lists agents, separated by commas, that failed the client: another one is chosen if there is one.
 pub(crate) const EXCLUDE_AGENTS: &str = "exclude_agents";
+/// Agents in [`EXCLUDE_AGENTS`], each of which is looked for among all agents that serve the model. A client has met a handful.
+pub(crate) const MAX_EXCLUDED: usize = 64;
 /// What a client without a slot is told to wait: about as long as a short answer takes.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// Tokens are valid from a little before they are made, because an agent's clock may be behind ours.
-const CLOCK_SKEW: Duration = Duration::from_secs(30);
+const BACKDATED: Duration = MAX_CLOCK_SKEW.saturating_sub(CLOCK_LEEWAY);
 /// How long agents that are gone stay in status answers: long enough to be noticed by a person.
 const REMEMBER_AGENTS: Duration = Duration::from_secs(10 * 60);
 /// The most agents, gone ones included: what the scheduler compares within a millisecond, and about 20 MB.
@@ -52,6 +57,8 @@ pub(crate) struct Dispatcher {
     pub(crate) started: Instant,
     /// What agents are told ahead; `None` where that is off.
     pub(crate) prefill: Option<Outboxes>,
+    pub(crate) outcomes: Outcomes,
+    pub(crate) waiting: Waiting,
     token_ttl: Duration,
 }
 
@@ -76,6 +83,8 @@ pub(crate) struct RouteRequest<'a> {
     pub(crate) temperature: f32,
     /// The token will stand in an address.
     pub(crate) address: Option<Address<'a>>,
+    /// Who asks.
+    pub(crate) asker: &'a Asker,
 }
 
 /// Where a token in an address may be used, once.
@@ -100,6 +109,8 @@ pub(crate) struct Route {
     pub(crate) model_digest: String,
     /// 0 while not measured.
     pub(crate) estimated_rtt_ms: f64,
+    /// Where it waited for room, if it did.
+    pub(crate) queued: Option<Queued>,
 }
 
 /// Why a request was not routed. REST and gRPC say the same [`code_word`](Self::code_word).
@@ -124,8 +135,10 @@ pub(crate) enum RouteError {
          and template alone", found.join(", ")
     )]
     NoEqualModel { model: String, wanted: String, found: Vec<String> },
-    #[error("every agent that serves the model `{model}` is full; try again in {} s", retry_after.as_secs())]
-    NoCapacity { model: String, retry_after: Duration },
+    #[error("agents that were there before this coordinator was started have not come back yet; try again in {} s", retry_after.as_secs())]
+    Starting { retry_after: Duration },
+    #[error("every agent that serves the model `{model}` is full{reason}; try again in {} s", retry_after.as_secs())]
+    NoCapacity { model: String, reason: NoRoom, retry_after: Duration },
     /// Details are in the log.
     #[error("the session token could not be made")]
     Internal,
@@ -142,15 +155,24 @@ impl RouteError {
             Self::InvalidParameter { .. } => "invalid_parameter",
             Self::ModelNotFound { .. } => "model_not_found",
             Self::NoAgents { .. } | Self::NoEqualModel { .. } => "no_agents",
+            Self::Starting { .. } => "starting",
             Self::NoCapacity { .. } => "no_capacity",
             Self::Internal => "internal",
+        }
+    }
+
+    /// Where it waited in vain, if it did.
+    pub(crate) fn queued(&self) -> Option<Queued> {
+        match self {
+            Self::NoCapacity { reason: NoRoom::InTime(queued), .. } => Some(*queued),
+            _ => None,
         }
     }
 
     /// When trying again may help.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::NoCapacity { retry_after, .. } => Some(*retry_after),
+            Self::NoCapacity { retry_after, .. } | Self::Starting { retry_after } => Some(*retry_after),
             _ => None,
         }
     }
@@ -164,9 +186,12 @@ impl Dispatcher {
             remember: REMEMBER_AGENTS,
             max_agents: MAX_AGENTS,
             weights: config.weights.normalized()?,
+            token_ttl: config.token_ttl,
         };
         Ok(Self {
             registry: Mutex::new(Registry::new(policy)),
+            outcomes: Outcomes::new(&issuer),
+            waiting: Waiting::default(),
             issuer,
             heartbeat_interval: config.heartbeat_interval,
             heartbeat_timeout: config.heartbeat_timeout,
@@ -176,24 +201,31 @@ impl Dispatcher {
         })
     }
 
-    /// Chooses an agent, books a slot there and signs a token for it.
-    pub(crate) fn route(&self, request: &RouteRequest<'_>) -> Result<Route, RouteError> {
-        check(request)?;
+    /// Chooses an agent, books a slot there, waiting for one if need be, and signs a token for it.
+    pub(crate) async fn route(&self, request: RouteRequest<'_>) -> Result<Route, RouteError> {
+        check(&request)?;
         let job_id = format!("job_{}", Uuid::new_v4().simple());
-        let except: Vec<&str> = request.exclude_agents.unwrap_or_default().split(',').map(str::trim).collect();
+        let except = excluded(request.exclude_agents.unwrap_or_default())?;
+        let who = request.asker.who(request.client_id);
         let wanted = Wanted {
             model: request.model,
             model_digest: request.model_digest,
             except: &except,
             conversation: request.prefix_digests,
+            who: Some(&who),
         };
-        let booked = self.registry.lock().book_for(&wanted, &job_id, Instant::now());
-        let booked = booked.map_err(|error| refusal(&wanted, error))?;
+        let asker = request.asker;
+        let usual = if request.address.is_some() { FRONT_DOOR_PATIENCE } else { DEFAULT_PATIENCE };
+        let booked = self.book_or_wait(&wanted, &job_id, asker, asker.patience.unwrap_or(usual)).await;
+        let (booked, queued) = booked.map_err(|error| refusal(&wanted, error))?;
         let agent = booked.profile;
         let model_digest = agent.digest(request.model).unwrap_or_default().to_owned();
 
         let claims = self.claims(&agent.id, request.client_id, request.model, &job_id, request.address);
-        let session_token = self.sign(&claims).inspect_err(|_| self.registry.lock().release(&agent.id, &job_id))?;
+        let session_token = self.sign(&claims).inspect_err(|_| {
+            self.registry.lock().release(&agent.id, &job_id);
+            self.room_at(&agent.id);
+        })?;
         debug!(%job_id, agent = %agent.id, model = request.model, "routed");
         Ok(Route {
             agent,
@@ -202,6 +234,7 @@ impl Dispatcher {
             job_id,
             model_digest,
             estimated_rtt_ms: booked.rtt_ms.unwrap_or(0.0),
+            queued,
         })
     }
 
@@ -215,7 +248,15 @@ impl Dispatcher {
         let claims = self.claims(&agent.id, client_id, "", "", Some(address));
         let session_token = self.sign(&claims)?;
         let (job_id, model_digest) = (String::new(), String::new());
-        Ok(Route { agent, session_token, expires_at: claims.exp, job_id, model_digest, estimated_rtt_ms: 0.0 })
+        Ok(Route {
+            agent,
+            session_token,
+            expires_at: claims.exp,
+            job_id,
+            model_digest,
+            estimated_rtt_ms: 0.0,
+            queued: None,
+        })
     }
 
     fn claims(
@@ -236,7 +277,7 @@ impl Dispatcher {
             job_id: job_id.to_owned(),
             jti: new_jti(),
             iat: unix_seconds(now),
-            nbf: unix_seconds(now - CLOCK_SKEW),
+            nbf: unix_seconds(now - BACKDATED),
             exp: unix_seconds(now + ttl),
             request: address.map(|Address { method, path }| Claims::request_line(method.as_str(), path)),
         }
@@ -262,20 +303,42 @@ impl Dispatcher {
         debug!(job_id = route.job_id, agent = %route.agent.id, taken, "prefill ahead");
     }
 
+    /// After a restart: agents that were there before it come back within a lease, or are gone. An agent notices the loss within 15 s (10 s to a
+    /// keep-alive ping, 5 s for its answer) and tries again at least every 5 s, with 5 s to connect: 25 s together, below the 30 s of a lease.
+    pub(crate) fn expect_back(&self, ids: Vec<Arc<str>>) {
+        if !ids.is_empty() {
+            info!(agents = ids.len(), "waiting for the agents that were there before");
+        }
+        self.registry.lock().expect(ids, self.started + self.heartbeat_timeout);
+    }
+
     /// Tidies the registry; to be called now and then.
     pub(crate) fn expire_agents(&self, now: Instant) {
         let expired = self.registry.lock().expire(now);
         for id in expired.offline {
             info!(agent = %id, "no heartbeat in time: the agent is offline");
         }
+        for id in expired.missing {
+            warn!(agent = %id, "was there before this coordinator was started, and has not come back");
+        }
         for id in expired.forgotten {
             debug!(agent = %id, "forgotten");
         }
+        self.serve_all(now);
     }
 }
 
-fn refusal(wanted: &Wanted<'_>, error: BookError) -> RouteError {
+/// Said of what is not known, as long as it may still come.
+pub(crate) fn starting() -> RouteError {
+    RouteError::Starting { retry_after: RETRY_AFTER }
+}
+
+fn refusal(wanted: &Wanted<'_>, error: NoRoom) -> RouteError {
     let model = wanted.model.to_owned();
+    let error = match error {
+        NoRoom::Never(error) => error,
+        reason => return RouteError::NoCapacity { model, reason, retry_after: RETRY_AFTER },
+    };
     match error {
         BookError::ModelNotFound { available } => RouteError::ModelNotFound { model, available },
         BookError::NoAgents => RouteError::NoAgents { model },
@@ -284,7 +347,8 @@ fn refusal(wanted: &Wanted<'_>, error: BookError) -> RouteError {
             let found = found.into_iter().map(named).collect();
             RouteError::NoEqualModel { model, wanted: wanted.model_digest.to_owned(), found }
         }
-        BookError::NoCapacity => RouteError::NoCapacity { model, retry_after: RETRY_AFTER },
+        BookError::Starting => starting(),
+        BookError::NoCapacity => RouteError::NoCapacity { model, reason: NoRoom::AtOnce, retry_after: RETRY_AFTER },
     }
 }
 
@@ -315,6 +379,19 @@ fn check_conversation(request: &RouteRequest<'_>) -> Result<(), RouteError> {
         return invalid("model_digest", format!("must be {DIGEST_DIGITS} hexadecimal digits, a-f in lower case"));
     }
     Ok(())
+}
+
+/// The agents that a request names in [`EXCLUDE_AGENTS`].
+fn excluded(list: &str) -> Result<Vec<&str>, RouteError> {
+    let ids = || list.split(',').map(str::trim).filter(|id| !id.is_empty());
+    let count = ids().count();
+    if count > MAX_EXCLUDED {
+        let must = format!(
+            "names {count} agents: at most {MAX_EXCLUDED} are accepted; leave out those that failed longest ago"
+        );
+        return Err(RouteError::InvalidParameter { name: EXCLUDE_AGENTS, must });
+    }
+    Ok(ids().collect())
 }
 
 fn check(request: &RouteRequest<'_>) -> Result<(), RouteError> {

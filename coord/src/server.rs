@@ -26,6 +26,7 @@ use crate::{
     client_ids::ClientIds,
     config::{Config, ConfigError},
     front_door, grpc,
+    known_agents::KnownAgents,
     rest::{self, Ports},
     routing::Dispatcher,
 };
@@ -49,6 +50,7 @@ pub struct Coordinator {
     ports: Ports,
     renewals: Option<Renewals>,
     dispatcher: Arc<Dispatcher>,
+    known_agents: KnownAgents,
 }
 
 /// Why a coordinator could not start.
@@ -105,6 +107,8 @@ impl Coordinator {
         let (grpc, grpc_addr) = listen("gRPC", config.grpc_addr, "COORDINATOR_PORT").await?;
 
         let dispatcher = Arc::new(Dispatcher::new(&config, issuer).map_err(ConfigError::from)?);
+        let known_agents = KnownAgents::open(&config.key_dir);
+        dispatcher.expect_back(known_agents.ids());
         let streams = CancellationToken::new();
         let (grpc_routes, health) = grpc::routes(Arc::clone(&dispatcher), streams.clone()).await?;
         let plaintext = if config.insecure_plaintext { Plaintext::Anywhere } else { Plaintext::LoopbackOnly };
@@ -123,6 +127,7 @@ impl Coordinator {
             ports,
             renewals: config.renewals,
             dispatcher,
+            known_agents,
         })
     }
 
@@ -160,12 +165,15 @@ impl Coordinator {
             self.streams.cancel();
             std::future::pending().await
         };
-        tokio::select! {
+        let mut known_agents = self.known_agents;
+        let result = tokio::select! {
             result = served => result,
             () = announce_end => Ok(()),
             () = renewing => Ok(()),
-            () = expire_agents(&self.dispatcher) => Ok(()),
-        }
+            () = expire_agents(&self.dispatcher, &mut known_agents) => Ok(()),
+        };
+        note_members(&self.dispatcher, &mut known_agents).await;
+        result
     }
 }
 
@@ -177,12 +185,22 @@ async fn renew(tls: Option<HttpTls>, renewals: Option<Renewals>) {
     std::future::pending().await
 }
 
-async fn expire_agents(dispatcher: &Dispatcher) {
+async fn expire_agents(dispatcher: &Dispatcher, known_agents: &mut KnownAgents) {
     let mut ticks = interval(EXPIRE_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         dispatcher.expire_agents(Instant::now());
+        note_members(dispatcher, known_agents).await;
+    }
+}
+
+/// For the next start.
+async fn note_members(dispatcher: &Dispatcher, known_agents: &mut KnownAgents) {
+    let membership = dispatcher.registry.lock().membership();
+    if known_agents.changed(membership) {
+        let members = dispatcher.registry.lock().members(Instant::now());
+        known_agents.write(members).await;
     }
 }
 

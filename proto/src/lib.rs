@@ -39,6 +39,12 @@ pub const REASON: &str = "titan-reason";
 /// [`REASON`]: the prompt is longer than the model's context. OpenAI's word for it.
 pub const CONTEXT_LENGTH: &str = "context_length_exceeded";
 
+/// [`REASON`]: a newer process has registered under the agent's name.
+pub const REPLACED: &str = "replaced";
+/// How far apart the clocks of coordinator and agent may be: tokens are valid from 30 s before they are made, and whoever checks them allows
+/// 5 s more (`titan_transport::token::CLOCK_LEEWAY`).
+pub const MAX_CLOCK_SKEW: std::time::Duration = std::time::Duration::from_secs(35);
+
 /// Default port of the coordinator's REST interface (TCP); `COORDINATOR_HTTP_PORT`.
 pub const COORDINATOR_HTTP_PORT: u16 = 8080;
 /// Default port of the coordinator's gRPC service (TCP); `COORDINATOR_PORT`.

@@ -298,12 +298,51 @@ pub struct Agent {
     /// Sequences that its engines compute now.
     #[serde(default)]
     pub computing: i32,
-    /// Why it is `degraded` or `half_open`, if it says so.
+    /// Why it is not `healthy`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_reason: Option<String>,
+    /// Since when it is, RFC 3339; absent while it is `healthy`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_since: Option<String>,
     /// What its models are, where it tells.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub model_info: Vec<ModelInfo>,
+}
+
+/// Body of `POST /api/v1/jobs/{job_id}/outcome`: what a client met at the agent that it was sent to.
+/// Its `Debug` shows no token.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct OutcomeReport {
+    pub outcome: Outcome,
+    pub agent_id: String,
+    /// `quic` or `grpc`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wire: Option<String>,
+    /// A few words for the log, at most 256 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// The token of the job: who shows it may report.
+    pub session_token: String,
+}
+
+/// How a job went, as its client saw it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub enum Outcome {
+    /// The whole answer came.
+    Completed,
+    /// The agent answered that it will not, before a first token.
+    Refused,
+    /// No connection to the agent came about.
+    Unreachable,
+    /// The answer broke off.
+    Broken,
+    /// The agent was there and said nothing in time.
+    TimedOut,
+    /// The client did not want it any more.
+    Cancelled,
 }
 
 /// What a model is, as `titancompute.v1.ModelInfo`. What is not known is empty or 0.

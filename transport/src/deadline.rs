@@ -50,7 +50,7 @@ pub(crate) fn exceeded() -> Status {
 ///
 /// # Errors
 /// The header's value, when it is not as the gRPC specification says.
-pub(crate) fn grpc_timeout(headers: &HeaderMap) -> Result<Option<Duration>, String> {
+pub fn grpc_timeout(headers: &HeaderMap) -> Result<Option<Duration>, String> {
     let Some(value) = headers.get("grpc-timeout") else { return Ok(None) };
     let parse = || {
         let (digits, unit) = value.to_str().ok()?.split_at_checked(value.len() - 1)?;

@@ -53,6 +53,7 @@ pub mod token;
 mod wire;
 
 pub use client::{CallError, ChannelStats, ConnectError, EarlyDataSafe, QuicChannel, QuicConnector};
+pub use deadline::grpc_timeout;
 pub use options::QuicOptions;
 pub use peer::{CallEnd, EarlyData, PeerConnection, PeerInfo, Wire};
 pub use server::{QuicListener, QuicServerConfig, QuicTls, serve_quic};

@@ -4,7 +4,11 @@
 //! Nothing runs beside it: the stream of acknowledgements, polled by the connection, reads the updates. An agent that reads no
 //! acknowledgements is therefore read no further, and one that goes away drops everything here.
 
-use std::{pin::Pin, sync::Arc, time::Instant};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
 
 use futures_util::{Stream, stream};
 use titan_proto::v1::{HealthAck, HealthUpdate, Prefill};
@@ -29,6 +33,8 @@ pub(super) struct HealthStream {
     updates: Streaming<HealthUpdate>,
     last_update: Moment,
     hints: Inbox,
+    /// The process that has registered on it, if it tells.
+    instance: String,
     dispatcher: Arc<Dispatcher>,
 }
 
@@ -40,7 +46,7 @@ impl HealthStream {
         dispatcher: Arc<Dispatcher>,
     ) -> Self {
         let hints = dispatcher.prefill.as_ref().map(|outboxes| outboxes.open(&name, id)).unwrap_or_default();
-        Self { id, name, updates, last_update: Moment::now(), hints, dispatcher }
+        Self { id, name, updates, last_update: Moment::now(), hints, instance: String::new(), dispatcher }
     }
 
     /// Ends after the first error, when the agent ends it, and at `shutdown`.
@@ -89,6 +95,7 @@ impl HealthStream {
             timestamp: 0,
             heartbeat_interval_seconds: self.dispatcher.heartbeat_interval_seconds(),
             prefill: Some(prefill),
+            ..HealthAck::default()
         }
     }
 
@@ -101,18 +108,29 @@ impl HealthStream {
         let load = agent_input::load(&update).map_err(refused)?;
         let condition = agent_input::condition(&update).map_err(refused)?;
         let prefixes = agent_input::prefixes(&update).map_err(refused)?;
+        let clock_unix_ms = unix_milliseconds(SystemTime::now());
+        let clock_ahead_ms = agent_input::clock_ahead_ms(&update, clock_unix_ms);
         if let Some(registration) = update.registration {
+            self.instance.clone_from(&registration.instance);
             self.dispatcher.register(&self.name, registration, Some(self.id))?;
         }
         let now = Instant::now();
-        let report = Report { claimed: &update.claimed_job_ids, condition, prefixes };
+        let (claimed, instance) = (&update.claimed_job_ids, &self.instance);
+        let report = Report { claimed, condition, prefixes, instance, clock_ahead_ms };
         let accepted = self.dispatcher.registry.lock().heartbeat(&self.name, self.id, load, report, now);
         let (status, message) = match accepted {
-            Ok(()) => ("ok", String::new()),
+            Ok(()) => {
+                self.dispatcher.room_at(&self.name);
+                ("ok", String::new())
+            }
             Err(error @ HeartbeatError::Unregistered { .. }) => ("unregistered", error.to_string()),
             Err(error @ HeartbeatError::Replaced { .. }) => {
                 warn!(agent = self.name, %error, "health stream replaced");
                 return Err(Status::aborted(error.to_string()));
+            }
+            Err(error @ HeartbeatError::OtherProcess { .. }) => {
+                warn!(agent = self.name, %error, "health stream replaced");
+                return Err(super::replaced(error.to_string()));
             }
         };
         Ok(HealthAck {
@@ -122,8 +140,15 @@ impl HealthStream {
             timestamp: update.timestamp,
             heartbeat_interval_seconds: self.dispatcher.heartbeat_interval_seconds(),
             prefill: None,
+            clock_unix_ms,
+            clock_skew_ms: clock_ahead_ms.unwrap_or(0),
         })
     }
+}
+
+fn unix_milliseconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 impl Drop for HealthStream {
@@ -131,7 +156,7 @@ impl Drop for HealthStream {
         if let Some(outboxes) = &self.dispatcher.prefill {
             outboxes.close(&self.name, self.id);
         }
-        if self.dispatcher.registry.lock().stream_closed(&self.name, self.id) {
+        if self.dispatcher.registry.lock().stream_closed(&self.name, self.id, Instant::now()) {
             info!(agent = self.name, "health stream closed: no requests until it reports again");
         }
     }

@@ -9,7 +9,8 @@ use axum::{
 use http::{Method, StatusCode, header::RETRY_AFTER};
 use titan_proto::{MAX_REST_BODY_BYTES, rest};
 
-use crate::routing::RouteError;
+use super::queue_headers;
+use crate::{routing::RouteError, waiting::Queued};
 
 /// An error answer.
 #[derive(Debug)]
@@ -18,6 +19,7 @@ pub(crate) struct ApiError {
     code_word: &'static str,
     message: String,
     retry_after: Option<Duration>,
+    queued: Option<Queued>,
 }
 
 impl ApiError {
@@ -60,8 +62,8 @@ impl ApiError {
         titan_openai::ApiError::with_status(self.status, self.message)
     }
 
-    fn new(status: StatusCode, code_word: &'static str, message: String) -> Self {
-        Self { status, code_word, message, retry_after: None }
+    pub(super) fn new(status: StatusCode, code_word: &'static str, message: String) -> Self {
+        Self { status, code_word, message, retry_after: None, queued: None }
     }
 }
 
@@ -74,12 +76,14 @@ impl From<RouteError> for ApiError {
             | RouteError::InvalidParameter { .. } => StatusCode::BAD_REQUEST,
             RouteError::PromptTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             RouteError::ModelNotFound { .. } => StatusCode::NOT_FOUND,
-            RouteError::NoAgents { .. } | RouteError::NoEqualModel { .. } | RouteError::NoCapacity { .. } => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            RouteError::NoAgents { .. }
+            | RouteError::NoEqualModel { .. }
+            | RouteError::NoCapacity { .. }
+            | RouteError::Starting { .. } => StatusCode::SERVICE_UNAVAILABLE,
             RouteError::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        Self { status, code_word: error.code_word(), message: error.to_string(), retry_after: error.retry_after() }
+        let (code_word, message) = (error.code_word(), error.to_string());
+        Self { status, code_word, message, retry_after: error.retry_after(), queued: error.queued() }
     }
 }
 
@@ -90,6 +94,7 @@ impl IntoResponse for ApiError {
         if let Some(wait) = self.retry_after {
             response.headers_mut().insert(RETRY_AFTER, wait.as_secs().into());
         }
+        response.headers_mut().extend(queue_headers(self.queued));
         response
     }
 }
