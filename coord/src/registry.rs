@@ -5,9 +5,11 @@
 
 mod agent;
 mod breaker;
+mod choice;
 mod error;
 mod health;
 mod report;
+mod serving;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -16,17 +18,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::agent::Agent;
+use self::{
+    agent::Agent,
+    choice::{Look, Places},
+    serving::Serving,
+};
 pub(crate) use self::{
     breaker::Fault,
     error::{BookError, HeartbeatError, MAX_MODELS_NAMED, RegisterError},
     health::{AgentView, Status},
     report::{Condition, Load, Profile, QuicProfile, StreamId},
 };
-use crate::{
-    caller::Who,
-    scheduler::{self, Weights},
-};
+use crate::{caller::Who, scheduler::Weights};
 
 /// The times and bounds a [`Registry`] works with.
 #[derive(Clone, Copy, Debug)]
@@ -54,7 +57,9 @@ pub(crate) struct Registry {
     free_slots: Vec<usize>,
     ids: HashMap<Arc<str>, usize>,
     /// Who serves a model, so that a request looks at nobody else.
-    models: BTreeMap<Arc<str>, BTreeSet<usize>>,
+    models: BTreeMap<Arc<str>, Serving>,
+    /// Where conversations went.
+    places: Places,
     /// Counts bookings: the scheduler's tie-break.
     bookings: u64,
     /// Agents that were there before a restart and have not come back yet, and until when they may.
@@ -135,6 +140,7 @@ impl Registry {
             free_slots: Vec::new(),
             ids: HashMap::new(),
             models: BTreeMap::new(),
+            places: Places::default(),
             bookings: 0,
             expected: HashSet::new(),
             expected_until: None,
@@ -173,7 +179,11 @@ impl Registry {
         now: Instant,
     ) -> Result<(), RegisterError> {
         let until = now + self.policy.lease;
-        let Some(&slot) = self.ids.get(&profile.id) else { return self.add(profile, stream, now, until) };
+        let Some(&slot) = self.ids.get(&profile.id) else {
+            let slot = self.add(profile, stream, now, until)?;
+            self.touch(slot, now);
+            return Ok(());
+        };
         self.membership += 1;
         let agent = self.agent_mut(&profile.id);
         if let Some(agent) = agent {
@@ -190,6 +200,7 @@ impl Registry {
             agent.register_again(Arc::new(profile), stream, now, until);
         }
         self.index(slot);
+        self.touch(slot, now);
         Ok(())
     }
 
@@ -221,19 +232,23 @@ impl Registry {
         agent.set_clock(report.clock_ahead_ms, token_ttl, now);
         agent.set_engine(report.condition, report.prefixes, now);
         self.membership += u64::from(revived);
+        self.touch_id(id, now);
         Ok(())
     }
 
     /// The stream closed. If it still is the agent's (`true`), the agent gets no more requests until it reports again; its
     /// lease runs on.
     pub(crate) fn stream_closed(&mut self, id: &str, stream: StreamId, now: Instant) -> bool {
-        self.agent_mut(id).is_some_and(|agent| agent.stream_closed(stream, now))
+        let closed = self.agent_mut(id).is_some_and(|agent| agent.stream_closed(stream, now));
+        self.touch_id(id, now);
+        closed
     }
 
     /// Notes what a client met there, and gives the slot back where the job never began. Says whether nobody else is sent there for a while.
     pub(crate) fn met(&mut self, id: &str, job_id: &str, who: &Who, met: Met, now: Instant) -> bool {
         let lease = self.policy.lease;
         let Some(agent) = self.agent_mut(id) else { return false };
+        let mut opened = false;
         match met {
             Met::Answer => agent.breaker.succeeded(job_id, who, now),
             Met::Nothing => agent.withdraw(job_id),
@@ -242,21 +257,21 @@ impl Registry {
                 if fault == Fault::Refused && !agent.has_room() {
                     // It was full, and said so.
                     agent.withdraw(job_id);
-                    return false;
+                } else {
+                    let silent = agent.silent(lease, now);
+                    opened = agent.breaker.failed(job_id, who.clone(), fault, silent, now);
                 }
-                let silent = agent.silent(lease, now);
-                return agent.breaker.failed(job_id, who.clone(), fault, silent, now);
             }
         }
-        false
+        self.touch_id(id, now);
+        opened
     }
 
     /// The models of an agent that would take another request.
     pub(crate) fn models_with_room(&mut self, id: &str, now: Instant) -> Vec<Arc<str>> {
         let Some(agent) = self.agent_mut(id) else { return Vec::new() };
         agent.settle(now);
-        let takes = agent.reachable(now) && agent.candidate(0, &[], false, None, now).is_some();
-        if takes { agent.profile.models.clone() } else { Vec::new() }
+        if agent.takes_requests(now) { agent.profile.models.clone() } else { Vec::new() }
     }
 
     /// Whether a newer process than this one has the lease.
@@ -271,6 +286,7 @@ impl Registry {
         let was_alive = agent.alive(now);
         agent.end(now, true);
         self.membership += 1;
+        self.touch_id(id, now);
         was_alive
     }
 
@@ -293,6 +309,9 @@ impl Registry {
             expired.missing = mem::take(&mut self.expected).into_iter().collect();
             self.membership += 1;
         }
+        for slot in 0..self.slots.len() {
+            self.touch(slot, now);
+        }
         expired.forgotten = forget.into_iter().filter_map(|slot| self.forget(slot)).collect();
         expired
     }
@@ -314,8 +333,7 @@ impl Registry {
     }
 
     fn book_known(&mut self, wanted: &Wanted<'_>, job_id: &str, now: Instant) -> Result<Booked, BookError> {
-        let Wanted { model, model_digest, except, conversation, who } = *wanted;
-        let Some(serving) = self.models.get(model) else {
+        let Some(serving) = self.models.get(wanted.model) else {
             let available = self.models_served(now);
             return Err(if available.is_empty() {
                 BookError::NoAgents
@@ -323,44 +341,24 @@ impl Registry {
                 BookError::ModelNotFound { available }
             });
         };
-        let (mut any_equal, mut others) = (false, BTreeSet::new());
-        let slots = &mut self.slots;
-        let candidates = serving.iter().filter_map(|&slot| {
-            let agent = slots.get_mut(slot)?.as_mut()?;
-            if !agent.reachable(now) {
-                return None;
-            }
-            if !model_digest.is_empty() {
-                let digest = agent.profile.digest(model).unwrap_or_default();
-                if digest != model_digest {
-                    others.insert(digest.to_owned());
-                    return None;
-                }
-            }
-            any_equal = true;
-            agent.settle(now);
-            agent.candidate(slot, conversation, except.contains(&&*agent.profile.id), who, now)
-        });
-        let chosen = scheduler::choose(&self.policy.weights, candidates);
-        let Some(agent) = chosen.and_then(|slot| self.slots.get_mut(slot)?.as_mut()) else {
-            return Err(match (any_equal, others.is_empty()) {
-                (true, _) => BookError::NoCapacity,
-                (false, true) => BookError::NoAgents,
-                (false, false) => {
-                    BookError::OtherDigests { found: others.into_iter().take(MAX_MODELS_NAMED).collect() }
-                }
-            });
-        };
+        let except: Vec<usize> = wanted.except.iter().filter_map(|id| self.ids.get(*id).copied()).collect();
+        let look = Look { wanted, except: &except, weights: &self.policy.weights, now };
+        let slot = look.choose(&mut self.slots, serving, &self.places, self.bookings)?;
+        let Some(agent) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return Err(BookError::NoAgents) };
         self.bookings += 1;
         agent.book(job_id, now, now + self.policy.booking, self.bookings);
-        Ok(Booked { profile: Arc::clone(&agent.profile), rtt_ms: agent.load.rtt_ms })
+        let booked = Booked { profile: Arc::clone(&agent.profile), rtt_ms: agent.load.rtt_ms };
+        self.places.note(wanted.conversation, slot);
+        self.touch(slot, now);
+        Ok(booked)
     }
 
     /// Gives a booked slot back, because its job will not come.
-    pub(crate) fn release(&mut self, id: &str, job_id: &str) {
+    pub(crate) fn release(&mut self, id: &str, job_id: &str, now: Instant) {
         if let Some(agent) = self.agent_mut(id) {
             agent.withdraw(job_id);
         }
+        self.touch_id(id, now);
     }
 
     pub(crate) fn totals(&self, now: Instant) -> Totals {
@@ -386,13 +384,14 @@ impl Registry {
 
     /// Each model with the number of agents that serve it and take requests, by name; models without any are left out.
     pub(crate) fn models(&self, now: Instant) -> Vec<(Arc<str>, usize)> {
-        let count = |serving: &BTreeSet<usize>| serving.iter().filter(|&&slot| self.reachable(slot, now)).count();
+        let count = |serving: &Serving| serving.slots().iter().filter(|&&slot| self.reachable(slot, now)).count();
         let counted = self.models.iter().map(|(model, serving)| (Arc::clone(model), count(serving)));
         counted.filter(|&(_, agents)| agents > 0).collect()
     }
 
     fn models_served(&self, now: Instant) -> Vec<Arc<str>> {
-        let served = self.models.iter().filter(|(_, serving)| serving.iter().any(|&slot| self.reachable(slot, now)));
+        let served =
+            self.models.iter().filter(|(_, serving)| serving.slots().iter().any(|&slot| self.reachable(slot, now)));
         served.map(|(model, _)| Arc::clone(model)).take(MAX_MODELS_NAMED).collect()
     }
 
@@ -410,7 +409,7 @@ impl Registry {
         stream: Option<StreamId>,
         now: Instant,
         until: Instant,
-    ) -> Result<(), RegisterError> {
+    ) -> Result<usize, RegisterError> {
         if self.ids.len() >= self.policy.max_agents {
             self.forget_longest_gone(now)?;
         }
@@ -423,7 +422,24 @@ impl Registry {
         self.ids.insert(Arc::clone(&profile.id), slot);
         self.slots[slot] = Some(Agent::new(Arc::new(profile), stream, now, until));
         self.index(slot);
-        Ok(())
+        Ok(slot)
+    }
+
+    /// Whether an agent has room may have changed: that is noted where its models are looked up.
+    fn touch(&mut self, slot: usize, now: Instant) {
+        let Some(agent) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return };
+        let Some(open) = agent.opened_or_closed(now) else { return };
+        for model in &agent.profile.models {
+            if let Some(serving) = self.models.get_mut(model) {
+                serving.set_open(slot, open);
+            }
+        }
+    }
+
+    fn touch_id(&mut self, id: &str, now: Instant) {
+        if let Some(&slot) = self.ids.get(id) {
+            self.touch(slot, now);
+        }
     }
 
     fn index(&mut self, slot: usize) {
@@ -434,11 +450,12 @@ impl Registry {
     }
 
     fn unindex(&mut self, slot: usize) {
-        let Some(agent) = self.slots.get(slot).and_then(Option::as_ref) else { return };
+        let Some(agent) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return };
+        agent.unindexed();
         for model in &agent.profile.models {
             if let Some(serving) = self.models.get_mut(model) {
-                serving.remove(&slot);
-                if serving.is_empty() {
+                serving.remove(slot);
+                if serving.slots().is_empty() {
                     self.models.remove(model);
                 }
             }

@@ -223,7 +223,7 @@ impl Dispatcher {
 
         let claims = self.claims(&agent.id, request.client_id, request.model, &job_id, request.address);
         let session_token = self.sign(&claims).inspect_err(|_| {
-            self.registry.lock().release(&agent.id, &job_id);
+            self.registry.lock().release(&agent.id, &job_id, Instant::now());
             self.room_at(&agent.id);
         })?;
         debug!(%job_id, agent = %agent.id, model = request.model, "routed");

@@ -119,7 +119,7 @@ pub fn choose(weights: &Weights, candidates: impl Iterator<Item = Candidate>) ->
 /// decides between those who are equally busy.
 const GPU_MEMORY_SHARE: f64 = 0.05;
 
-fn score(weights: &Weights, candidate: &Candidate) -> f64 {
+pub(crate) fn score(weights: &Weights, candidate: &Candidate) -> f64 {
     let rtt = candidate.rtt_ms.map_or(0.0, |rtt_ms| HALF_SCORE_RTT_MS / (HALF_SCORE_RTT_MS + rtt_ms));
     let speed = candidate.tokens_per_second.map_or(0.0, |speed| speed / (HALF_SCORE_TOKENS_PER_SECOND + speed));
     let memory = if candidate.gpu { GPU_MEMORY_SHARE * weights.free_memory } else { weights.free_memory };

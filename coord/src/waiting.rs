@@ -225,7 +225,7 @@ impl Dispatcher {
                 let Some(waiter) = queue.serve(ticket) else { break };
                 if let Err(Ok(booked)) = waiter.answer.send(answer) {
                     // Its client has gone this moment.
-                    self.registry.lock().release(&booked.profile.id, &waiter.job_id);
+                    self.registry.lock().release(&booked.profile.id, &waiter.job_id, now);
                 }
             }
         });
@@ -248,8 +248,9 @@ impl Drop for PlaceHeld<'_> {
         // A slot that was booked, and of which nobody heard, is the next one's.
         self.answer.close();
         if let Ok(Ok(booked)) = self.answer.try_recv() {
-            dispatcher.registry.lock().release(&booked.profile.id, &self.job_id);
-            dispatcher.serve(&self.model, Instant::now());
+            let now = Instant::now();
+            dispatcher.registry.lock().release(&booked.profile.id, &self.job_id, now);
+            dispatcher.serve(&self.model, now);
         }
     }
 }

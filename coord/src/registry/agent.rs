@@ -40,6 +40,8 @@ pub(super) struct Agent {
     /// What the scheduler compares, kept here because it looks at every agent, and following `profile` is a cache miss each time.
     max_jobs: u32,
     free_memory: f64,
+    /// Whether its models' entries say that it has room.
+    open: bool,
     /// Whether that is a GPU's: an agent reports one only where its engine computes on it.
     gpu: bool,
 }
@@ -69,6 +71,7 @@ impl Agent {
             max_jobs: profile.max_jobs,
             free_memory: 0.0,
             gpu: profile.total_vram_mb > 0,
+            open: false,
             profile,
             load: Load::default(),
             condition: Condition::default(),
@@ -211,6 +214,11 @@ impl Agent {
     }
 
     #[cfg(test)]
+    pub(super) fn a_booked_job(&self) -> Option<String> {
+        self.bookings.front().map(|booking| booking.job_id.clone())
+    }
+
+    #[cfg(test)]
     pub(super) fn is_booked(&self, job_id: &str) -> bool {
         self.bookings.iter().any(|booking| booking.job_id == job_id)
     }
@@ -300,6 +308,22 @@ impl Agent {
     /// Whether one more job would find a slot, as far as is known here.
     pub(super) fn has_room(&self) -> bool {
         self.taken() < u64::from(self.max_jobs)
+    }
+
+    /// Whether it would take a request of somebody.
+    pub(super) fn takes_requests(&self, now: Instant) -> bool {
+        self.reachable(now) && self.candidate(0, &[], false, None, now).is_some()
+    }
+
+    /// Whether that has changed, and to what.
+    pub(super) fn opened_or_closed(&mut self, now: Instant) -> Option<bool> {
+        let open = self.takes_requests(now);
+        (std::mem::replace(&mut self.open, open) != open).then_some(open)
+    }
+
+    /// Its models' entries are gone.
+    pub(super) fn unindexed(&mut self) {
+        self.open = false;
     }
 
     /// `None` without room. `conversation`: the digests of its beginnings. `excluded`: it has failed this client. `who`: the client.

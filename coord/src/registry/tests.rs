@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod clocks;
+mod large;
 mod outcomes;
 mod processes;
 mod restart;
@@ -226,7 +227,7 @@ fn a_released_booking_gives_its_slot_back() {
     let now = Instant::now();
     let mut registry = cluster(&[1], now);
     registry.book("m", "j1", now).unwrap();
-    registry.release("a0", "j1");
+    registry.release("a0", "j1", now);
     assert!(registry.book("m", "j2", now).is_ok());
 }
 
@@ -453,15 +454,16 @@ fn max_jobs_min(registry: &Registry) -> &u32 {
 }
 
 fn check_indexes(registry: &Registry) {
-    let mut models = BTreeMap::<Arc<str>, BTreeSet<usize>>::new();
+    let mut models = BTreeMap::<Arc<str>, Vec<usize>>::new();
     for (slot, agent) in registry.slots.iter().enumerate() {
         let Some(agent) = agent else { continue };
         assert_eq!(registry.ids.get(&agent.profile.id), Some(&slot));
         for model in &agent.profile.models {
-            models.entry(Arc::clone(model)).or_default().insert(slot);
+            models.entry(Arc::clone(model)).or_default().push(slot);
         }
     }
-    assert_eq!(registry.models, models);
+    let indexed = registry.models.iter().map(|(model, serving)| (Arc::clone(model), serving.slots().to_vec()));
+    assert_eq!(indexed.collect::<BTreeMap<_, _>>(), models);
     let used = registry.slots.iter().flatten().count();
     assert_eq!(registry.ids.len(), used);
     assert_eq!(registry.free_slots.len() + used, registry.slots.len());

@@ -187,7 +187,7 @@ async fn an_agent_that_comes_and_a_slot_that_is_given_back_serve_those_who_wait(
     let mut second = fixture.queued(1, "a", "j2").await;
     fixture.register("a1", 1);
     assert_eq!(&*first.as_mut().now_or_never().unwrap().unwrap().0.profile.id, "a1");
-    fixture.dispatcher.registry.lock().release("a0", "j0");
+    fixture.dispatcher.registry.lock().release("a0", "j0", Instant::now());
     fixture.dispatcher.room_at("a0");
     assert_eq!(&*second.as_mut().now_or_never().unwrap().unwrap().0.profile.id, "a0");
 }

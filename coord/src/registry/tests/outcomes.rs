@@ -33,8 +33,8 @@ fn an_agent_that_clients_cannot_reach_is_no_last_resort_and_comes_back_by_a_prob
         assert_eq!(registry.book("m", "j3", later).unwrap_err(), BookError::NoCapacity, "one at a time");
         let (probing, other) = if booked_at(&registry, "a0", probe) { (probe, "other") } else { ("other", probe) };
         registry.met("a0", probing, &who("c"), Met::Answer, later);
-        registry.release("a0", probing);
-        registry.release("a1", other);
+        registry.release("a0", probing, later);
+        registry.release("a1", other, later);
     }
     assert_eq!(status(&registry, "a0", later), Some(Status::Healthy));
     for job in 0..10 {
