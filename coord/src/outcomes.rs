@@ -9,12 +9,12 @@ use std::{
 
 use parking_lot::Mutex;
 use titan_proto::{COORDINATOR_NAME, rest::Outcome};
-use titan_transport::token::{TokenError, TokenIssuer, TokenVerifier, unix_seconds};
+use titan_transport::token::{Claims, TokenError, TokenIssuer, TokenVerifier, unix_seconds};
 use tracing::{debug, error, warn};
 
 use crate::{
     caller::Asker,
-    registry::{Fault, Met},
+    registry::{Fault, Met, ReportedJob},
     routing::Dispatcher,
 };
 
@@ -110,8 +110,8 @@ impl Outcomes {
         Self { verifier, reported: Mutex::default() }
     }
 
-    /// The client that the token was given to.
-    fn check(&self, report: &Report<'_>, now: SystemTime) -> Result<String, OutcomeError> {
+    /// What the token says.
+    fn check(&self, report: &Report<'_>, now: SystemTime) -> Result<Claims, OutcomeError> {
         let Report { job_id, agent_id, session_token, wire, message, .. } = *report;
         let invalid = |name, must: &str| Err(OutcomeError::Invalid { name, must: must.to_owned() });
         if message.len() > MAX_MESSAGE_BYTES {
@@ -131,16 +131,17 @@ impl Outcomes {
         if !self.reported.lock().insert(job_id) {
             return Err(OutcomeError::Reported { job_id: job_id.to_owned() });
         }
-        Ok(claims.client_id)
+        Ok(claims)
     }
 }
 
 impl Dispatcher {
     /// Takes a client's word for how its job went.
     pub(crate) fn report_outcome(&self, report: &Report<'_>, asker: &Asker) -> Result<(), OutcomeError> {
-        let client_id = self.outcomes.check(report, SystemTime::now())?;
+        let now = SystemTime::now();
+        let claims = self.outcomes.check(report, now)?;
         let Report { job_id, agent_id, outcome, wire, message, .. } = *report;
-        let who = asker.who(&client_id);
+        let who = asker.who(&claims.client_id);
         // Words from outside are quoted, so that they cannot pass for a line of their own.
         debug!(job_id, agent = agent_id, ?outcome, wire, ?message, %who, "reported");
         let met = match outcome {
@@ -151,7 +152,10 @@ impl Dispatcher {
             Outcome::Broken => Met::Fault(Fault::Broken),
             Outcome::TimedOut => Met::Fault(Fault::TimedOut),
         };
-        if self.registry.lock().met(agent_id, job_id, &who, met, Instant::now()) {
+        // Its time of issue is in whole seconds.
+        let age = u64::try_from(unix_seconds(now).saturating_sub(claims.iat).saturating_sub(1)).unwrap_or(0);
+        let job = ReportedJob { job_id, who: &who, age: Duration::from_secs(age) };
+        if self.registry.lock().met(agent_id, &job, met, Instant::now()) {
             warn!(agent = agent_id, last = ?outcome, "clients' requests there failed in a row: no more for a while, then one to try it");
         }
         self.room_at(agent_id);
@@ -163,7 +167,7 @@ impl Dispatcher {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use titan_transport::token::{Algorithm, Claims, new_jti};
+    use titan_transport::token::{Algorithm, new_jti};
 
     use super::*;
 
@@ -235,7 +239,7 @@ mod tests {
             "wrong_job"
         );
         // None of these has used the job up.
-        assert_eq!(fixture.outcomes.check(&report, fixture.now).unwrap(), "c");
+        assert_eq!(fixture.outcomes.check(&report, fixture.now).unwrap().client_id, "c");
         assert_eq!(fixture.refused(&report, Duration::ZERO), "already_reported");
     }
 

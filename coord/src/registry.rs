@@ -90,6 +90,16 @@ pub(crate) struct Wanted<'a> {
     pub(crate) who: Option<&'a Who>,
 }
 
+/// A job that a client reports.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ReportedJob<'a> {
+    pub(crate) job_id: &'a str,
+    /// Whom it was for.
+    pub(crate) who: &'a Who,
+    /// How long ago it was routed, at least.
+    pub(crate) age: Duration,
+}
+
 /// What a client met at the agent that it was sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Met {
@@ -245,7 +255,8 @@ impl Registry {
     }
 
     /// Notes what a client met there, and gives the slot back where the job never began. Says whether nobody else is sent there for a while.
-    pub(crate) fn met(&mut self, id: &str, job_id: &str, who: &Who, met: Met, now: Instant) -> bool {
+    pub(crate) fn met(&mut self, id: &str, job: &ReportedJob<'_>, met: Met, now: Instant) -> bool {
+        let ReportedJob { job_id, who, age } = *job;
         let lease = self.policy.lease;
         let Some(agent) = self.agent_mut(id) else { return false };
         let mut opened = false;
@@ -253,13 +264,13 @@ impl Registry {
             Met::Answer => agent.breaker.succeeded(job_id, who, now),
             Met::Nothing => agent.withdraw(job_id),
             Met::Fault(fault) => {
+                // First its own slot, which is no reason for having none.
                 agent.release(job_id);
-                if fault == Fault::Refused && !agent.has_room() {
-                    // It was full, and said so.
-                    agent.withdraw(job_id);
-                } else {
+                if agent.answers_for(fault, age, now) {
                     let silent = agent.silent(lease, now);
                     opened = agent.breaker.failed(job_id, who.clone(), fault, silent, now);
+                } else {
+                    agent.withdraw(job_id);
                 }
             }
         }

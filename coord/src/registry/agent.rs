@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    breaker::{Breaker, Phase},
+    breaker::{Breaker, Fault, Phase},
     health::{AgentView, ClockFault, Status, Trouble, clock_fault},
     report::{Condition, Load, Prefixes, Profile, StreamId},
 };
@@ -31,6 +31,8 @@ pub(super) struct Agent {
     prefixes: Prefixes,
     last_heartbeat: Instant,
     lease: Lease,
+    /// Since when this process has it.
+    process_since: Instant,
     /// The stream that reports for it, and since when that is broken.
     stream: Option<StreamId>,
     stream_broke: Option<Instant>,
@@ -82,6 +84,7 @@ impl Agent {
             prefixes: Prefixes::default(),
             last_heartbeat: now,
             lease: Lease::Until(until),
+            process_since: now,
             stream,
             stream_broke: None,
             bookings: VecDeque::new(),
@@ -108,6 +111,7 @@ impl Agent {
             }
             self.replaced.push_back(Arc::clone(&self.profile.instance));
             self.breaker.restarted(now);
+            self.process_since = now;
         }
         self.max_jobs = profile.max_jobs;
         self.profile = profile;
@@ -324,6 +328,14 @@ impl Agent {
     /// Its models' entries are gone.
     pub(super) fn unindexed(&mut self) {
         self.open = false;
+    }
+
+    /// Whether it is to blame for what a client met whose job was routed so long ago. Not for what became of an earlier process's jobs, nor while
+    /// it goes, as it has said; and a refusal while it is full is what there is to expect.
+    pub(super) fn answers_for(&self, fault: Fault, age: Duration, now: Instant) -> bool {
+        let own = now.checked_sub(age).is_some_and(|routed| routed >= self.process_since);
+        let expected = fault == Fault::Refused && !self.has_room();
+        own && self.alive(now) && !self.load.draining && !expected
     }
 
     /// `None` without room. `conversation`: the digests of its beginnings. `excluded`: it has failed this client. `who`: the client.

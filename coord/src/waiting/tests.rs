@@ -9,7 +9,7 @@ use super::*;
 use crate::{
     caller::Caller,
     config::Config,
-    registry::{Load, Profile, Report, StreamId},
+    registry::{Fault, Load, Met, Profile, Report, ReportedJob, StreamId},
 };
 
 const STREAM: StreamId = StreamId(1);
@@ -207,13 +207,8 @@ async fn whom_no_agent_may_serve_is_told_at_once() {
     let fixture = fixture(&[1]);
     fixture.ask(1, "a", "j0", PATIENCE).await.unwrap();
     for client in ["a", "b", "c"] {
-        fixture.dispatcher.registry.lock().met(
-            "a0",
-            "j",
-            &Asker::default().who(client),
-            crate::registry::Met::Fault(crate::registry::Fault::Broken),
-            Instant::now(),
-        );
+        let job = ReportedJob { job_id: "j", who: &Asker::default().who(client), age: Duration::ZERO };
+        fixture.dispatcher.registry.lock().met("a0", &job, Met::Fault(Fault::Broken), Instant::now());
     }
     // Its breaker is open: nobody is sent there, and nobody is there else.
     let refused = fixture.ask(1, "d", "j1", PATIENCE).await.unwrap_err();

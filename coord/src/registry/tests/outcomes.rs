@@ -6,9 +6,14 @@ fn who(name: &str) -> Who {
     Who::Name(name.into())
 }
 
+/// One that was routed just now.
+fn job<'a>(job_id: &'a str, who: &'a Who) -> ReportedJob<'a> {
+    ReportedJob { job_id, who, age: Duration::ZERO }
+}
+
 /// Clients report that they could not reach `a0`; says whether the last of them closed it to all.
 fn unreachable(registry: &mut Registry, clients: &[&str], now: Instant) -> bool {
-    let meet = |client: &&str| registry.met("a0", "job", &who(client), Met::Fault(Fault::Unreachable), now);
+    let meet = |client: &&str| registry.met("a0", &job("job", &who(client)), Met::Fault(Fault::Unreachable), now);
     clients.iter().map(meet).last().unwrap()
 }
 
@@ -32,7 +37,7 @@ fn an_agent_that_clients_cannot_reach_is_no_last_resort_and_comes_back_by_a_prob
         registry.book("m", probe, later).unwrap_or_else(|error| panic!("{probe}: {error:?}"));
         assert_eq!(registry.book("m", "j3", later).unwrap_err(), BookError::NoCapacity, "one at a time");
         let (probing, other) = if booked_at(&registry, "a0", probe) { (probe, "other") } else { ("other", probe) };
-        registry.met("a0", probing, &who("c"), Met::Answer, later);
+        registry.met("a0", &job(probing, &who("c")), Met::Answer, later);
         registry.release("a0", probing, later);
         registry.release("a1", other, later);
     }
@@ -65,11 +70,16 @@ fn a_refusal_counts_where_there_was_room() {
     let now = Instant::now();
     let mut registry = cluster(&[2], now);
     let refuse =
-        |registry: &mut Registry, client| registry.met("a0", "j", &who(client), Met::Fault(Fault::Refused), now);
+        |registry: &mut Registry, client| registry.met("a0", &job("j", &who(client)), Met::Fault(Fault::Refused), now);
     registry.heartbeat("a0", STREAM, Load { running_jobs: 2, ..IDLE }, Report::default(), now).unwrap();
     assert!(!["a", "b", "c", "d"].into_iter().any(|client| refuse(&mut registry, client)), "it is full");
-    registry.heartbeat("a0", STREAM, IDLE, Report::default(), now).unwrap();
-    assert!(["a", "b", "c"].into_iter().any(|client| refuse(&mut registry, client)));
+    registry.heartbeat("a0", STREAM, Load { running_jobs: 1, ..IDLE }, Report::default(), now).unwrap();
+    let refused = ["a", "b", "c"].into_iter().any(|client| {
+        // The slot that it refuses is booked.
+        registry.book("m", "j", now).unwrap();
+        refuse(&mut registry, client)
+    });
+    assert!(refused);
 }
 
 #[test]
@@ -88,6 +98,36 @@ fn who_has_met_failures_alone_is_sent_elsewhere_while_there_is_room() {
 fn reports_about_nobody_change_nothing() {
     let now = Instant::now();
     let mut registry = cluster(&[1], now);
-    assert!(!registry.met("a7", "j", &who("a"), Met::Fault(Fault::Broken), now));
+    assert!(!registry.met("a7", &job("j", &who("a")), Met::Fault(Fault::Broken), now));
     assert_eq!(registry.totals(now).healthy, 1);
+}
+
+#[test]
+fn a_new_process_is_not_to_blame_for_the_jobs_of_the_one_before() {
+    let start = Instant::now();
+    let mut registry = registry();
+    let process = |instance: &str| Profile { instance: instance.into(), ..profile("a0", 4, &["m"]) };
+    registry.register(process("old"), Some(StreamId(1)), start).unwrap();
+    let restarted = start + Duration::from_secs(10);
+    registry.register(process("new"), Some(StreamId(2)), restarted).unwrap();
+    let now = restarted + Duration::from_secs(2);
+    let mut broke = |client: &str, age: u64| {
+        let job = ReportedJob { job_id: "j", who: &who(client), age: Duration::from_secs(age) };
+        registry.met("a0", &job, Met::Fault(Fault::Broken), now)
+    };
+    assert!(!["a", "b", "c", "d"].into_iter().any(|client| broke(client, 3)), "they were the old one's");
+    assert!(["a", "b", "c"].into_iter().any(|client| broke(client, 1)));
+}
+
+#[test]
+fn an_agent_that_goes_as_it_said_is_not_to_blame() {
+    let now = Instant::now();
+    let mut registry = cluster(&[4], now);
+    registry.heartbeat("a0", STREAM, Load { draining: true, ..IDLE }, Report::default(), now).unwrap();
+    assert!(!unreachable(&mut registry, &["a", "b", "c"], now));
+    registry.deregister("a0", now);
+    assert!(!unreachable(&mut registry, &["a", "b", "c"], now));
+    registry.register(profile("a0", 4, &["m"]), Some(STREAM), now).unwrap();
+    registry.heartbeat("a0", STREAM, IDLE, Report::default(), now).unwrap();
+    assert_eq!(status(&registry, "a0", now), Some(Status::Healthy));
 }

@@ -85,7 +85,8 @@ fn a_new_process_of_an_agent_that_clients_could_not_reach_is_tried_at_once() {
     registry.register(process("old"), Some(StreamId(1)), now).unwrap();
     registry.heartbeat("a0", StreamId(1), IDLE, report("old"), now).unwrap();
     for client in ["a", "b", "c"] {
-        registry.met("a0", "j", &Who::Name(client.into()), Met::Fault(Fault::Unreachable), now);
+        let job = ReportedJob { job_id: "j", who: &Who::Name(client.into()), age: Duration::ZERO };
+        registry.met("a0", &job, Met::Fault(Fault::Unreachable), now);
     }
     assert_eq!(registry.book("m", "j", now).unwrap_err(), BookError::NoAgents);
     registry.register(process("new"), Some(StreamId(2)), now).unwrap();
