@@ -11,7 +11,7 @@ use crate::scheduler::{self, Candidate, Weights};
 
 /// Up to so many agents of a model are all looked at: within 10 µs.
 pub(super) const MAX_SCANNED: usize = 128;
-/// Of more than that, so many with room: the best of 64 is on average the best but one or two in a hundred (docs/BENCHMARKS.md).
+/// Of more than that, so many with room: the best of 64 is on average the best but one or two in a hundred (docs/ROUTING.md).
 const SAMPLE: usize = 64;
 /// Conversations whose last agent is remembered at least; twice as many at most, in 4 MB.
 const MAX_REMEMBERED: usize = 64 * 1024;

@@ -31,7 +31,7 @@ fn fleet(now: Instant) -> Registry {
     registry
 }
 
-/// The measurement behind the number of agents that are looked at: docs/BENCHMARKS.md has what it prints.
+/// The measurement behind the number of agents that are looked at: docs/ROUTING.md has what it prints.
 #[test]
 fn the_best_of_a_sample_is_near_the_best_of_all() {
     const CHOICES: u64 = 2000;
