@@ -135,7 +135,10 @@ impl Dispatcher {
     ) -> Result<(Booked, Option<Queued>), NoRoom> {
         // Those who wait already go first.
         let overtakes = !self.waiting.is_empty() && self.waiting.queue.lock().waits_for(wanted.model);
-        if !overtakes || patience.is_zero() {
+        if overtakes && patience.is_zero() {
+            return Err(NoRoom::AtOnce);
+        }
+        if !overtakes {
             match self.registry.lock().book_for(wanted, job_id, Instant::now()) {
                 Ok(booked) => return Ok((booked, None)),
                 Err(BookError::NoCapacity) if patience.is_zero() => return Err(NoRoom::AtOnce),

@@ -15,7 +15,10 @@
 //! - What one client alone keeps meeting counts for that client: it is sent elsewhere for a while, and nobody else is.
 //! - A probe that fails at the hands of a client does not come to that client again at once, so that no single one keeps an agent out.
 
-use std::time::{Duration, Instant};
+use std::{
+    mem,
+    time::{Duration, Instant},
+};
 
 use crate::caller::Who;
 
@@ -25,11 +28,14 @@ pub(super) const FAILURES_TO_OPEN: usize = 3;
 pub(super) const OPEN_FOR: Duration = Duration::from_secs(30);
 /// Probes that have to succeed: one may have been lucky.
 pub(super) const SUCCESSES_TO_CLOSE: u8 = 2;
-/// How long the outcome of a probe is waited for. Clients of old report none.
-pub(super) const PROBE_FOR: Duration = Duration::from_secs(30);
+/// How long the outcome of a probe is waited for: several times as long as a client needs to find an agent dead. Most report failures alone.
+pub(super) const PROBE_FOR: Duration = Duration::from_secs(10);
 /// How long one client's own failures, or its failed probe, keep it away: twice as long as the agent is closed to all, so that others have
 /// their turn at the probe first.
 pub(super) const DOUBT_FOR: Duration = Duration::from_secs(60);
+/// Jobs that may begin between two failures of a row. Most clients report failures alone, so what began and was not complained of is what went
+/// well: with more of that, a failure now and then is no row.
+pub(super) const BEGUN_BETWEEN: u32 = 3;
 /// Failures that lie further back than this are in no row: many clients report no success.
 pub(super) const ROW_FOR: Duration = Duration::from_secs(5 * 60);
 
@@ -74,6 +80,8 @@ enum State {
     /// Failures in a row, the newest last; at most [`FAILURES_TO_OPEN`].
     Closed {
         row: Vec<Failure>,
+        /// Jobs that began since the last.
+        begun: u32,
     },
     Open {
         fault: Fault,
@@ -107,7 +115,7 @@ struct Doubt {
 
 impl Breaker {
     pub(super) fn new(now: Instant) -> Self {
-        Self { state: State::Closed { row: Vec::new() }, since: now, doubt: None }
+        Self { state: State::Closed { row: Vec::new(), begun: 0 }, since: now, doubt: None }
     }
 
     pub(super) fn phase(&self, now: Instant) -> Phase {
@@ -147,7 +155,7 @@ impl Breaker {
             self.state = State::HalfOpen { fault, successes: 0, probe: None };
         }
         let State::HalfOpen { probe, .. } = &mut self.state else { return };
-        // An old client does not report. That the agent began its job, and nobody complained, is as good as a success; a client that never
+        // Many a client reports no success. That the agent began its job, and nobody complained, is as good as a success; a client that never
         // went there says nothing of the agent.
         if probe.as_ref().is_some_and(|probe| now >= probe.until)
             && let Some(Probe { claimed: true, .. }) = probe.take()
@@ -180,10 +188,10 @@ impl Breaker {
 
     /// The agent says that the job began.
     pub(super) fn claimed(&mut self, job_id: &str) {
-        if let State::HalfOpen { probe: Some(probe), .. } = &mut self.state
-            && probe.job_id == job_id
-        {
-            probe.claimed = true;
+        match &mut self.state {
+            State::Closed { begun, .. } => *begun = begun.saturating_add(1),
+            State::HalfOpen { probe: Some(probe), .. } if probe.job_id == job_id => probe.claimed = true,
+            State::Open { .. } | State::HalfOpen { .. } => {}
         }
     }
 
@@ -198,7 +206,7 @@ impl Breaker {
         self.settle(now);
         self.doubt.take_if(|doubt| doubt.who == *who);
         match &mut self.state {
-            State::Closed { row } => row.clear(),
+            State::Closed { row, .. } => row.clear(),
             // An answer that began before it opened.
             State::Open { .. } => {}
             State::HalfOpen { probe, .. } => {
@@ -221,7 +229,10 @@ impl Breaker {
     pub(super) fn failed(&mut self, job_id: &str, who: Who, fault: Fault, silent: bool, now: Instant) -> bool {
         self.settle(now);
         match &mut self.state {
-            State::Closed { row } => {
+            State::Closed { row, begun } => {
+                if mem::take(begun) > BEGUN_BETWEEN {
+                    row.clear();
+                }
                 row.retain(|failure| now.saturating_duration_since(failure.at) < ROW_FOR);
                 row.push(Failure { who: who.clone(), at: now });
                 if row.len() < FAILURES_TO_OPEN {
@@ -253,7 +264,7 @@ impl Breaker {
     pub(super) fn restarted(&mut self, now: Instant) {
         self.doubt = None;
         match &mut self.state {
-            State::Closed { row } => row.clear(),
+            State::Closed { row, .. } => row.clear(),
             State::Open { fault } | State::HalfOpen { fault, .. } => {
                 self.state = State::HalfOpen { fault: *fault, successes: 0, probe: None };
                 self.since = now;

@@ -103,6 +103,23 @@ fn failures_far_apart_are_no_row() {
 }
 
 #[test]
+fn a_failure_now_and_then_among_many_jobs_is_no_row() {
+    let now = Instant::now();
+    let mut breaker = Breaker::new(now);
+    let mut after = |begun: u32, who: &str| {
+        for job in 0..begun {
+            breaker.claimed(&job.to_string());
+        }
+        breaker.failed("j", client(who), Fault::Broken, PUNCTUAL, now)
+    };
+    for who in ["a", "b", "c", "d", "e"] {
+        assert!(!after(BEGUN_BETWEEN + 1, who));
+    }
+    // Most of what begins there fails; the last one of those before is the first of this row.
+    assert!(!after(BEGUN_BETWEEN, "a") && after(BEGUN_BETWEEN, "b"));
+}
+
+#[test]
 fn a_probe_without_an_outcome_is_judged_by_whether_the_agent_began_it() {
     let start = Instant::now();
     let mut breaker = open(start);
