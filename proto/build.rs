@@ -20,6 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         // Their `Debug` shows no prompt: see src/private.rs.
         .skip_debug([
             ".titancompute.v1.InferenceRequest",
+            ".titancompute.v1.OutcomeRequest",
             ".titancompute.v1.Prefill",
             ".titancompute.v1.StreamRequest",
             ".titancompute.v1.Continuation",

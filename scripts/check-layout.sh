@@ -1,21 +1,22 @@
 #!/usr/bin/env bash
-# Imports run one way (proto <- certs, openai, transport <- client, coord, agent <- proxy <- cli, bench; emulator <- cli, bench), no source file of ours
+# Imports run one way (files, proto <- certs, openai, transport <- client, coord, agent <- proxy <- cli, bench; emulator <- cli, bench), no source file of ours
 # passes 500 lines, and a module's file is name.rs beside name/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 declare -A allowed=(
+  [titan-files]=""
   [titan-proto]=""
-  [titan-certs]="titan-proto"
+  [titan-certs]="titan-files titan-proto"
   [titan-openai]="titan-proto"
-  [titan-transport]="titan-proto"
+  [titan-transport]="titan-files titan-proto"
   [titan-client]="titan-proto titan-certs titan-transport"
-  [titan-proxy]="titan-proto titan-client titan-openai"
-  [titan-coord]="titan-proto titan-certs titan-transport titan-openai"
-  [titan-agent]="titan-proto titan-certs titan-transport titan-openai"
+  [titan-proxy]="titan-proto titan-transport titan-client titan-openai"
+  [titan-coord]="titan-files titan-proto titan-certs titan-transport titan-openai"
+  [titan-agent]="titan-files titan-proto titan-certs titan-transport titan-openai"
   [titan-emulator]=""
-  [titan]="titan-proto titan-certs titan-transport titan-client titan-coord titan-agent titan-openai titan-proxy titan-emulator"
-  [titan-bench]="titan-proto titan-certs titan-transport titan-client titan-coord titan-agent titan-openai titan-proxy titan-emulator"
+  [titan]="titan-files titan-proto titan-certs titan-transport titan-client titan-coord titan-agent titan-openai titan-proxy titan-emulator"
+  [titan-bench]="titan-files titan-proto titan-certs titan-transport titan-client titan-coord titan-agent titan-openai titan-proxy titan-emulator"
 )
 failed=0
 for crate in "${!allowed[@]}"; do

@@ -6,7 +6,11 @@ use std::{
 };
 
 use titan_certs::{Identity, Role};
-use titan_proto::{AGENT_PORT, rest::GrpcTls};
+use titan_proto::{
+    AGENT_PORT,
+    host::{host_of, is_loopback, is_loopback_ip},
+    rest::GrpcTls,
+};
 use titan_transport::{
     QuicOptions,
     tls::{PublicIdentity, Renewals, TlsMaterial},
@@ -27,6 +31,11 @@ pub struct Config {
     pub quic: QuicOptions,
     /// The host that clients dial. Defaults to `localhost` when listening on loopback, else to the address listened on.
     pub public_host: Option<String>,
+    /// The gRPC port that clients dial, where something between them and this machine maps ports. Defaults to the one listened on.
+    pub public_port: Option<u16>,
+    /// The QUIC port that clients dial. Defaults to `public_port` where QUIC listens on the number that gRPC listens on, else to the one
+    /// listened on.
+    pub public_quic_port: Option<u16>,
     /// The coordinator's gRPC endpoint, `host:port`. `None` runs without one; then `keys` must be given.
     pub coordinator: Option<String>,
     /// The keys that tokens are signed with, as a JWK set in JSON. Defaults to what the coordinator says.
@@ -65,6 +74,8 @@ impl Config {
             quic_addr: None,
             quic: QuicOptions::default(),
             public_host: None,
+            public_port: None,
+            public_quic_port: None,
             coordinator: None,
             keys: None,
             tls: None,
@@ -99,17 +110,23 @@ impl Config {
         if self.public_host.is_none() && self.grpc_addr.ip().is_unspecified() {
             return Err(ConfigError::NoPublicHost { address: self.grpc_addr });
         }
+        if self.public_port == Some(0) || self.public_quic_port == Some(0) {
+            return Err(ConfigError::PublicPort);
+        }
         match &self.tls {
             Some(tls) => self.check_certificate(tls)?,
-            None if !self.grpc_addr.ip().is_loopback() && !self.insecure_plaintext => {
+            None if !is_loopback_ip(self.grpc_addr.ip()) && !self.insecure_plaintext => {
                 return Err(ConfigError::PublicWithoutTls { address: self.grpc_addr });
             }
             None => {}
         }
         match &self.coordinator {
             None if self.keys.is_none() => Err(ConfigError::NoKeys),
-            Some(endpoint) if self.tls.is_none() && !is_loopback(endpoint) => {
+            Some(endpoint) if self.tls.is_none() && !is_loopback(host_of(endpoint)) => {
                 Err(ConfigError::CoordinatorWithoutTls { endpoint: endpoint.clone() })
+            }
+            Some(endpoint) if self.public_host.is_none() && self.is_local_to(endpoint) => {
+                Err(ConfigError::NotDialable { endpoint: endpoint.clone(), address: self.grpc_addr })
             }
             _ => Ok(()),
         }
@@ -124,22 +141,41 @@ impl Config {
         Err(ConfigError::OtherIdentity { agent_id: self.agent_id.clone(), role, name })
     }
 
-    /// `host:port` as clients should dial it.
+    /// Whether a coordinator elsewhere would be told an address that only this machine can dial.
+    pub fn is_local_to(&self, coordinator: &str) -> bool {
+        let advertised = match &self.public_host {
+            Some(host) => is_loopback(host),
+            None => is_loopback_ip(self.grpc_addr.ip()),
+        };
+        advertised && !is_loopback(host_of(coordinator))
+    }
+
+    /// `host:port` of gRPC, as clients should dial it.
     pub(crate) fn advertised(&self, bound: SocketAddr) -> String {
+        self.dialled(bound, self.public_port.unwrap_or(bound.port()))
+    }
+
+    /// `host:port` of QUIC, as clients should dial it; gRPC is bound to the port `grpc`.
+    pub(crate) fn advertised_quic(&self, bound: SocketAddr, grpc: u16) -> String {
+        let same = self.public_port.filter(|_| bound.port() == grpc);
+        self.dialled(bound, self.public_quic_port.or(same).unwrap_or(bound.port()))
+    }
+
+    fn dialled(&self, bound: SocketAddr, port: u16) -> String {
         let host = match &self.public_host {
             Some(host) => host.clone(),
-            None if bound.ip().is_loopback() => "localhost".to_owned(),
+            None if is_loopback_ip(bound.ip()) => "localhost".to_owned(),
             None => bound.ip().to_string(),
         };
         match host.parse() {
-            Ok(IpAddr::V6(v6)) => format!("[{v6}]:{}", bound.port()),
-            _ => format!("{host}:{}", bound.port()),
+            Ok(IpAddr::V6(v6)) => format!("[{v6}]:{port}"),
+            _ => format!("{host}:{port}"),
         }
     }
 
     /// What a client of the advertised gRPC endpoint has to speak.
     pub(crate) fn grpc_tls(&self) -> GrpcTls {
-        let plain = self.insecure_plaintext || self.grpc_addr.ip().is_loopback();
+        let plain = self.insecure_plaintext || is_loopback_ip(self.grpc_addr.ip());
         if plain { GrpcTls::None } else { GrpcTls::Server }
     }
 }
@@ -162,10 +198,29 @@ pub enum ConfigError {
     #[error("heartbeat_interval is 0: say how often to report, for example 10s (HEARTBEAT_INTERVAL)")]
     NoHeartbeat,
     /// The public host has a scheme, a port or blanks.
-    #[error("public_host {host:?} is no host: give a name or an address without scheme and port (PUBLIC_HOST)")]
+    #[error(
+        "public_host {host:?} is no host: give a name or an address without scheme and port (PUBLIC_HOST); a port that is mapped is public_port \
+         (PUBLIC_PORT)"
+    )]
     PublicHost {
         /// What was given.
         host: String,
+    },
+    /// Nobody can dial port 0.
+    #[error(
+        "public_port 0 is no port that can be dialled: give the one that clients dial (PUBLIC_PORT, PUBLIC_QUIC_PORT)"
+    )]
+    PublicPort,
+    /// Clients of a coordinator elsewhere would dial their own machines.
+    #[error(
+        "the coordinator {endpoint} is on another machine, and its clients would be told to dial this agent at localhost: listen on an address that \
+         they reach ({address} is none: --bind, TITAN_BIND), or say what they dial (--public-host, PUBLIC_HOST)"
+    )]
+    NotDialable {
+        /// The coordinator's endpoint.
+        endpoint: String,
+        /// The address to listen on.
+        address: SocketAddr,
     },
     /// Clients cannot dial an unspecified address.
     #[error("{address} listens on every address, but clients need one to dial: set public_host (PUBLIC_HOST)")]
@@ -241,14 +296,6 @@ fn is_host(host: &str) -> bool {
     host.parse::<IpAddr>().is_ok() || (!host.is_empty() && host.chars().all(name))
 }
 
-/// Whether `host:port` (or a URL of it) is on this machine.
-pub(crate) fn is_loopback(endpoint: &str) -> bool {
-    let authority = endpoint.split_once("://").map_or(endpoint, |(_, rest)| rest);
-    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -282,6 +329,7 @@ mod tests {
             (Config { heartbeat_interval: Duration::ZERO, ..config() }, "heartbeat_interval"),
             (Config { public_host: Some("http://x:1".into()), ..config() }, "http://x:1"),
             (Config { public_host: Some(String::new()), ..config() }, "public_host"),
+            (Config { public_port: Some(0), ..config() }, "PUBLIC_PORT"),
             (Config { grpc_addr: "0.0.0.0:1".parse().unwrap(), insecure_plaintext: true, ..config() }, "PUBLIC_HOST"),
             (Config::new("agent-1"), "COORDINATOR_ENDPOINT"),
             (Config { coordinator: Some("192.0.2.9:50051".into()), ..config() }, "192.0.2.9:50051"),
@@ -311,12 +359,31 @@ mod tests {
     }
 
     #[test]
-    fn loopback_is_told_apart() {
-        for endpoint in ["localhost:1", "127.0.0.1:1", "http://127.0.0.2:1", "[::1]:1", "https://[::1]:1"] {
-            assert!(is_loopback(endpoint), "{endpoint}");
-        }
-        for endpoint in ["example.org:1", "192.0.2.1:1", "127.0.0.1.example.org:1", "[2001:db8::1]:1"] {
-            assert!(!is_loopback(endpoint), "{endpoint}");
-        }
+    fn ports_that_are_mapped_are_advertised_on_both_wires() {
+        let at = |address: &str| address.parse::<SocketAddr>().unwrap();
+        let (grpc, quic) = (at("0.0.0.0:50052"), at("0.0.0.0:50060"));
+        let named = Config { public_host: Some("gpu.example".into()), ..config() };
+        assert_eq!(named.advertised_quic(quic, 50052), "gpu.example:50060");
+        let mapped = Config { public_port: Some(31000), ..named };
+        assert_eq!(mapped.advertised(grpc), "gpu.example:31000");
+        assert_eq!(mapped.advertised_quic(grpc, 50052), "gpu.example:31000", "one number for both");
+        assert_eq!(mapped.advertised_quic(quic, 50052), "gpu.example:50060", "another number is mapped by its own");
+        let both = Config { public_quic_port: Some(31001), ..mapped };
+        assert_eq!(
+            (both.advertised(grpc), both.advertised_quic(quic, 50052)),
+            ("gpu.example:31000".into(), "gpu.example:31001".into())
+        );
+    }
+
+    #[test]
+    fn a_coordinator_elsewhere_is_not_told_localhost_unless_that_is_asked_for() {
+        let elsewhere = "192.0.2.9:50051";
+        let here = config();
+        assert!(here.is_local_to(elsewhere) && !here.is_local_to("localhost:50051") && !here.is_local_to("[::1]:1"));
+        let public = Config { grpc_addr: "192.0.2.1:50052".parse().unwrap(), ..config() };
+        assert!(!public.is_local_to(elsewhere));
+        let named = |host: &str| Config { public_host: Some(host.into()), ..config() };
+        assert!(!named("gpu.example").is_local_to(elsewhere));
+        assert!(named("localhost").is_local_to(elsewhere) && named("127.0.0.1").is_local_to(elsewhere));
     }
 }

@@ -5,7 +5,11 @@ use std::{sync::Arc, time::Duration};
 use parking_lot::RwLock;
 use titan_certs::COORDINATOR_SERVER_NAME;
 use titan_proto::v1::{PublicKeyRequest, coordinator_service_client::CoordinatorServiceClient};
-use titan_transport::tls::TlsMaterial;
+use titan_transport::{
+    causes,
+    tls::{TlsMaterial, trouble},
+    with_causes,
+};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::{
@@ -77,15 +81,13 @@ impl KeySource for Coordinator {
     }
 }
 
-/// A status with the cause beneath it: tonic's "transport error" alone says nothing.
+/// A status with the cause beneath it: tonic's "transport error" alone says nothing. Where a certificate is the cause, it says whose.
 pub(crate) fn describe(status: &tonic::Status) -> String {
-    let mut text = format!("{:?}: {}", status.code(), status.message());
-    let mut cause = std::error::Error::source(status);
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
+    let text = format!("{:?}: {}", status.code(), status.message());
+    let Some(source) = std::error::Error::source(status) else { return text };
+    let tls = causes(source).find_map(|cause| cause.downcast_ref());
+    let said = tls.and_then(|error| trouble(error, "the coordinator", "this agent", true));
+    format!("{text}: {}", said.unwrap_or_else(|| with_causes(source)))
 }
 
 #[cfg(test)]

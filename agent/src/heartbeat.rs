@@ -13,9 +13,11 @@ use std::{
 };
 
 use titan_proto::{
+    MAX_CLOCK_SKEW, REASON, REPLACED,
     digest::MAX_CACHED_PREFIXES,
-    v1::{AgentRegistration, DeregistrationRequest, HealthUpdate},
+    v1::{AgentRegistration, DeregistrationRequest, HealthAck, HealthUpdate},
 };
+use titan_transport::token::new_jti;
 use tokio::{
     sync::mpsc,
     time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
@@ -25,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::backoff::{Backoff, RoundTrip};
 use crate::{
-    auth::KeySource as _,
+    auth::{Clocks, KeySource as _},
     coordinator::{Coordinator, describe},
     engine::Engine,
     service::{Core, count, health_words},
@@ -61,16 +63,37 @@ enum Lost {
     #[error("no keys: {0}")]
     Keys(String),
     #[error("{}", describe(.0))]
-    Refused(#[from] tonic::Status),
+    Refused(tonic::Status),
+    /// Not begun again.
+    #[error("{}", .0.message())]
+    Replaced(tonic::Status),
     #[error("the coordinator closed the stream")]
     Closed,
     #[error("no acknowledgement within {ACK_TIMEOUT:?}")]
     Silent,
 }
 
+impl From<tonic::Status> for Lost {
+    fn from(status: tonic::Status) -> Self {
+        let replaced = status.metadata().get(REASON).is_some_and(|reason| reason == REPLACED);
+        if replaced { Self::Replaced(status) } else { Self::Refused(status) }
+    }
+}
+
+/// How the reports ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// It was told to stop, and has said goodbye.
+    Stopped,
+    /// A newer process has registered under this agent's name. It has the lease, so this one said no goodbye.
+    Replaced,
+}
+
 impl Heartbeat {
-    /// Runs until `stop`, then says goodbye.
-    pub(crate) async fn run(mut self, stop: CancellationToken) {
+    /// Runs until `stop`, then says goodbye; or until another process has taken this one's place.
+    pub(crate) async fn run(mut self, stop: CancellationToken) -> End {
+        // The same as long as this process runs, and no other's.
+        self.registration.instance = new_jti();
         let mut backoff = Backoff::default();
         let mut complained = false;
         loop {
@@ -79,7 +102,13 @@ impl Heartbeat {
                 lost = session.run() => lost,
                 () = stop.cancelled() => break,
             };
-            if session.registered {
+            let registered = session.registered;
+            if let Lost::Replaced(_) = lost {
+                let agent_id = &self.registration.agent_id;
+                tracing::error!(agent_id, reason = %lost, "this process reports no more and gets no new requests; what it runs goes on");
+                return End::Replaced;
+            }
+            if registered {
                 backoff = Backoff::default();
                 complained = false;
             }
@@ -96,11 +125,12 @@ impl Heartbeat {
             }
         }
         self.farewell().await;
+        End::Stopped
     }
 
     async fn farewell(self) {
-        let request =
-            DeregistrationRequest { agent_id: self.registration.agent_id.clone(), reason: "shutting down".to_owned() };
+        let AgentRegistration { agent_id, instance, .. } = self.registration;
+        let request = DeregistrationRequest { agent_id, instance, reason: "shutting down".to_owned() };
         match timeout(FAREWELL_TIMEOUT, self.coordinator.client().deregister_agent(request)).await {
             Ok(Ok(_)) => tracing::info!("left the coordinator"),
             Ok(Err(status)) => tracing::debug!(reason = %describe(&status), "could not leave; the lease will end"),
@@ -123,6 +153,8 @@ struct Session<'a> {
     next_account: u64,
     /// Accounts on their way: with the acknowledgement of the update of this time, those before this number are known.
     accounts: VecDeque<(i64, u64)>,
+    /// Whether the clocks were too far apart when they were last compared.
+    clocks_apart: bool,
 }
 
 /// What changes in an engine without a request beginning or ending.
@@ -149,9 +181,18 @@ impl<'a> Session<'a> {
     fn new(heartbeat: &'a mut Heartbeat) -> Self {
         let interval = heartbeat.interval;
         let (round_trip, told, accounts) = Default::default();
-        // What an earlier session told and nobody acknowledged is told again.
-        let next_account = 0;
-        Self { heartbeat, round_trip, registered: false, register: true, interval, told, next_account, accounts }
+        Self {
+            heartbeat,
+            round_trip,
+            registered: false,
+            register: true,
+            interval,
+            told,
+            // What an earlier session told and nobody acknowledged is told again.
+            next_account: 0,
+            accounts,
+            clocks_apart: false,
+        }
     }
 
     async fn run(&mut self) -> Lost {
@@ -185,6 +226,7 @@ impl<'a> Session<'a> {
                     }
                     self.round_trip.acknowledged(ack.timestamp, std::time::Instant::now());
                     self.accounted(ack.timestamp);
+                    self.compare_clocks(&ack);
                     if self.acknowledge(&ack.status, &ack.message, ack.heartbeat_interval_seconds) {
                         next = Instant::now();
                     }
@@ -219,6 +261,25 @@ impl<'a> Session<'a> {
             self.heartbeat.core.admission.accounted(before);
             self.accounts.pop_front();
         }
+    }
+
+    /// What the coordinator's clock shows is what session tokens go by. A coordinator of old does not tell.
+    fn compare_clocks(&mut self, ack: &HealthAck) {
+        if ack.clock_unix_ms == 0 {
+            return;
+        }
+        let clocks = Clocks { coordinator_unix_ms: ack.clock_unix_ms, ahead_ms: ack.clock_skew_ms };
+        let apart = clocks.too_far_apart();
+        if apart && !self.clocks_apart {
+            tracing::warn!(
+                "{clocks}: session tokens allow {} s, so requests will be refused; set the clocks (NTP)",
+                MAX_CLOCK_SKEW.as_secs()
+            );
+        } else if self.clocks_apart && !apart {
+            tracing::info!("{clocks}: that is near enough");
+        }
+        self.clocks_apart = apart;
+        self.heartbeat.core.auth.set_clocks(clocks);
     }
 
     /// Takes the coordinator's word. Says whether an update has to go out at once.
@@ -272,6 +333,7 @@ impl<'a> Session<'a> {
             registration = Some(machine_totals);
         }
         let timestamp = unix_nanoseconds();
+        let clock_unix_ms = timestamp / NANOSECONDS_IN_MILLISECOND;
         let update = HealthUpdate {
             agent_id: core.agent_id.clone(),
             free_vram_mb: machine.free_vram_mb,
@@ -293,6 +355,7 @@ impl<'a> Session<'a> {
             caches,
             finished,
             running_by_key,
+            clock_unix_ms,
         };
         if next_account != self.next_account {
             self.accounts.push_back((timestamp, next_account));
@@ -303,6 +366,8 @@ impl<'a> Session<'a> {
         timeout(ACK_TIMEOUT, outbox.send(update)).await.map_err(|_| Lost::Silent)?.map_err(|_| Lost::Closed)
     }
 }
+
+const NANOSECONDS_IN_MILLISECOND: i64 = 1_000_000;
 
 fn unix_nanoseconds() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -14,11 +14,11 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::any,
 };
-use http::{StatusCode, Uri, header, request::Parts};
+use http::{StatusCode, Uri, request::Parts};
 use titan_openai::{ApiError, Backend, Caller, Settings};
 use titan_proto::v1::{ModelInfo, StreamRequest};
 use titan_transport::{
-    PeerInfo,
+    PeerInfo, is_grpc,
     token::{Claims, unix_seconds},
 };
 use tonic::{Status, metadata::MetadataMap};
@@ -35,14 +35,11 @@ const API: &str = "/v1/";
 /// The use of a token in an address, as the memory of requests has it.
 const ONE_USE: &str = "address";
 
-/// gRPC and the API on one port. What is not gRPC is told so by its content type (gRPC over HTTP/2, "Requests"), so that a wrong address is a 404 for
-/// those who do not speak it.
+/// gRPC and the API on one port; for those who do not speak gRPC a wrong address is a 404.
 pub(crate) fn beside(grpc: Router, core: Arc<Core>) -> Router {
     let api = router(core).fallback(not_found);
     Router::new().fallback(move |request: Request| async move {
-        let kind = request.headers().get(header::CONTENT_TYPE);
-        let is_grpc = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
-        let router = if is_grpc { grpc } else { api };
+        let router = if is_grpc(request.headers()) { grpc } else { api };
         match router.oneshot(request).await {
             Ok(response) => response,
             Err(never) => match never {},
@@ -50,8 +47,12 @@ pub(crate) fn beside(grpc: Router, core: Arc<Core>) -> Router {
     })
 }
 
-async fn not_found() -> ApiError {
-    let message = "there is nothing at this address: the OpenAI API is below /v1/, as in /v1/chat/completions";
+async fn not_found(uri: Uri) -> ApiError {
+    let message = if uri.path().starts_with("/api/") {
+        "this is an agent, and /api/ is the coordinator's: REST is on its port (COORDINATOR_HTTP_PORT, 8080 by default)"
+    } else {
+        "there is nothing at this address: the OpenAI API is below /v1/, as in /v1/chat/completions"
+    };
     ApiError::with_status(StatusCode::NOT_FOUND, message)
 }
 
@@ -70,7 +71,7 @@ fn router(core: Arc<Core>) -> Router {
 async fn redirected(api: Router, token: String, mut request: Request) -> Response {
     let rest = request.uri().path_and_query().and_then(|all| all.as_str().get("/s/".len() + token.len()..));
     let uri = rest.filter(|rest| rest.starts_with(API)).and_then(|rest| rest.parse::<Uri>().ok());
-    let Some(uri) = uri else { return not_found().await.into_response() };
+    let Some(uri) = uri else { return not_found(request.uri().clone()).await.into_response() };
     *request.uri_mut() = uri;
     request.extensions_mut().insert(InAddress(token));
     match api.oneshot(request).await {

@@ -7,7 +7,7 @@ use titan_proto::{
     v1::{AgentRegistration, agent_service_server::AgentServiceServer},
 };
 use titan_transport::{
-    Plaintext, QuicListener, QuicServerConfig, QuicTls, TcpConfig, serve_quic, serve_tcp,
+    Pages, Plaintext, QuicListener, QuicServerConfig, QuicTls, TcpConfig, serve_quic, serve_tcp,
     tls::{HttpTls, Identities, TlsError, follow},
     token::{KeySetError, TokenVerifier},
 };
@@ -146,6 +146,8 @@ impl Agent {
             traffic: Arc::default(),
         };
         let http = openai_api::beside(routes.clone().into_axum_router(), Arc::clone(&core));
+        // Where plain text is for everyone, so is asking.
+        let http = if config.insecure_plaintext { http } else { pages(&config.public_host).guard(http) };
         let tcp = serve_tcp(listener, http, tcp_config, close.clone());
         let tcp = async { at_most_after(&close, tcp).await.unwrap_or(Ok(())) };
         let quic = async {
@@ -179,7 +181,9 @@ impl Agent {
             max_jobs: count(config.max_jobs),
             supported_models: self.core.models.clone(),
             capabilities: HashMap::from([("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]),
-            quic_endpoint: quic.map(|quic| config.advertised(quic.addr)).unwrap_or_default(),
+            quic_endpoint: quic
+                .map(|quic| config.advertised_quic(quic.addr, self.grpc_addr.port()))
+                .unwrap_or_default(),
             quic_server_name: quic.map(|_| titan_certs::agent_server_name(&config.agent_id)).unwrap_or_default(),
             grpc_tls: config.grpc_tls().as_str().to_owned(),
             model_info: self.core.model_info(),
@@ -187,6 +191,11 @@ impl Agent {
             ..Default::default()
         }
     }
+}
+
+/// The name that clients dial is this agent's own.
+fn pages(public_host: &Option<String>) -> Pages {
+    Pages { hosts: public_host.iter().cloned().collect(), ..Pages::default() }
 }
 
 /// All that shows a certificate.

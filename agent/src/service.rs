@@ -60,7 +60,7 @@ pub(crate) struct Core {
 /// The answer to a request.
 pub(crate) enum Answer {
     /// It ends with its reader.
-    Plain(ResponseStream),
+    Plain(Box<ResponseStream>),
     /// It can be resumed.
     Kept(Reader),
 }
@@ -162,7 +162,7 @@ impl Core {
             ResponseStream::new(tokens, slot, received_at, note, self.abort.clone(), shape).prefilled(prefilled);
         Ok(match resumable.filter(|_| self.kept.is_on()) {
             Some(id) => Answer::Kept(self.kept.start(id, stream, peer.map(|peer| peer.connection.clone()))),
-            None => Answer::Plain(stream),
+            None => Answer::Plain(Box::new(stream)),
         })
     }
 
@@ -226,7 +226,7 @@ impl Core {
     async fn generate(&self, generate: Generate) -> Result<TokenStream, Status> {
         tokio::select! {
             started = self.engine.generate(generate) => started.map_err(|error| {
-                tracing::warn!(%error, "a generation did not start");
+                titan_transport::seldom!(warn, %error, "a generation did not start");
                 engine_status(&error, false)
             }),
             () = self.abort.cancelled() => {

@@ -27,6 +27,7 @@ fn fleet(agents: usize) -> Vec<Candidate> {
         .map(|key| Candidate {
             key,
             free_memory: (key % 17) as f64 / 17.0,
+            gpu: key % 2 == 0,
             load: (key % 5) as f64 / 5.0,
             rtt_ms: (key % 11 > 0).then_some((key % 11) as f64),
             tokens_per_second: (key % 13 > 0).then_some((key % 13) as f64 * 5.0),

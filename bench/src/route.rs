@@ -29,7 +29,14 @@ use self::{
     fleet::{Authority, Claims},
     results::{CaseResult, Sample, summarize, table},
 };
-use crate::{environment::Environment, open_files, process::Process, progress::Progress, report::Report, usage::Usage};
+use crate::{
+    environment::Environment,
+    open_files,
+    process::Process,
+    progress::Progress,
+    report::{Report, publish_into},
+    usage::Usage,
+};
 
 /// Of the throughput: far enough below it that requests seldom wait for each other, near enough to be a busy coordinator.
 const OPEN_SHARE: f64 = 0.5;
@@ -51,16 +58,24 @@ pub(crate) async fn run(args: RouteArgs, interrupt: CancellationToken) -> anyhow
         return Ok(());
     }
     let results: Vec<CaseResult> = summarize(samples);
-    println!(
+    let figures = format!(
         "POST /api/v1/inference/request in plain text on loopback, {} keep-alive connections, {} x {} s of each load;\n\
-         latency at half of the throughput, from the moment a request is due (random arrivals)\n",
-        args.connections, args.repetitions, args.seconds
+         latency at half of the throughput, from the moment a request is due (random arrivals)\n\n\
+         {}\n\nEvery agent registered over gRPC with its own certificate. Intervals: 95 % for the median.\n{}",
+        args.connections,
+        args.repetitions,
+        args.seconds,
+        table(&results).markdown(),
+        environment.summary()
     );
-    println!("{}\n", table(&results).markdown());
-    println!("Every agent registered over gRPC with its own certificate. Intervals: 95 % for the median.");
-    println!("{}", environment.summary());
+    println!("{figures}");
     if let Some(out) = &args.out {
         Report::new("route", &environment, &args, interrupt.is_cancelled(), &results).write(out)?;
+    }
+    match &args.publish {
+        Some(_) if interrupt.is_cancelled() => eprintln!("not published: the measurement was interrupted"),
+        Some(document) => publish_into(document, &figures)?,
+        None => {}
     }
     Ok(())
 }

@@ -13,12 +13,13 @@ use std::path::{Path, PathBuf};
 use rcgen::{KeyPair, PublicKeyData as _};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
-use time::{Duration, OffsetDateTime};
+use time::OffsetDateTime;
+use titan_files::{Access, Lock, make_dir, make_dir_whole, without_bom, write_pair};
 
-use crate::files::{Access, DirLock, make_dir, write_atomic};
 use crate::identity::Role;
-use crate::info::{CaInfo, InfoError, LeafInfo, not_after};
-use crate::leaf::{Ca, LeafRequest, MakeError, Pair, RENEW_DAYS, SigningRequest, make_ca, make_request};
+use crate::info::{CaInfo, InfoError, LeafInfo};
+use crate::leaf::{Ca, LeafRequest, MakeError, Pair, SigningRequest, make_ca, make_request};
+use crate::lifetime::Lifetime;
 use crate::names::NameError;
 
 /// A directory of certificates. Creating this value touches nothing; see the methods.
@@ -28,7 +29,7 @@ pub struct CertDir {
 }
 
 impl CertDir {
-    /// A directory that may or may not exist. [`default_dir`] is the user's own.
+    /// A directory that may or may not exist.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into() }
     }
@@ -128,6 +129,9 @@ impl CertDir {
     }
 
     fn init_at(&self, now: OffsetDateTime) -> Result<bool, CertsError> {
+        if !exists(&self.path)? && self.make_whole(now)? {
+            return Ok(true);
+        }
         make_dir(&self.path).map_err(|e| CertsError::io("create", &self.path, e))?;
         let (pem, key) = (self.ca_pem(), self.ca_key());
         let _lock = self.lock()?;
@@ -137,6 +141,24 @@ impl CertDir {
             (false, true) => Err(CertsError::HalfCa { present: key, missing: pem }),
             (false, false) => self.write_pair(&pem, &key, &make_ca(now)?).map(|()| true),
         }
+    }
+
+    /// A directory that is not there yet appears with the CA in it, or not at all. False where another process was faster.
+    fn make_whole(&self, now: OffsetDateTime) -> Result<bool, CertsError> {
+        let ca = make_ca(now)?;
+        let failed = |error| CertsError::io("create", &self.path, error);
+        make_dir_whole(
+            &self.path,
+            |dir| {
+                let made = Self::new(dir);
+                // Named as they will be.
+                made.write_pair(&made.ca_pem(), &made.ca_key(), &ca).map_err(|error| match error {
+                    CertsError::Io { source, .. } => CertsError::io("write the CA into", &self.path, source),
+                    other => other,
+                })
+            },
+            failed,
+        )
     }
 
     fn issue_at(&self, request: &LeafRequest, now: OffsetDateTime) -> Result<LeafInfo, CertsError> {
@@ -182,7 +204,7 @@ impl CertDir {
         };
         Ok(if !leaf.signed_by_this_ca {
             Some(Reason::OtherCa)
-        } else if leaf.not_after - now <= renew_before(&leaf) {
+        } else if leaf.not_after - now <= leaf.lifetime().renew_before() {
             Some(Reason::Expiring)
         } else if request.sans()? != leaf.parsed_sans {
             Some(Reason::NamesChanged)
@@ -204,20 +226,15 @@ impl CertDir {
         }
     }
 
-    fn lock(&self) -> Result<DirLock, CertsError> {
-        DirLock::acquire(&self.path).map_err(|e| CertsError::io("lock", &self.path, e))
+    fn lock(&self) -> Result<Lock, CertsError> {
+        Lock::acquire(&self.path).map_err(|e| CertsError::io("lock", &self.path, e))
     }
 
     fn write_pair(&self, pem: &Path, key: &Path, pair: &Pair) -> Result<(), CertsError> {
-        write_atomic(key, pair.key.as_bytes(), Access::Private).map_err(|e| CertsError::io("write", key, e))?;
-        write_atomic(pem, pair.certificate.as_bytes(), Access::Public).map_err(|e| CertsError::io("write", pem, e))
+        let key = (key, pair.key.as_bytes(), Access::Private);
+        let certificate = (pem, pair.certificate.as_bytes(), Access::Public);
+        write_pair(key, certificate).map_err(|(path, error)| CertsError::io("write", path, error))
     }
-}
-
-/// The user's own directory, `titan/certs` in the data directory of the platform (`~/.local/share` on Linux, or where
-/// `XDG_DATA_HOME` says), or in the working directory for a user without a home.
-pub fn default_dir() -> PathBuf {
-    dirs::data_dir().unwrap_or_default().join("titan").join("certs")
 }
 
 /// What [`CertDir::ensure`] did.
@@ -251,9 +268,9 @@ impl CertIssuer {
     /// [`MakeError`].
     pub fn sign(&self, request: &LeafRequest, csr_pem: &str) -> Result<Signed, MakeError> {
         let certificate = self.ca.sign_request(request, csr_pem, OffsetDateTime::now_utc())?;
-        let not_after = not_after(certificate.der())
+        let life = Lifetime::of(certificate.der())
             .map_err(|error| MakeError::Ca { part: "certificate", detail: error.to_string() })?;
-        Ok(Signed { certificate: certificate.pem(), not_after })
+        Ok(Signed { certificate: certificate.pem(), not_after: life.not_after.into() })
     }
 
     /// The CA's certificate in PEM.
@@ -284,7 +301,7 @@ pub enum Reason {
     Absent,
     /// The certificate could not be read, or the key was not its own.
     Damaged,
-    /// It was within [`RENEW_DAYS`] of its end, or in the last third of a shorter life.
+    /// It was within [`RENEW_DAYS`](crate::RENEW_DAYS) of its end, or in the last third of a shorter life.
     Expiring,
     /// Another CA had signed it.
     OtherCa,
@@ -345,11 +362,6 @@ impl From<NameError> for CertsError {
     }
 }
 
-/// A leaf with a short life would be renewed at every start if [`RENEW_DAYS`] were all that counted.
-fn renew_before(leaf: &LeafInfo) -> Duration {
-    Duration::days(i64::from(RENEW_DAYS)).min((leaf.not_after - leaf.not_before) / 3)
-}
-
 fn key_belongs(key_pem: &str, leaf: &LeafInfo) -> bool {
     KeyPair::from_pem(key_pem).is_ok_and(|key| key.der_bytes() == leaf.public_key)
 }
@@ -368,7 +380,7 @@ fn read_certificate(path: &Path) -> Result<CertificateDer<'static>, CertsError> 
 fn read(path: &Path) -> Result<String, CertsError> {
     // Bytes that are no text are no PEM either: the parser says so, naming the file.
     fs::read(path)
-        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .map(|bytes| String::from_utf8_lossy(without_bom(&bytes)).into_owned())
         .map_err(|e| CertsError::io("read", path, e))
 }
 

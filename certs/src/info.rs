@@ -1,6 +1,6 @@
 //! Reading certificates back: what people want to see of them, and what renewal is decided by.
 
-use std::{fmt::Write as _, time::SystemTime};
+use std::fmt::Write as _;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
@@ -11,6 +11,7 @@ use time::format_description::well_known::Rfc3339;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::identity::{Identity, IdentityError, Role};
+use crate::lifetime::Lifetime;
 use crate::names::{San, sans_of};
 
 /// A leaf certificate, as `titan certs show` prints it.
@@ -73,6 +74,11 @@ pub enum InfoError {
 }
 
 impl LeafInfo {
+    /// From when to when it is valid.
+    pub fn lifetime(&self) -> Lifetime {
+        Lifetime { not_before: self.not_before, not_after: self.not_after }
+    }
+
     pub(crate) fn from_der(der: &CertificateDer<'_>, ca: &CaInfo) -> Result<Self, InfoError> {
         let certificate = parse(der)?;
         let Identity { role, name } = Identity::from_x509(&certificate)?;
@@ -96,6 +102,11 @@ impl LeafInfo {
 }
 
 impl CaInfo {
+    /// From when to when it is valid.
+    pub fn lifetime(&self) -> Lifetime {
+        Lifetime { not_before: self.not_before, not_after: self.not_after }
+    }
+
     pub(crate) fn from_der(der: &CertificateDer<'_>) -> Result<Self, InfoError> {
         let certificate = parse(der)?;
         if !certificate.is_ca() {
@@ -112,15 +123,7 @@ impl CaInfo {
     }
 }
 
-/// The end of any certificate's life, one of another CA included.
-///
-/// # Errors
-/// Where it is no certificate.
-pub fn not_after(certificate: &CertificateDer<'_>) -> Result<SystemTime, IdentityError> {
-    Ok(parse(certificate)?.validity().not_after.to_datetime().into())
-}
-
-fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, IdentityError> {
+pub(crate) fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, IdentityError> {
     match X509Certificate::from_der(der) {
         Ok(([], certificate)) => Ok(certificate),
         _ => Err(IdentityError::Malformed),

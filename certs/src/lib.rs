@@ -12,22 +12,23 @@
 //! client's address is proven: a larger first flight costs a round trip (see [`CHAIN_BUDGET_BYTES`]).
 //!
 //! Not here: TLS configurations (`titan-transport`), the command line (`titan certs`), revocation. A leaf that must not be
-//! trusted any more is dealt with by a new CA.
+//! trusted any more is dealt with by a new CA: docs/CERTIFICATES.md.
 
 mod dir;
-pub mod files;
 mod identity;
 mod info;
 mod leaf;
+mod lifetime;
 mod names;
 
-pub use dir::{CertDir, CertIssuer, CertsError, Ensured, Reason, Signed, default_dir, signing_request};
+pub use dir::{CertDir, CertIssuer, CertsError, Ensured, Reason, Signed, signing_request};
 pub use identity::{
     COORDINATOR_SERVER_NAME, Identity, IdentityError, Role, UnknownRole, agent_server_name, server_name,
 };
-pub use info::{CaInfo, InfoError, LeafInfo, not_after};
+pub use info::{CaInfo, InfoError, LeafInfo};
 pub use leaf::{
     CA_DAYS, CHAIN_BUDGET_BYTES, CLOCK_SKEW, LEAF_DAYS, LeafRequest, MAX_LEAF_DAYS, MakeError, RENEW_DAYS,
     SigningRequest,
 };
+pub use lifetime::{Life, Lifetime};
 pub use names::{MAX_HOSTS, MAX_NAME_LEN, NameError, validate_name};

@@ -16,12 +16,13 @@ use std::{
     time::Duration,
 };
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use titan_certs::{LEAF_DAYS, Role};
 use titan_client::Feature;
 use titan_proto::{COORDINATOR_HTTP_PORT, DEFAULT_TEMPERATURE};
 
 pub(crate) use self::serve::{AgentArgs, CoordArgs, UpArgs};
+use crate::environment;
 
 /// Streams LLM tokens straight from the machine that runs the model to the client, over QUIC.
 ///
@@ -37,6 +38,17 @@ pub(crate) struct Cli {
     pub(crate) verbose: u8,
 }
 
+impl Cli {
+    /// The command line of this process, or the end of it where it is none. Also what is to be said of its environment.
+    pub(crate) fn read() -> (Self, Vec<String>) {
+        let (command, mut notices) = environment::usable(Self::command(), &|name| std::env::var_os(name));
+        let matches = command.get_matches();
+        notices.retain(|(of, _)| matches.subcommand_name() == Some(of));
+        let cli = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut Self::command()).exit());
+        (cli, notices.into_iter().map(|(_, notice)| notice).collect())
+    }
+}
+
 const EXAMPLES: &str = "\
 Examples:
   titan run \"Why is the sky blue?\"        a small model on this machine, nothing to prepare
@@ -49,7 +61,11 @@ Examples:
 
 Directories (each can be moved by its environment variable):
   TITAN_DATA_DIR    certificates, signing keys, API keys, usage [default: ~/.local/share/titan]
-  TITAN_CACHE_DIR   models that titan has fetched, TLS sessions [default: ~/.cache/titan]";
+  TITAN_CACHE_DIR   models that titan has fetched, TLS sessions [default: ~/.cache/titan]
+An environment variable that is empty counts as not set.
+
+Signals: SIGTERM and SIGINT stop a server when its running generations have finished, a second one at once. SIGHUP has it read its
+certificates again.";
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -186,7 +202,7 @@ Examples:
   titan run --json --wire grpc \"Hello\" | jq -r .text
   titan run -v --repeat 3 --reconnect \"Hello\"                    (route kept, 0-RTT)
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.";
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 129 and 143 ended by SIGHUP and SIGTERM.";
 
 /// Talk to a model in the terminal.
 ///

@@ -21,11 +21,14 @@ mod usage;
 
 use std::{fmt, future::Future, io};
 
+use anyhow::Context as _;
+use titan_transport::with_causes;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     args::Command,
-    signals::{self, Signal},
+    signals::{OnHangup, Signal, Signals},
+    terminal::one_line,
 };
 
 /// How a command ended, where it did not fail.
@@ -60,52 +63,81 @@ pub(crate) fn prepare(command: &Command) {
 }
 
 /// Runs a command to its end.
-pub(crate) async fn execute(command: Command, verbose: u8) -> anyhow::Result<Outcome> {
+pub(crate) fn execute(command: Command, verbose: u8) -> anyhow::Result<Outcome> {
     match command {
-        Command::Run(args) => run::run(args, verbose).await,
-        Command::Chat(args) => chat::chat(args).await,
-        Command::Models(args) => status::models(args).await,
-        Command::Status(args) => status::status(args).await,
-        Command::Proxy(args) => proxy::proxy(args).await,
-        Command::Coord(args) => coord::coord(args).await,
+        // What writes some text or files and is done: a signal ends it as it ends any program.
         Command::Completions(args) => manual::completions(&args).map(|()| Outcome::Done),
         Command::Man(args) => manual::man(&args).map(|()| Outcome::Done),
         Command::Certs(command) => certs::certs(command).map(|()| Outcome::Done),
         Command::Keys(command) => keys::keys(command).map(|()| Outcome::Done),
         Command::Usage(args) => usage::usage(&args).map(|()| Outcome::Done),
-        #[cfg(feature = "engines")]
-        Command::Up(args) => up::up(args).await,
-        #[cfg(feature = "engines")]
-        Command::Agent(args) => agent::agent(args).await,
-        #[cfg(feature = "engines")]
-        Command::Demo(command) => demo::demo(command).await,
-        #[cfg(not(feature = "engines"))]
-        Command::Up(_) | Command::Agent(_) | Command::Demo(_) => no_engines::refuse(),
+        command => run_long(command, verbose),
     }
 }
 
-/// An error with its causes, each said once: many messages hold their cause's already.
-pub(crate) fn explain(error: &anyhow::Error) -> String {
-    let mut text = error.to_string();
-    for cause in error.chain().skip(1).map(ToString::to_string) {
-        if !text.contains(&cause) {
-            text = format!("{text}: {cause}");
+fn run_long(command: Command, verbose: u8) -> anyhow::Result<Outcome> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
+    let outcome = runtime.block_on(async {
+        let signals = Signals::listen(on_hangup(&command)).context("cannot listen for signals")?;
+        listening(command, verbose, &signals).await
+    });
+    // A model that is being loaded cannot be interrupted; nobody waits for it.
+    runtime.shutdown_background();
+    outcome
+}
+
+fn on_hangup(command: &Command) -> OnHangup {
+    match command {
+        Command::Coord(_) | Command::Agent(_) | Command::Proxy(_) | Command::Up(_) => OnHangup::Reload,
+        _ => OnHangup::Stop,
+    }
+}
+
+async fn listening(command: Command, verbose: u8, signals: &Signals) -> anyhow::Result<Outcome> {
+    match command {
+        Command::Run(args) => run::run(args, verbose, signals).await,
+        Command::Chat(args) => chat::chat(args, signals).await,
+        Command::Models(args) => signals.or_stop(status::models(args)).await,
+        Command::Status(args) => signals.or_stop(status::status(args)).await,
+        Command::Proxy(args) => proxy::proxy(args, signals).await,
+        Command::Coord(args) => coord::coord(args, signals).await,
+        #[cfg(feature = "engines")]
+        Command::Up(args) => up::up(args, signals).await,
+        #[cfg(feature = "engines")]
+        Command::Agent(args) => agent::agent(args, signals).await,
+        #[cfg(feature = "engines")]
+        Command::Demo(command) => demo::demo(command, signals).await,
+        #[cfg(not(feature = "engines"))]
+        Command::Up(_) | Command::Agent(_) | Command::Demo(_) => no_engines::refuse(),
+        // `execute` has run those.
+        Command::Completions(_) | Command::Man(_) | Command::Certs(_) | Command::Keys(_) | Command::Usage(_) => {
+            Ok(Outcome::Done)
         }
     }
-    text
+}
+
+/// An error with its causes, in one line of a terminal whatever is in it.
+pub(crate) fn explain(error: &anyhow::Error) -> String {
+    let error: &(dyn std::error::Error + 'static) = error.as_ref();
+    one_line(&with_causes(error))
 }
 
 /// Serves until a signal, then until what runs has finished, or a second signal.
-async fn serve<F: Future<Output = io::Result<()>>>(shutdown: CancellationToken, serve: F) -> anyhow::Result<Outcome> {
+async fn serve<F: Future<Output = io::Result<()>>>(
+    signals: &Signals,
+    shutdown: CancellationToken,
+    serve: F,
+) -> anyhow::Result<Outcome> {
     tokio::pin!(serve);
     tokio::select! {
         ended = &mut serve => ended?,
-        _ = signals::next() => {
+        _ = signals.next() => {
             shutdown.cancel();
             tracing::info!("stopping when running generations have finished; a second signal stops at once");
             tokio::select! {
                 ended = &mut serve => ended?,
-                signal = signals::next() => return Ok(Outcome::Interrupted(signal)),
+                signal = signals.next() => return Ok(Outcome::Interrupted(signal)),
             }
         }
     }
@@ -114,8 +146,6 @@ async fn serve<F: Future<Output = io::Result<()>>>(shutdown: CancellationToken, 
 
 #[cfg(test)]
 mod tests {
-    use anyhow::Context as _;
-
     use super::*;
 
     #[test]
@@ -123,6 +153,10 @@ mod tests {
         let inner = || anyhow::Error::new(io::Error::other("disk on fire"));
         assert_eq!(explain(&inner().context("cannot read x: disk on fire")), "cannot read x: disk on fire");
         assert_eq!(explain(&inner().context("cannot read x")), "cannot read x: disk on fire");
+        assert_eq!(
+            explain(&inner().context("\x1b[2Kx\ntitan: all is well")),
+            "\\u{1b}[2Kx\\ntitan: all is well: disk on fire"
+        );
         let usage = Err::<(), _>(Usage("no".into())).context("--model").map_err(|error| error.is::<Usage>());
         assert_eq!(usage, Err(true), "the exit code is found under a context too");
     }

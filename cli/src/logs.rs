@@ -1,20 +1,86 @@
-//! Logs, on stderr: for people on a terminal, JSON otherwise.
+//! Logs, on stderr: for people on a terminal, JSON otherwise. That they cannot be written stops nothing.
+//!
+//! `queue`: the way of a line. `format`: what a line looks like. `filter`: which are written. `panics`: a panic as one of them.
 
-use std::io::IsTerminal as _;
+mod filter;
+mod format;
+mod panics;
+mod queue;
 
-use tracing_subscriber::EnvFilter;
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    sync::OnceLock,
+    time::Duration,
+};
 
+use self::{filter::Chosen, queue::Queue};
 use crate::args::{Cli, Command};
 
-/// Installs the subscriber. RUST_LOG decides alone where it is set and valid.
-pub(crate) fn init(cli: &Cli) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(directives(cli)));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if std::io::stderr().is_terminal() {
-        builder.with_target(cli.verbose > 1).init();
-    } else {
+/// Longest wait at the end of the process for lines that are still to be written: a disk takes milliseconds, a reader that has stopped
+/// takes for ever.
+const FLUSH_WITHIN: Duration = Duration::from_millis(500);
+
+/// Longest wait for the words that say why the process ends: a person may hold the terminal, but a service manager waits for the end.
+const READ_WITHIN: Duration = Duration::from_secs(5);
+
+static QUEUE: OnceLock<Queue> = OnceLock::new();
+
+/// Installs the subscriber, and the hook that reports panics. RUST_LOG decides alone where it is set and valid.
+///
+/// # Errors
+/// When the system gives no thread for it.
+pub(crate) fn init(cli: &Cli) -> io::Result<()> {
+    ignore_file_size_limit();
+    let json = !io::stderr().is_terminal();
+    let queue = Queue::start(io::stderr(), json)?;
+    panics::report(queue.clone());
+    let Chosen { filter, complaint } = filter::choose(std::env::var_os("RUST_LOG").as_deref(), directives(cli));
+    // What cannot be written is counted by the queue; the library would print it, and panic where that fails too.
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(queue.clone()).log_internal_errors(false);
+    if json {
         builder.json().flatten_event(true).with_current_span(false).init();
+    } else {
+        builder.fmt_fields(format::Fields).with_target(cli.verbose > 1).init();
     }
+    if let Some(complaint) = complaint {
+        queue.say("WARN", &complaint);
+    }
+    // A second call finds the first one's, and there is none.
+    let _ = QUEUE.set(queue);
+    Ok(())
+}
+
+/// Says something that no filter leaves out: what was wrong before there was a log.
+pub(crate) fn warn(message: &str) {
+    if let Some(queue) = QUEUE.get() {
+        queue.say("WARN", message);
+    }
+}
+
+/// Waits until everything is written, but not for ever. To be called before stderr is used for anything else, and at the end.
+pub(crate) fn flush() {
+    if let Some(queue) = QUEUE.get() {
+        queue.flush(FLUSH_WITHIN);
+    }
+}
+
+/// Why the process ends, after everything else.
+pub(crate) fn last_words(text: &str) {
+    match QUEUE.get() {
+        Some(queue) => {
+            queue.push(text.into());
+            queue.flush(READ_WITHIN);
+        }
+        // There is no log yet. What cannot be written leaves the exit code.
+        None => drop(io::stderr().write_all(text.as_bytes())),
+    }
+}
+
+/// A log that reaches `ulimit -f` is a write that fails, as on a full disk; by default the system kills the writer.
+fn ignore_file_size_limit() {
+    // SAFETY: ignoring a signal runs no code of ours.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
 /// What a command logs unless told otherwise. `titan` stands for every crate of this project: the filter compares beginnings.
@@ -38,6 +104,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use clap::Parser as _;
+    use tracing_subscriber::EnvFilter;
 
     use super::*;
 
@@ -48,6 +115,7 @@ mod tests {
                 let cli = Cli::try_parse_from(format!("titan {command}{verbose}").split(' ')).unwrap();
                 EnvFilter::try_new(directives(&cli)).unwrap();
                 assert_eq!(directives(&cli) == "off", command == "run x" && verbose.is_empty());
+                assert_eq!(filter::choose(Some(directives(&cli).as_ref()), "off").complaint, None);
             }
         }
     }

@@ -1,11 +1,16 @@
 //! `titan`, the one binary: [`args`] is what it understands, [`commands`] what it does.
 //!
-//! Text goes to stdout; progress, logs and errors go to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+//! Text goes to stdout; progress, logs and errors go to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 129, 130 and 143 ended by SIGHUP,
+//! SIGINT and SIGTERM.
+
+// A stream that cannot be written would make them panic: `writeln!` says so to whoever calls it.
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
 mod args;
 mod commands;
 #[cfg(feature = "engines")]
 mod engine;
+mod environment;
 #[cfg(feature = "engines")]
 mod local;
 mod logs;
@@ -15,28 +20,31 @@ mod ports;
 mod progress;
 mod rest;
 mod signals;
+mod terminal;
 mod trust;
 
-use std::{io::Write as _, process::ExitCode};
-
-use clap::Parser as _;
+use std::process::ExitCode;
 
 use crate::{args::Cli, commands::Outcome};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    logs::init(&cli);
+    environment::prepare();
+    let (cli, notices) = Cli::read();
     commands::prepare(&cli.command);
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return fail(&anyhow::anyhow!("cannot start the runtime: {error}")),
-    };
-    let outcome = runtime.block_on(commands::execute(cli.command, cli.verbose));
-    // A model that is being loaded cannot be interrupted; nobody waits for it.
-    runtime.shutdown_background();
-    match outcome {
-        Ok(Outcome::Done) => ExitCode::SUCCESS,
-        Ok(Outcome::Interrupted(signal)) => ExitCode::from(signal.exit_code()),
+    // From here on there are threads.
+    if let Err(error) = logs::init(&cli) {
+        return fail(&anyhow::anyhow!("cannot start the log: {error}"));
+    }
+    for notice in notices {
+        logs::warn(&notice);
+    }
+    // Each connection takes one. Where the system refuses, there are fewer connections, and nothing else changes.
+    if let Err(error) = titan_transport::raise_open_files() {
+        tracing::debug!(%error, "the limit on open files stays as it is");
+    }
+    match commands::execute(cli.command, cli.verbose) {
+        Ok(Outcome::Done) => end(ExitCode::SUCCESS),
+        Ok(Outcome::Interrupted(signal)) => end(ExitCode::from(signal.exit_code())),
         Err(error) => fail(&error),
     }
 }
@@ -44,7 +52,12 @@ fn main() -> ExitCode {
 /// Says what went wrong, with its causes, in one paragraph.
 fn fail(error: &anyhow::Error) -> ExitCode {
     let code = if error.is::<commands::Usage>() { 2 } else { 1 };
-    // A closed stderr leaves only the exit code to tell it.
-    let _ = writeln!(std::io::stderr(), "titan: {}", commands::explain(error));
+    // Where nobody reads it, only the exit code tells it.
+    logs::last_words(&format!("titan: {}\n", commands::explain(error)));
     ExitCode::from(code)
+}
+
+fn end(code: ExitCode) -> ExitCode {
+    logs::flush();
+    code
 }

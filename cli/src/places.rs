@@ -1,58 +1,44 @@
 //! Where this user's files are.
 
-use std::{env, path::PathBuf};
+use std::path::PathBuf;
 
 use titan_certs::CertDir;
+use titan_files::{cache_dir, data_dir};
 
-/// Moves what must be kept: certificates and signing keys.
-const DATA_DIR: &str = "TITAN_DATA_DIR";
-/// Moves what can be had again.
-const CACHE_DIR: &str = "TITAN_CACHE_DIR";
+/// A user without a home has to say where files shall be.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "this user has no home directory (HOME) for certificates and signing keys: set TITAN_DATA_DIR to a directory for them"
+)]
+pub(crate) struct NoHome;
 
 /// The certificates: as told, or `certs` in the data directory.
-pub(crate) fn certs(told: Option<&PathBuf>) -> CertDir {
-    CertDir::new(told.cloned().unwrap_or_else(|| match env::var_os(DATA_DIR) {
-        Some(dir) if !dir.is_empty() => PathBuf::from(dir).join("certs"),
-        _ => titan_certs::default_dir(),
-    }))
+pub(crate) fn certs(told: Option<&PathBuf>) -> Result<CertDir, NoHome> {
+    let dir = told.cloned().or_else(|| Some(data_dir()?.join("certs")));
+    dir.map(CertDir::new).ok_or(NoHome)
 }
 
 /// TLS sessions, for the next process: `sessions` in the cache directory. None where this user has no cache directory.
 pub(crate) fn sessions() -> Option<PathBuf> {
-    let cache = match env::var_os(CACHE_DIR) {
-        Some(dir) if !dir.is_empty() => PathBuf::from(dir),
-        _ => dirs::cache_dir()?.join("titan"),
-    };
-    Some(cache.join("sessions"))
+    Some(cache_dir()?.join("sessions"))
 }
 
 /// Lines that were typed in `titan chat`. None where this user has no data directory.
 pub(crate) fn history() -> Option<PathBuf> {
-    let data = match env::var_os(DATA_DIR) {
-        Some(dir) if !dir.is_empty() => PathBuf::from(dir),
-        _ => dirs::data_dir()?.join("titan"),
-    };
-    Some(data.join("chat_history"))
+    Some(data_dir()?.join("chat_history"))
 }
 
 /// The keys that sign tokens: `keys`, beside the certificates.
-pub(crate) fn keys() -> PathBuf {
-    data().join("keys")
+pub(crate) fn keys() -> Result<PathBuf, NoHome> {
+    Ok(data_dir().ok_or(NoHome)?.join("keys"))
 }
 
-/// Certificates that were had with an API key, one file for each coordinator.
-pub(crate) fn enrolled() -> PathBuf {
-    data().join("enrolled")
+/// Certificates that were had with an API key, one file for each coordinator. None where this user has no data directory.
+pub(crate) fn enrolled() -> Option<PathBuf> {
+    Some(data_dir()?.join("enrolled"))
 }
 
 /// What was generated, and for whom.
-pub(crate) fn usage_log() -> PathBuf {
-    data().join("usage.jsonl")
-}
-
-fn data() -> PathBuf {
-    match env::var_os(DATA_DIR) {
-        Some(dir) if !dir.is_empty() => PathBuf::from(dir),
-        _ => dirs::data_dir().unwrap_or_default().join("titan"),
-    }
+pub(crate) fn usage_log() -> Result<PathBuf, NoHome> {
+    Ok(data_dir().ok_or(NoHome)?.join("usage.jsonl"))
 }

@@ -1,6 +1,10 @@
 //! What is being waited for, on stderr: a bar on a terminal, lines otherwise.
 
-use std::{io::IsTerminal as _, sync::Mutex, time::Duration};
+use std::{
+    io::{IsTerminal as _, Write as _},
+    sync::Mutex,
+    time::Duration,
+};
 
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use titan_agent::engine::{fetch::FetchProgress, mistral::LoadProgress};
@@ -74,7 +78,8 @@ impl Progress {
     fn line(&self, what: &str) {
         let Ok(mut last) = self.last.lock() else { return };
         if *last != what {
-            eprintln!("titan: {what} ...");
+            // Whoever cannot be told loses nothing but this.
+            let _ = writeln!(std::io::stderr(), "titan: {what} ...");
             what.clone_into(&mut last);
         }
     }

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use titan_proto::{COORDINATOR_NAME, rest};
-use titan_transport::tls::{TlsMaterial, https_client_config};
+use titan_transport::{
+    causes,
+    tls::{TlsMaterial, https_client_config, trouble},
+};
 
 /// Longest wait for a coordinator that was named: a distant one may be slow.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -16,6 +19,8 @@ pub(crate) struct Rest {
     url: String,
     http: reqwest::Client,
     key: Option<String>,
+    /// Whether it was given a CA to trust.
+    trusts: bool,
 }
 
 /// What answers at an address.
@@ -25,6 +30,8 @@ pub(crate) enum Probe {
     Coordinator,
     /// Something else, or a coordinator in trouble.
     Other(String),
+    /// Somebody whose certificate, or ours, was refused.
+    Untrusted(String),
     /// Nothing.
     Nobody(String),
 }
@@ -34,7 +41,7 @@ impl Rest {
     /// `key`: the API key, for a coordinator that asks for one.
     pub(crate) fn new(url: &str, tls: Option<&TlsMaterial>, key: Option<&str>) -> anyhow::Result<Self> {
         let http = http(tls)?.timeout(PATIENCE).build()?;
-        Ok(Self { url: url.to_owned(), http, key: key.map(str::to_owned) })
+        Ok(Self { url: url.to_owned(), http, key: key.map(str::to_owned), trusts: tls.is_some() })
     }
 
     /// Asks the health endpoint of a coordinator that may be running on this machine.
@@ -52,6 +59,7 @@ impl Rest {
                     self.url
                 )
             }
+            Probe::Untrusted(why) => bail!("{}: {why}", self.url),
             Probe::Nobody(why) => bail!(
                 "no coordinator answers at {}: {why}. Check --coordinator (COORDINATOR_URL), or leave it out to run a model on this machine",
                 self.url
@@ -62,7 +70,7 @@ impl Rest {
     async fn probe(&self, patience: Duration) -> Probe {
         let answer = match self.http.get(format!("{}/api/v1/health", self.url)).timeout(patience).send().await {
             Ok(answer) => answer,
-            Err(error) => return Probe::Nobody(innermost(&error)),
+            Err(error) => return self.unanswered(&error),
         };
         let status = answer.status();
         let body = answer.bytes().await.unwrap_or_default();
@@ -77,6 +85,16 @@ impl Rest {
         }
     }
 
+    /// `error sending request for url` says nothing that a reader can act on; its last cause does.
+    fn unanswered(&self, error: &reqwest::Error) -> Probe {
+        let tls = causes(error).find_map(|cause| cause.downcast_ref());
+        if let Some(why) = tls.and_then(|tls| trouble(tls, "the coordinator", "this program", self.trusts)) {
+            return Probe::Untrusted(why);
+        }
+        let innermost = causes(error).last().map(ToString::to_string).unwrap_or_default();
+        Probe::Nobody(if error.is_timeout() { "it took too long".to_owned() } else { innermost })
+    }
+
     /// The models that are served now.
     pub(crate) async fn models(&self) -> anyhow::Result<Vec<rest::ModelInfo>> {
         Ok(self.status().await?.models())
@@ -88,6 +106,7 @@ impl Rest {
     }
 
     /// How many agents there are, for which nobody needs a key.
+    #[cfg(feature = "engines")]
     pub(crate) async fn totals(&self) -> anyhow::Result<rest::Status> {
         self.get("/api/v1/status").await
     }
@@ -116,16 +135,4 @@ impl Rest {
 pub(crate) fn http(tls: Option<&TlsMaterial>) -> anyhow::Result<reqwest::ClientBuilder> {
     let config = https_client_config(tls, false)?;
     Ok(reqwest::Client::builder().no_proxy().tls_backend_preconfigured(config))
-}
-
-/// `error sending request for url` says nothing that a reader can act on; its last cause does.
-fn innermost(error: &reqwest::Error) -> String {
-    if error.is_timeout() {
-        return "it took too long".to_owned();
-    }
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(next) = cause.source() {
-        cause = next;
-    }
-    cause.to_string()
 }

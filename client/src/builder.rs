@@ -9,11 +9,16 @@ use titan_transport::{QuicConnector, QuicOptions, tls::TlsError, tls::TlsMateria
 use uuid::Uuid;
 
 use crate::{
-    Feature, TitanClient, agent::Agents, coordinator::Coordinator, dial::Dialer, features::Features, names::Names,
+    Feature, TitanClient, connections::ConnectionPool, coordinator::Coordinator, dial::Dialer, features::Features,
+    names::Names,
 };
 
 /// How long UDP has for an answer before gRPC is tried beside it. Twice the round trip across an ocean, and still hardly felt.
 const QUIC_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// As long as a session token lives. A long prompt on a CPU, or a place in a full fleet, takes minutes; who has waited for longer than this has
+/// given up.
+const DEADLINE: Duration = Duration::from_secs(300);
 
 /// Which wire to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,6 +42,7 @@ pub struct Builder {
     client_id: String,
     api_key: Option<ApiKey>,
     quic_timeout: Duration,
+    deadline: Duration,
     names: Names,
     features: Features,
     post_quantum: bool,
@@ -88,6 +94,7 @@ impl Builder {
             client_id: format!("titan-{}", Uuid::new_v4()),
             api_key: None,
             quic_timeout: QUIC_TIMEOUT,
+            deadline: DEADLINE,
             names: Names::default(),
             features: Features::default(),
             post_quantum: false,
@@ -124,6 +131,14 @@ impl Builder {
     /// Sets how long UDP has for an answer before gRPC is tried beside it. Defaults to 200 ms.
     pub fn quic_timeout(mut self, timeout: Duration) -> Self {
         self.quic_timeout = timeout;
+        self
+    }
+
+    /// Sets how long a request may take until its first text: a place in a full fleet, agents that fail, and the prompt's own time are all within
+    /// it. An answer that flows may go on for as long as it likes; one that breaks off has as long to go on, and 30 s at most. A prompt may
+    /// set its own ([`Prompt::deadline`](crate::Prompt::deadline)). Defaults to 300 s.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
         self
     }
 
@@ -177,7 +192,8 @@ impl Builder {
             Coordinator::new(url, self.tls.as_ref(), key, self.names.clone(), ahead).map_err(BuildError::Http)?;
         let connector = self.connector()?;
         let dialer = Dialer::new(self.wire, self.quic_timeout);
-        Ok(TitanClient::new(self.client_id, coordinator, Agents::new(connector, self.tls), dialer, self.features))
+        let agents = ConnectionPool::new(connector, self.tls);
+        Ok(TitanClient::new(self.client_id, coordinator, agents, dialer, self.features, self.deadline))
     }
 
     fn url(&self) -> Result<Url, BuildError> {

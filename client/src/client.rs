@@ -10,20 +10,24 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use titan_proto::rest::ModelInfo;
-use titan_transport::ChannelStats;
+use titan_proto::rest::{ModelInfo, Outcome};
+use titan_transport::{ChannelStats, Wire};
 
 use crate::{
     Builder, ClientError, CoordinatorError, Generation, Prompt,
-    agent::{Agent, Agents},
+    connections::{AgentConnections, ConnectionPool},
     coordinator::Coordinator,
     dial::Dialer,
     features::Features,
     job::Job,
-    resume,
-    retry::{self, Next},
+    outcome::Outcomes,
+    policy::{AWAY_TIME, Fault, RouteFate},
     route::{Lease, Route, Routes},
+    search::Search,
 };
+
+/// A longer deadline is as good as none, and the arithmetic of some clocks ends there.
+const MAX_DEADLINE: Duration = Duration::from_secs(365 * 86_400);
 
 /// A client of a cluster. Cheap to clone; the clones share routes and connections.
 #[derive(Clone)]
@@ -31,12 +35,19 @@ pub struct TitanClient(Arc<Inner>);
 
 struct Inner {
     client_id: String,
-    coordinator: Coordinator,
+    coordinator: Arc<Coordinator>,
     /// Held for lookups only.
     routes: Mutex<Routes>,
-    agents: Agents,
+    /// Models to which the next route is being asked for.
+    renewing: Mutex<Vec<String>>,
+    /// The coordinator has not answered, and is not waited for until then where a route is held.
+    away: Mutex<Option<Instant>>,
+    agents: ConnectionPool,
     dialer: Dialer,
     features: Features,
+    /// Of a request whose prompt sets none.
+    deadline: Duration,
+    outcomes: Outcomes,
     resumed: AtomicU64,
     moved: AtomicU64,
     closed: AtomicBool,
@@ -69,12 +80,27 @@ impl TitanClient {
     pub(crate) fn new(
         client_id: String,
         coordinator: Coordinator,
-        agents: Agents,
+        agents: ConnectionPool,
         dialer: Dialer,
         features: Features,
+        deadline: Duration,
     ) -> Self {
-        let (routes, resumed, moved, closed) = Default::default();
-        Self(Arc::new(Inner { client_id, coordinator, routes, agents, dialer, features, resumed, moved, closed }))
+        let coordinator = Arc::new(coordinator);
+        Self(Arc::new(Inner {
+            client_id,
+            outcomes: Outcomes::new(coordinator.clone()),
+            coordinator,
+            routes: Mutex::default(),
+            renewing: Mutex::default(),
+            away: Mutex::default(),
+            agents,
+            dialer,
+            features,
+            deadline,
+            resumed: AtomicU64::new(0),
+            moved: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+        }))
     }
 
     pub(crate) fn features(&self) -> Features {
@@ -94,14 +120,40 @@ impl TitanClient {
         self.0.resumed.fetch_add(1, Relaxed);
     }
 
-    /// An answer goes on at `route`; further requests go there too.
-    pub(crate) fn count_moved(&self, route: &Arc<Route>) {
+    pub(crate) fn count_moved(&self) {
         self.0.moved.fetch_add(1, Relaxed);
-        self.0.routes.lock().put(route.clone(), unix_now());
     }
 
-    pub(crate) fn forget_route(&self, route: &Arc<Route>) {
-        self.0.routes.lock().forget(route);
+    /// Tells the coordinator what came of the job of `route`, in the background and if it is worth it.
+    pub(crate) fn tell(&self, route: &Route, outcome: Outcome, wire: Option<Wire>, message: Option<String>) {
+        self.0.outcomes.tell(route, outcome, wire, message);
+    }
+
+    /// Further requests use this route.
+    pub(crate) fn keep_route(&self, route: &Arc<Route>) -> Lease {
+        let lease = Lease::of(route);
+        self.0.routes.lock().put(route.clone(), unix_now());
+        lease
+    }
+
+    /// A route to use while the coordinator is away, even one that another request uses.
+    pub(crate) fn held_route(&self, model: &str, suits: impl Fn(&Route) -> bool) -> Option<Lease> {
+        self.0.routes.lock().held(model, unix_now(), suits)
+    }
+
+    /// The agent that `route` leads to failed.
+    pub(crate) fn route_failed(&self, route: &Route, fault: Fault) {
+        let mut routes = self.0.routes.lock();
+        match fault.route() {
+            RouteFate::Kept => {}
+            RouteFate::PutAside => routes.put_aside(route),
+            RouteFate::Dropped => routes.forget(route),
+        }
+    }
+
+    /// It goes on after all.
+    pub(crate) fn agent_is_back(&self, route: &Route) {
+        self.0.routes.lock().put_back(route);
     }
 
     /// Asks the coordinator for an agent, rather one that is not `excluded`, and with this digest of the model if one is given. The route is
@@ -111,42 +163,41 @@ impl TitanClient {
         prompt: &Prompt,
         excluded: &[String],
         model_digest: &str,
+        patience: Duration,
     ) -> Result<Arc<Route>, CoordinatorError> {
-        self.0.coordinator.ask(&self.0.client_id, prompt, excluded, model_digest).await
+        let route = self.0.coordinator.ask(&self.0.client_id, prompt, excluded, model_digest, patience).await?;
+        *self.0.away.lock() = None;
+        Ok(route)
     }
 
-    pub(crate) fn agent_at(&self, route: &Route) -> Arc<Agent> {
+    /// The coordinator cannot name agents now.
+    pub(crate) fn coordinator_is_away(&self) {
+        *self.0.away.lock() = Some(Instant::now() + AWAY_TIME);
+    }
+
+    /// Whether it is better not to wait for it.
+    pub(crate) fn does_without_coordinator(&self) -> bool {
+        self.0.away.lock().is_some_and(|until| Instant::now() < until)
+    }
+
+    pub(crate) fn agent_at(&self, route: &Route) -> Arc<AgentConnections> {
         self.0.agents.at(&route.place)
     }
 
     /// Has text generated. Resolves when the agent has accepted the request; the text comes with the [`Generation`].
     ///
-    /// Asks the coordinator, unless a route to the model is kept. Tries again, a few times and with short waits, where no model
-    /// can have seen the prompt.
+    /// Asks the coordinator, unless a route to the model is kept. What fails is tried again, at other agents where there are any, until the
+    /// deadline ([`Builder::deadline`]) where somebody said when to come again, and for 10 s where nobody did.
     ///
     /// # Errors
     /// See [`ClientError`]: each says whether a model may have seen the prompt, and whether another try would help.
     pub async fn generate(&self, prompt: Prompt) -> Result<Generation, ClientError> {
         let asked_at = Instant::now();
+        let within = prompt.deadline.unwrap_or(self.0.deadline).min(MAX_DEADLINE);
         let job = Arc::new(Job::new(prompt));
-        let mut kept = self.kept_route(&job.prompt.model);
-        let mut tries = 0;
-        loop {
-            let was_kept = kept.is_some();
-            tries += u32::from(!was_kept);
-            let error = match self.attempt(kept.take(), &job, asked_at).await {
-                Ok(generation) => return Ok(generation),
-                Err(error) => error,
-            };
-            let next = retry::next(&error, was_kept, tries);
-            tracing::debug!(%error, ?next, "the request did not start");
-            match next {
-                Next::AskNow => {}
-                // Not all clients of an agent that went away together.
-                Next::AskAfter(wait) => tokio::time::sleep(wait.mul_f64(rand::random_range(0.5..1.5))).await,
-                Next::GiveUp => return Err(error),
-            }
-        }
+        let kept = self.kept_route(&job);
+        let (found, tries) = Search::new(self, job, asked_at, within).run(kept).await?;
+        Ok(Generation::new(self.clone(), found, tries, asked_at, within))
     }
 
     /// The models that the coordinator's agents serve now, and what each is as far as its agent tells.
@@ -212,44 +263,37 @@ impl TitanClient {
         self.0.agents.close().await;
     }
 
-    async fn attempt(&self, kept: Option<Lease>, job: &Arc<Job>, asked_at: Instant) -> Result<Generation, ClientError> {
-        let inner = &*self.0;
-        let (lease, routing) = match kept {
-            Some(lease) => {
-                tracing::debug!(agent = %lease.route().place.agent_id, "route kept from an earlier request");
-                (lease, None)
-            }
-            None => {
-                let asked_at = Instant::now();
-                let route = self.ask_route(&job.prompt, &[], "").await?;
-                let lease = Lease::of(&route);
-                inner.routes.lock().put(route, unix_now());
-                (lease, Some(asked_at.elapsed()))
-            }
-        };
-        let route = lease.route().clone();
-        let agent = inner.agents.at(&route.place);
-        match resume::begin(self, &agent, &route, job).await {
-            Ok(started) => {
-                tracing::debug!(
-                    agent = %route.place.agent_id,
-                    wire = started.wire.as_str(),
-                    early_data = started.early,
-                    "the answer begins",
-                );
-                Ok(Generation::new(self.clone(), job.clone(), started, agent, lease, routing, asked_at))
-            }
-            Err(error) => {
-                if retry::route_may_be_wrong(&error) {
-                    inner.routes.lock().forget(&route);
-                }
-                Err(error)
-            }
+    /// The route of an earlier request that nobody uses. When half of its time is over the next one is asked for, beside the request.
+    fn kept_route(&self, job: &Arc<Job>) -> Option<Lease> {
+        let now = unix_now();
+        let lease = self.0.routes.lock().get(&job.prompt.model, now)?;
+        if lease.route().is_due(now) {
+            self.renew(job.clone());
         }
+        Some(lease)
     }
 
-    fn kept_route(&self, model: &str) -> Option<Lease> {
-        self.0.routes.lock().get(model, unix_now())
+    /// Asks for a route beside the requests, which wait for none.
+    pub(crate) fn renew(&self, job: Arc<Job>) {
+        let inner = self.0.clone();
+        {
+            let mut renewing = inner.renewing.lock();
+            if renewing.contains(&job.prompt.model) {
+                return;
+            }
+            renewing.push(job.prompt.model.clone());
+        }
+        tokio::spawn(async move {
+            match inner.coordinator.ask_ahead(&inner.client_id, &job.prompt).await {
+                Ok(route) if !inner.closed.load(Relaxed) => {
+                    *inner.away.lock() = None;
+                    inner.routes.lock().put(route, unix_now());
+                }
+                Ok(_) => {}
+                Err(error) => tracing::debug!(%error, "the route was not renewed"),
+            }
+            inner.renewing.lock().retain(|model| *model != job.prompt.model);
+        });
     }
 }
 
@@ -262,7 +306,7 @@ impl fmt::Debug for TitanClient {
     }
 }
 
-fn unix_now() -> i64 {
+pub(crate) fn unix_now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }

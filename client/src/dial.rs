@@ -2,6 +2,9 @@
 //!
 //! Connections race, the prompt does not. A request that may have gone out as early data over QUIC, without a sign of life from the
 //! other end, is cancelled there before it goes out over gRPC, and carries the same nonce: the agent runs it once.
+//!
+//! An agent of which nothing at all is heard is given up after [`FIRST_SIGN_TIME`], over both wires together, and a connection that has
+//! gone silent after 3 s. Whether such an agent is tried again is not decided here.
 
 use std::{
     pin::{Pin, pin},
@@ -16,35 +19,32 @@ use std::{
 use futures_util::Stream;
 use titan_proto::v1::{StreamRequest, StreamResponse, agent_service_client::AgentServiceClient};
 use titan_transport::{EarlyDataSafe, QuicChannel, Wire};
-use tonic::{Request, Status, Streaming, transport::Channel};
+use tokio::time::timeout;
+use tonic::{Code, Request, Status, Streaming, transport::Channel};
 
 use crate::{
-    ClientError, WirePreference,
-    agent::{Agent, watch_udp},
-    error::{Progress, classify, not_connected},
+    ClientError, Processed, WirePreference,
+    connections::{AgentConnections, FIRST_SIGN_TIME, watch_udp},
+    error::{BrokenBy, Progress, classify, not_connected},
 };
-
-/// What QUIC has left when gRPC was refused: two round trips to the other side of the earth, or one lost first packet
-/// (RFC 9002 §6.2.2). An agent that answers neither is gone, and the coordinator may know another.
-const ONLY_QUIC_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// An answer that has begun.
 pub(crate) struct Started {
-    pub(crate) stream: Answer,
+    pub(crate) stream: AnswerStream,
     pub(crate) wire: Wire,
     /// The request went out before the handshake was complete.
     pub(crate) early: bool,
 }
 
-/// An answer as it comes.
-pub(crate) struct Answer {
+/// The messages of an answer as they come.
+pub(crate) struct AnswerStream {
     messages: Streaming<StreamResponse>,
     /// Of gRPC. Once the last handle of a channel is gone, hyper takes its connection for idle, whatever still comes over it, and pings
     /// no more: an answer whose network vanished would never end.
     _channel: Option<Channel>,
 }
 
-impl Stream for Answer {
+impl Stream for AnswerStream {
     type Item = Result<StreamResponse, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -77,10 +77,14 @@ impl Dialer {
     }
 
     /// Gets `request` to `agent` and waits for its answer to begin.
-    pub(crate) async fn start(&self, agent: &Arc<Agent>, request: StreamRequest) -> Result<Started, ClientError> {
+    pub(crate) async fn start(
+        &self,
+        agent: &Arc<AgentConnections>,
+        request: StreamRequest,
+    ) -> Result<Started, ClientError> {
         match (self.preference, &agent.quic) {
             (WirePreference::Grpc, _) | (WirePreference::Auto, None) => over_grpc(agent, request).await,
-            (WirePreference::Quic, Some(quic)) => over_quic(agent, quic, request).await,
+            (WirePreference::Quic, Some(quic)) => only_quic(agent, quic, request).await,
             (WirePreference::Quic, None) => Err(ClientError::WireUnavailable {
                 agent_id: agent.place.agent_id.clone(),
                 wire: Wire::Quic,
@@ -104,7 +108,7 @@ impl Dialer {
 
     async fn race(
         &self,
-        agent: &Arc<Agent>,
+        agent: &Arc<AgentConnections>,
         quic: &QuicChannel,
         request: StreamRequest,
     ) -> Result<Started, ClientError> {
@@ -134,7 +138,7 @@ impl Dialer {
     /// Ok is how the request over QUIC went. On Err it is cancelled, if it had gone out at all.
     async fn quic_or_silence(
         &self,
-        agent: &Arc<Agent>,
+        agent: &Arc<AgentConnections>,
         quic: &QuicChannel,
         request: StreamRequest,
     ) -> Result<Result<Started, ClientError>, Silence> {
@@ -148,7 +152,8 @@ impl Dialer {
             agent.grpc().await.map(drop)
         });
         let mut grpc_failed = None;
-        let mut last_wait = pin!(tokio::time::sleep(ONLY_QUIC_TIMEOUT));
+        // gRPC is held to it by itself, from its own beginning.
+        let mut nothing_heard = pin!(tokio::time::sleep(FIRST_SIGN_TIME));
         loop {
             tokio::select! {
                 // In this order: a call that has just been sent over a complete connection must win over gRPC.
@@ -158,7 +163,7 @@ impl Dialer {
                     result => Ok(result),
                 },
                 result = &mut connected => return match result {
-                    Ok(()) => Ok(call.await),
+                    Ok(()) => Ok(answered(agent, quic, call).await),
                     Err(error) => match not_connected(&agent.place.agent_id, &error) {
                         ClientError::Unreachable { reason, .. } => Err(Silence { reason, grpc: grpc_failed }),
                         // Falling back would hide it.
@@ -170,20 +175,21 @@ impl Dialer {
                         let reason = format!("no answer within {} ms over UDP", self.quic_timeout.as_millis());
                         return Err(Silence { reason, grpc: None });
                     }
-                    Err(error) => {
-                        grpc_failed = Some(error);
-                        last_wait.as_mut().reset(tokio::time::Instant::now() + ONLY_QUIC_TIMEOUT);
-                    }
+                    Err(error) => grpc_failed = Some(error),
                 },
-                () = &mut last_wait, if grpc_failed.is_some() => {
-                    return Err(Silence { reason: "no answer over UDP".to_owned(), grpc: grpc_failed });
+                () = &mut nothing_heard, if grpc_failed.is_some() => {
+                    return Err(Silence { reason: no_answer(quic), grpc: grpc_failed });
                 }
             }
         }
     }
 }
 
-async fn over_quic(agent: &Agent, quic: &QuicChannel, request: StreamRequest) -> Result<Started, ClientError> {
+async fn over_quic(
+    agent: &AgentConnections,
+    quic: &QuicChannel,
+    request: StreamRequest,
+) -> Result<Started, ClientError> {
     let mut request = Request::new(request);
     // It carries a nonce.
     request.extensions_mut().insert(EarlyDataSafe);
@@ -195,23 +201,71 @@ async fn over_quic(agent: &Agent, quic: &QuicChannel, request: StreamRequest) ->
             // those all are early, or all were refused.
             let early =
                 after.early_calls > before.early_calls && after.early_data_rejected == before.early_data_rejected;
-            let stream = Answer { messages: response.into_inner(), _channel: None };
+            let stream = AnswerStream { messages: response.into_inner(), _channel: None };
             Ok(Started { stream, wire: Wire::Quic, early })
         }
         Err(status) => Err(classify(&agent.place.agent_id, &status, Progress::Asked)),
     }
 }
 
-async fn over_grpc(agent: &Agent, request: StreamRequest) -> Result<Started, ClientError> {
-    let channel = agent.grpc().await?;
-    match AgentServiceClient::new(channel.clone()).stream_inference(request).await {
-        Ok(response) => {
-            let stream = Answer { messages: response.into_inner(), _channel: Some(channel) };
-            Ok(Started { stream, wire: Wire::Http, early: false })
+/// Over QUIC or not at all.
+async fn only_quic(
+    agent: &AgentConnections,
+    quic: &QuicChannel,
+    request: StreamRequest,
+) -> Result<Started, ClientError> {
+    let mut call = pin!(over_quic(agent, quic, request));
+    tokio::select! {
+        biased;
+        result = &mut call => return result,
+        connected = timeout(FIRST_SIGN_TIME, quic.connect()) => {
+            if connected.is_err() {
+                // The handshake goes on, and the next try finds what has come of it.
+                let agent_id = agent.place.agent_id.clone();
+                return Err(ClientError::Unreachable { agent_id, reason: no_answer(quic), gone: false });
+            }
         }
-        Err(status) => {
-            agent.grpc_ended(&status);
-            Err(classify(&agent.place.agent_id, &status, Progress::Asked))
+    }
+    answered(agent, quic, call).await
+}
+
+/// Waits for the answer to a call over a connection that is up, for as long as anything comes over it.
+async fn answered(
+    agent: &AgentConnections,
+    quic: &QuicChannel,
+    call: Pin<&mut impl Future<Output = Result<Started, ClientError>>>,
+) -> Result<Started, ClientError> {
+    tokio::select! {
+        biased;
+        result = call => result,
+        () = quic.silent() => Err(ClientError::Broken {
+            agent_id: agent.place.agent_id.clone(),
+            code: Code::Unavailable,
+            message: "nothing comes over its connection any more".to_owned(),
+            processed: Processed::Maybe,
+            by: BrokenBy::Silence,
+        }),
+    }
+}
+
+fn no_answer(quic: &QuicChannel) -> String {
+    format!("no answer from {} within {FIRST_SIGN_TIME:?} over UDP", quic.address())
+}
+
+async fn over_grpc(agent: &AgentConnections, request: StreamRequest) -> Result<Started, ClientError> {
+    loop {
+        let (channel, is_new) = agent.grpc().await?;
+        match AgentServiceClient::new(channel.clone()).stream_inference(request.clone()).await {
+            Ok(response) => {
+                let stream = AnswerStream { messages: response.into_inner(), _channel: Some(channel) };
+                return Ok(Started { stream, wire: Wire::Http, early: false });
+            }
+            Err(status) => {
+                agent.grpc_ended(&status);
+                if is_new || !AgentConnections::grpc_had_ended(&status) {
+                    return Err(classify(&agent.place.agent_id, &status, Progress::Asked));
+                }
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use titan_proto::REASON;
 use titan_transport::{CallError, ConnectError, ErrorCode, Wire};
 use tonic::{Code, Status};
 
-use crate::CoordinatorError;
+use crate::{CoordinatorError, policy::Fault};
 
 /// Why there is no text, or no more of it.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -77,7 +77,32 @@ pub enum ClientError {
         message: String,
         /// Whether a model saw the prompt: [`Processed::Yes`] when text had come.
         processed: Processed,
+        /// What broke it off.
+        by: BrokenBy,
     },
+    /// The time for it was over ([`Builder::deadline`](crate::Builder::deadline)).
+    #[error("no text came within {within:?}: {tried}")]
+    TimedOut {
+        /// The time there was.
+        within: Duration,
+        /// What was tried, and what came of it.
+        tried: String,
+        /// Whether a model saw the prompt.
+        processed: Processed,
+        /// What went wrong last; None where nothing did, and it only took too long.
+        last: Option<Box<ClientError>>,
+    },
+}
+
+/// What breaks an answer off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BrokenBy {
+    /// The agent, whose model failed.
+    Agent,
+    /// The connection, which was lost.
+    Connection,
+    /// The connection, over which nothing comes any more.
+    Silence,
 }
 
 /// Whether a model saw the prompt.
@@ -96,7 +121,7 @@ impl ClientError {
     pub fn processed(&self) -> Processed {
         match self {
             Self::AlreadyRan { .. } => Processed::Yes,
-            Self::Broken { processed, .. } => *processed,
+            Self::Broken { processed, .. } | Self::TimedOut { processed, .. } => *processed,
             _ => Processed::No,
         }
     }
@@ -104,12 +129,7 @@ impl ClientError {
     /// Whether the same request may succeed at another time. When [`processed`](Self::processed) is not `No` that would be
     /// another run of the model.
     pub fn retryable(&self) -> bool {
-        match self {
-            Self::Coordinator(error) => error.retryable(),
-            Self::Refused { code, .. } => matches!(code, Code::ResourceExhausted | Code::Unavailable),
-            Self::Unreachable { .. } | Self::AlreadyRan { .. } | Self::Broken { .. } => true,
-            Self::Certificate { .. } | Self::WireUnavailable { .. } => false,
-        }
+        Fault::of(self).passes()
     }
 
     /// How long to wait before another try, where somebody said so.
@@ -117,15 +137,14 @@ impl ClientError {
         match self {
             Self::Coordinator(error) => error.retry_after(),
             Self::Refused { retry_after, .. } => *retry_after,
+            Self::TimedOut { last, .. } => last.as_ref()?.retry_after(),
             _ => None,
         }
     }
-}
 
-impl ClientError {
     /// The same, with the reasons why the answer did not go on.
     pub(crate) fn and_also(mut self, reasons: &str) -> Self {
-        if let Self::Broken { message, .. } = &mut self {
+        if let Self::Broken { message, .. } | Self::AlreadyRan { message, .. } = &mut self {
             message.push_str(reasons);
         }
         self
@@ -157,14 +176,14 @@ pub(crate) fn classify(agent_id: &str, status: &Status, progress: Progress) -> C
         retry_after,
         reason: reason.clone(),
     };
-    let broken = |message| ClientError::Broken { agent_id: agent_id.clone(), code, message, processed };
+    let broken = |message, by| ClientError::Broken { agent_id: agent_id.clone(), code, message, processed, by };
     match CallError::of(status) {
         Some(CallError::NotSent(error)) => return not_connected(&agent_id, error),
         Some(CallError::Refused | CallError::EarlyDataRejected) => return refused(Code::Unavailable),
         Some(CallError::Lost(error)) if is_certificate(error) => {
             return ClientError::Certificate { agent_id, reason: error.to_string() };
         }
-        Some(CallError::Lost(_)) => return broken(message),
+        Some(CallError::Lost(_)) => return broken(message, BrokenBy::Connection),
         None => {}
     }
     if let Some(source) = Error::source(status) {
@@ -173,12 +192,12 @@ pub(crate) fn classify(agent_id: &str, status: &Status, progress: Progress) -> C
             // The connection went away, as one to a draining agent does, before the request was on it.
             None if never_sent(source) => refused(Code::Unavailable),
             // tonic's own words ("transport error") do not say what happened.
-            None => broken(chain(source)),
+            None => broken(chain(source), if is_silence(source) { BrokenBy::Silence } else { BrokenBy::Connection }),
         };
     }
     // From here on it is the agent's own word.
     match (code, progress) {
-        (_, Progress::Text) => broken(message),
+        (_, Progress::Text) => broken(message, BrokenBy::Agent),
         (Code::AlreadyExists, _) => ClientError::AlreadyRan { agent_id, message },
         // Sent instead of an answer. The same from a stream that had begun is a model that failed.
         (Code::Unavailable, Progress::Asked) => refused(code),
@@ -193,7 +212,7 @@ pub(crate) fn classify(agent_id: &str, status: &Status, progress: Progress) -> C
             | Code::Unimplemented,
             _,
         ) => refused(code),
-        _ => broken(message),
+        _ => broken(message, BrokenBy::Agent),
     }
 }
 
@@ -222,16 +241,6 @@ pub(crate) fn is_refused(error: &(dyn Error + 'static)) -> bool {
     causes(error).any(|cause| kind(cause) == Some(io::ErrorKind::ConnectionRefused))
 }
 
-/// Whether `status` ended an answer because its connection broke, and is not the agent's own word.
-pub(crate) fn is_lost(status: &Status) -> bool {
-    match CallError::of(status) {
-        Some(CallError::Lost(error)) => !is_certificate(error),
-        Some(_) => false,
-        // What the agent itself says has no source.
-        None => Error::source(status).is_some(),
-    }
-}
-
 /// Whether TLS refused a connection, on either side: RFC 9001 §4.8, PROTOCOL.md §6.
 fn is_certificate(error: &quinn::ConnectionError) -> bool {
     let tls_alert = |code: quinn::TransportErrorCode| (0x100..0x200).contains(&u64::from(code));
@@ -250,9 +259,14 @@ fn never_sent(error: &(dyn Error + 'static)) -> bool {
     causes(error).any(|cause| cause.downcast_ref().is_some_and(hyper::Error::is_canceled))
 }
 
+/// Whether the other end has not answered a ping over HTTP/2.
+fn is_silence(error: &(dyn Error + 'static)) -> bool {
+    causes(error).any(|cause| cause.downcast_ref().is_some_and(hyper::Error::is_timeout))
+}
+
 /// Whether TLS over TCP failed, and not the network under it.
 pub(crate) fn is_tls(error: &(dyn Error + 'static)) -> bool {
-    causes(error).any(|cause| cause.is::<rustls::Error>())
+    is_caused_by::<rustls::Error>(error)
 }
 
 /// An error and what caused it, in one line.
@@ -267,6 +281,11 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
         }
     }
     text
+}
+
+/// Whether `cause` is behind an error.
+pub(crate) fn is_caused_by<T: Error + 'static>(error: &(dyn Error + 'static)) -> bool {
+    causes(error).any(|cause| cause.is::<T>())
 }
 
 /// An error and its sources. What an `io::Error` wraps is not its source but itself, so it is looked at too.
@@ -324,10 +343,31 @@ mod tests {
 
     #[test]
     fn a_lost_connection_is_told_from_the_agents_word() {
-        assert!(is_lost(&Status::from_error(Box::new(io::Error::from(io::ErrorKind::ConnectionReset)))));
+        let by = |status: &Status| match classify("agent-1", status, Progress::Text) {
+            ClientError::Broken { by, .. } => by,
+            error => panic!("{error:?}"),
+        };
+        let reset = Status::from_error(Box::new(io::Error::from(io::ErrorKind::ConnectionReset)));
+        assert_eq!(by(&reset), BrokenBy::Connection);
         for said in [Status::unavailable("draining"), Status::internal("it failed"), Status::cancelled("")] {
-            assert!(!is_lost(&said), "{said:?}");
+            assert_eq!(by(&said), BrokenBy::Agent, "{said:?}");
         }
+    }
+
+    #[test]
+    fn what_took_too_long_is_as_good_as_what_went_wrong_last() {
+        let late = |last: Option<ClientError>| ClientError::TimedOut {
+            within: Duration::from_secs(1),
+            tried: "all agents were full (3 times)".to_owned(),
+            processed: Processed::No,
+            last: last.map(Box::new),
+        };
+        let mut full = Status::resource_exhausted("full");
+        full.metadata_mut().insert("grpc-retry-pushback-ms", tonic::metadata::MetadataValue::from(250));
+        let error = late(Some(classify("a", &full, Progress::Asked)));
+        assert_eq!((error.retryable(), error.retry_after()), (true, Some(Duration::from_millis(250))));
+        assert_eq!(error.to_string(), "no text came within 1s: all agents were full (3 times)");
+        assert_eq!((late(None).retryable(), late(None).retry_after()), (true, None));
     }
 
     #[test]

@@ -12,18 +12,25 @@ use std::{
 
 use futures_util::{Stream, future::BoxFuture};
 use parking_lot::Mutex;
-use titan_proto::v1::{Message, StreamResponse, TokenLogprob, ToolCall, ToolCallDelta};
+use titan_proto::{
+    rest::Outcome,
+    v1::{Message, StreamResponse, TokenLogprob, ToolCall, ToolCallDelta},
+};
 use titan_transport::Wire;
+use tokio::time::{Sleep, sleep_until};
 use tonic::{Code, Status};
 
 use crate::{
     ClientError, Feature, Processed, TitanClient,
-    agent::Agent,
-    dial::{Answer, Started},
-    error::{Progress, classify, is_lost},
+    connections::AgentConnections,
+    dial::{AnswerStream, Started},
+    error::{BrokenBy, Progress, classify},
     job::{Job, SoFar, is_seen},
-    recover::{Broken, Moved, Recovered},
+    outcome,
+    policy::Tries,
+    resume::LostRun,
     route::{Lease, Route},
+    search::{BrokenAnswer, Found, Search},
 };
 
 /// A running generation: a stream of texts to append, each as the agent sent it. Dropping it stops the generation at the agent.
@@ -35,6 +42,8 @@ pub struct Generation {
     source: Source,
     client: TitanClient,
     job: Arc<Job>,
+    /// What it has met.
+    tries: Tries,
     /// Messages of this agent that have come.
     received: u64,
     /// Messages with anything to see that have come, in all.
@@ -45,7 +54,7 @@ pub struct Generation {
     moved_at: Vec<u64>,
     /// What its reader has been given, and another agent needs.
     so_far: SoFar,
-    agent: Arc<Agent>,
+    agent: Arc<AgentConnections>,
     route: Arc<Route>,
     /// Until the answer has ended: then another request may use its route.
     lease: Option<Lease>,
@@ -53,6 +62,10 @@ pub struct Generation {
     early: bool,
     routing: Option<Duration>,
     asked_at: Instant,
+    /// The time for the first text.
+    within: Duration,
+    /// When that is over; None once there is text.
+    deadline: Option<Pin<Box<Sleep>>>,
     ttft: Option<Duration>,
     usage: Option<Usage>,
     /// Resolves when nothing comes over the connection any more; made when it is waited for. In a mutex that is never locked.
@@ -61,9 +74,9 @@ pub struct Generation {
 
 /// Where the next message comes from.
 enum Source {
-    Stream(Box<Answer>),
+    Stream(Box<AnswerStream>),
     /// It broke off, and is got going again. In a mutex that is never locked, so that others may look at the rest.
-    Recovering(Mutex<BoxFuture<'static, Result<Recovered, ClientError>>>),
+    Recovering(Mutex<BoxFuture<'static, Result<(Found, Tries), ClientError>>>),
     /// The last text, or an error, is out.
     Nothing,
 }
@@ -105,21 +118,14 @@ pub struct Usage {
 }
 
 impl Generation {
-    pub(crate) fn new(
-        client: TitanClient,
-        job: Arc<Job>,
-        started: Started,
-        agent: Arc<Agent>,
-        lease: Lease,
-        routing: Option<Duration>,
-        asked_at: Instant,
-    ) -> Self {
-        let Started { stream, wire, early } = started;
+    pub(crate) fn new(client: TitanClient, found: Found, tries: Tries, asked_at: Instant, within: Duration) -> Self {
+        let Found { started: Started { stream, wire, early }, agent, lease, job, routing, same_run: _ } = found;
         let route = lease.route().clone();
         Self {
             source: Source::Stream(Box::new(stream)),
             client,
             job,
+            tries,
             received: 0,
             pieces: 0,
             resumed_at: Vec::new(),
@@ -132,6 +138,8 @@ impl Generation {
             early,
             routing,
             asked_at,
+            within,
+            deadline: Some(Box::pin(sleep_until((asked_at + within).into()))),
             ttft: None,
             usage: None,
             silence: None,
@@ -243,56 +251,49 @@ impl Generation {
         self.usage.as_ref()
     }
 
-    /// The stream ended with `status`: how it goes on, or what to tell the caller.
-    fn ended(&self, status: &Status) -> Result<Source, ClientError> {
+    /// The stream ended with `status`.
+    fn ended(&self, status: &Status) -> ClientError {
         if self.wire == Wire::Http {
             self.agent.grpc_ended(status);
         }
         let progress = if self.ttft.is_some() { Progress::Text } else { Progress::Accepted };
-        let error = classify(self.agent_id(), status, progress);
-        let lost = is_lost(status);
-        // What the agent refuses, another one would refuse too.
-        if !lost && !matches!(error, ClientError::Broken { .. }) {
-            return Err(error);
-        }
-        self.recover(error, lost)
+        classify(self.agent_id(), status, progress)
     }
 
-    /// What to do about an answer that broke off with `error`. `lost`: it is the connection that broke.
-    fn recover(&self, error: ClientError, lost: bool) -> Result<Source, ClientError> {
-        let broken = Broken {
-            client: self.client.clone(),
+    /// Has an answer that broke off with `error` go on, if it can.
+    fn recover(&self, error: ClientError) -> Source {
+        let run = LostRun {
             agent: self.agent.clone(),
-            route: self.route.clone(),
+            lease: Lease::of(&self.route),
             job: self.job.clone(),
-            received: self.received,
-            so_far: self.so_far.clone(),
-            moves: self.moved_at.len(),
-            lost,
-            error,
+            routing: None,
+            from: Some(self.received),
         };
-        if !broken.is_recoverable() {
-            return Err(broken.error);
-        }
-        tracing::debug!(error = %broken.error, received = self.received, "the answer broke off");
-        Ok(Source::Recovering(Mutex::new(Box::pin(broken.recover()))))
+        let (so_far, tries, wire) = (self.so_far.clone(), self.tries.clone(), self.wire);
+        let search = Search::new(&self.client, self.job.clone(), self.asked_at, self.within);
+        Source::Recovering(Mutex::new(Box::pin(search.go_on(BrokenAnswer { run, so_far, tries, wire, error }))))
     }
 
-    fn go_on(&mut self, recovered: Recovered) {
+    fn go_on(&mut self, found: Found, tries: Tries) {
+        self.tries = tries;
         self.silence = None;
-        let Recovered { started: Started { stream, wire, .. }, moved } = recovered;
-        match moved {
-            None => self.resumed_at.push(self.pieces),
-            Some(Moved { agent, route, job }) => {
-                self.moved_at.push(self.pieces);
-                if !self.so_far.has_come() {
-                    // It begins anew, with the tokens of this agent alone.
-                    self.so_far = SoFar::of(&route.model_digest);
-                }
-                self.lease = Some(Lease::of(&route));
-                (self.agent, self.route, self.job, self.received) = (agent, route, job, 0);
+        let Found { started: Started { stream, wire, .. }, agent, lease, job, .. } = found;
+        // Each run has a nonce of its own.
+        if job.nonce == self.job.nonce {
+            self.resumed_at.push(self.pieces);
+        } else {
+            let route = lease.route();
+            let (from, to, tokens) = (self.agent_id(), &route.place.agent_id, self.so_far.tokens());
+            tracing::debug!(%from, %to, tokens, "answer moved");
+            self.moved_at.push(self.pieces);
+            self.client.count_moved();
+            if !self.so_far.has_come() {
+                // It begins anew, with the tokens of this agent alone.
+                self.so_far = SoFar::of(&route.model_digest);
             }
+            (self.route, self.received) = (route.clone(), 0);
         }
+        (self.agent, self.job, self.lease) = (agent, job, Some(lease));
         (self.source, self.wire) = (Source::Stream(Box::new(stream)), wire);
     }
 
@@ -316,10 +317,12 @@ impl Generation {
         self.so_far.add(&message);
         if message.done {
             self.usage = Some(Usage::read(&message.metadata));
+            self.client.tell(&self.route, Outcome::Completed, Some(self.wire), None);
             self.end();
         }
         let seen = is_seen(&message);
         if seen {
+            self.deadline = None;
             self.pieces += 1;
             self.ttft.get_or_insert_with(|| self.asked_at.elapsed());
         }
@@ -333,10 +336,22 @@ impl Generation {
         self.lease = None;
     }
 
-    fn broken_off(&self, message: &str) -> ClientError {
+    fn broken_off(&self, message: &str, by: BrokenBy) -> ClientError {
         let processed = if self.ttft.is_some() { Processed::Yes } else { Processed::Maybe };
         let (agent_id, message) = (self.agent_id().to_owned(), message.to_owned());
-        ClientError::Broken { agent_id, code: Code::Unavailable, message, processed }
+        ClientError::Broken { agent_id, code: Code::Unavailable, message, processed, by }
+    }
+
+    /// The agent has accepted the request, and the time for the first text is over.
+    fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
+        self.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready())
+    }
+
+    fn late(&self) -> ClientError {
+        let (within, tried) = (self.within, format!("the agent {} has accepted it, and sent none", self.agent_id()));
+        let error = ClientError::TimedOut { within, tried, processed: Processed::Maybe, last: None };
+        self.client.tell(&self.route, Outcome::TimedOut, Some(self.wire), outcome::message(&error));
+        error
     }
 }
 
@@ -344,33 +359,44 @@ impl Generation {
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Piece, ClientError>>> {
         let this = self;
         loop {
-            let failed = match &mut this.source {
+            let broken = match &mut this.source {
                 Source::Nothing => return Poll::Ready(None),
+                // It keeps the deadline by itself, and tells more.
                 Source::Recovering(attempt) => match ready!(Pin::new(attempt.get_mut()).poll(cx)) {
-                    Ok(recovered) => {
-                        this.go_on(recovered);
+                    Ok((found, tries)) => {
+                        this.go_on(found, tries);
                         continue;
                     }
-                    Err(error) => Err(error),
+                    Err(error) => {
+                        this.end();
+                        return Poll::Ready(Some(Err(error)));
+                    }
                 },
                 Source::Stream(stream) => match Pin::new(stream).poll_next(cx) {
+                    Poll::Pending if this.is_late(cx) => {
+                        let error = this.late();
+                        this.end();
+                        return Poll::Ready(Some(Err(error)));
+                    }
                     Poll::Pending if !this.is_silent(cx) => return Poll::Pending,
-                    Poll::Pending => this.recover(this.broken_off("nothing comes from it any more"), true),
+                    Poll::Pending => this.broken_off("nothing comes from it any more", BrokenBy::Silence),
                     Poll::Ready(Some(Ok(message))) => match this.read(message) {
                         Some(piece) => return Poll::Ready(Some(Ok(piece))),
                         None => continue,
                     },
                     Poll::Ready(Some(Err(status))) => this.ended(&status),
-                    Poll::Ready(None) => Err(this.broken_off("it ended without a last message")),
+                    Poll::Ready(None) => this.broken_off("it ended without a last message", BrokenBy::Agent),
                 },
             };
-            match failed {
-                Ok(source) => this.source = source,
-                Err(error) => {
-                    this.end();
-                    return Poll::Ready(Some(Err(error)));
-                }
-            }
+            this.source = this.recover(broken);
+        }
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        if !matches!(self.source, Source::Nothing) {
+            self.client.tell(&self.route, Outcome::Cancelled, Some(self.wire), None);
         }
     }
 }

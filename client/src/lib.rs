@@ -19,8 +19,10 @@
 //!   [`Generation::wire`] says which it was. Connections race, prompts do not: a prompt runs once.
 //! - An answer whose connection is lost goes on over a new one ([`Feature::Resume`]), one whose agent is lost at another agent
 //!   ([`Feature::Move`]): its reader sees a pause.
-//! - What never reached a model is tried again, a few times. Everything else is an error that says whether a model may have seen the
-//!   prompt ([`ClientError::processed`]) and whether another try would help ([`ClientError::retryable`]).
+//! - What fails is tried again, at other agents where there are any, until the request's deadline ([`Builder::deadline`]). What is done about
+//!   which fault is one table, `policy`. Everything else is an error that says whether a model may have seen the prompt
+//!   ([`ClientError::processed`]) and whether another try would help ([`ClientError::retryable`]).
+//! - While the coordinator is away, requests use the routes that are held, until their tokens expire.
 //!
 //! The prompt goes to the agent alone; the coordinator gets its digest, unless [`Feature::PrefillAhead`] is switched on.
 //!
@@ -29,14 +31,15 @@
 //!
 //! # Where things are
 //!
-//! `client`: what a request does, from top to bottom. `coordinator`: the REST call. `route`: answers kept, without a clock.
-//! `agent`: one agent's connections, and the pool of them. `dial`: the race between the wires. `retry`: what is tried again, without a
-//! clock. `generation`: the stream of text. `job`: one run of a prompt. `recover`, `resume`: how an answer goes on when it
-//! breaks off. `enrol`: a certificate for an API key. `features`: what can be switched off. `error`: what can go wrong, and what a status means. `names`: hosts with addresses of their own.
+//! `client`: what a request does, from top to bottom. `policy`: what is done about each fault, in one table, without a clock. `search`: one agent
+//! after another, as the policy says; `resume`: a lost run at the agent that has it. `coordinator`: the REST calls. `route`: its answers
+//! kept, without a clock. `connections`: those to one agent, and the pool of all. `dial`: the race between the wires. `generation`: the stream of
+//! text. `job`: one run of a prompt. `outcome`: what the coordinator is told. `enrol`: a certificate for an API key. `features`: what can be switched off. `error`: what can go
+//! wrong, and what a status means. `names`: hosts with addresses of their own.
 
-mod agent;
 mod builder;
 mod client;
+mod connections;
 mod coordinator;
 mod dial;
 mod enrol;
@@ -45,17 +48,19 @@ mod features;
 mod generation;
 mod job;
 mod names;
+mod outcome;
+mod policy;
 mod prompt;
-mod recover;
 mod resume;
-mod retry;
 mod route;
+mod search;
+mod tried;
 
 pub use builder::{BuildError, Builder, WirePreference};
 pub use client::{ClientStats, TitanClient};
 pub use coordinator::CoordinatorError;
 pub use enrol::{EnrolError, Enrolled, EnrolledPem, ca_pin, enrol};
-pub use error::{ClientError, Processed};
+pub use error::{BrokenBy, ClientError, Processed};
 pub use features::Feature;
 pub use generation::{Generation, Piece, Usage};
 pub use prompt::{Format, Prompt, ToolChoice};

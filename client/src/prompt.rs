@@ -1,6 +1,6 @@
 //! What to generate.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use titan_proto::{
     DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE,
@@ -41,6 +41,8 @@ pub struct Prompt {
     pub reasoning: Reasoning,
     /// The same as `options`, as numbers. What stands in both is refused. Defaults to nothing.
     pub sampling: Sampling,
+    /// How long the first text may take. Defaults to the client's own ([`Builder::deadline`](crate::Builder::deadline)).
+    pub deadline: Option<Duration>,
 }
 
 /// Whether the model has to call a function.
@@ -89,6 +91,7 @@ impl Prompt {
             logprobs: None,
             reasoning: Reasoning::default(),
             sampling: Sampling::default(),
+            deadline: None,
         }
     }
 
@@ -172,6 +175,7 @@ impl From<StreamRequest> for Prompt {
             logprobs: request.logprobs.then_some(request.top_logprobs),
             reasoning: request.reasoning.unwrap_or_default(),
             sampling: request.sampling.unwrap_or_default(),
+            deadline: None,
         }
     }
 }

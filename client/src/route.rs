@@ -26,6 +26,9 @@ pub(crate) struct Route {
     pub(crate) token: String,
     /// Unix seconds.
     pub(crate) expires_at: i64,
+    /// When half of its time is over, in Unix seconds. Whoever uses it then asks for the next one, so that a coordinator that is away for
+    /// less than the other half is not missed.
+    renew_at: i64,
     /// Of the model at this agent; empty where it is not known.
     pub(crate) model_digest: String,
     /// How many generations the token may start, if not any number.
@@ -70,11 +73,11 @@ pub(crate) struct Place {
 }
 
 impl Route {
-    /// What the coordinator answered for `model`, with the addresses that `names` gives.
+    /// What the coordinator answered for `model` at `now`, with the addresses that `names` gives.
     ///
     /// # Errors
     /// Says what is missing in the answer.
-    pub(crate) fn new(model: &str, answer: InferenceResponse, names: &Names) -> Result<Self, String> {
+    pub(crate) fn new(model: &str, answer: InferenceResponse, names: &Names, now: i64) -> Result<Self, String> {
         let GrpcEndpoint { address: grpc, tls: grpc_tls } = answer
             .endpoints
             .grpc
@@ -93,6 +96,7 @@ impl Route {
             job_id: answer.job_id,
             token: answer.session_token,
             expires_at: answer.expires_at,
+            renew_at: now.saturating_add(answer.expires_at.saturating_sub(now) / 2),
             model_digest: answer.model_digest.unwrap_or_default(),
             generations: answer.generations,
             place: Place {
@@ -104,6 +108,16 @@ impl Route {
             },
             running: AtomicU32::new(0),
         })
+    }
+
+    /// Whether it is time to ask for the next one.
+    pub(crate) fn is_due(&self, now: i64) -> bool {
+        now >= self.renew_at
+    }
+
+    /// Whether `other` leads to the same model at the same agent.
+    fn leads_as(&self, other: &Self) -> bool {
+        self.model == other.model && self.place == other.place
     }
 
     fn is_idle(&self) -> bool {
@@ -120,36 +134,62 @@ impl Route {
 /// The routes to all models, the newest last. One that is in use is left alone: a request beside it asks the coordinator, which knows who has room,
 /// and keeps what it gets. So one route that was first does not draw everything to its agent.
 #[derive(Debug, Default)]
-pub(crate) struct Routes(Vec<Arc<Route>>);
+pub(crate) struct Routes(Vec<Kept>);
+
+#[derive(Debug)]
+struct Kept {
+    route: Arc<Route>,
+    /// Its agent failed. It is used only while the coordinator cannot name another.
+    aside: bool,
+}
 
 impl Routes {
     /// The newest route to `model` that nobody uses and whose token is still good.
     pub(crate) fn get(&self, model: &str, now: i64) -> Option<Lease> {
-        let is_free = |route: &&Arc<Route>| route.model == model && route.is_idle() && route.usable(now);
-        self.0.iter().rev().find(is_free).map(Lease::of)
+        self.find(|kept| !kept.aside && kept.route.model == model && kept.route.is_idle() && kept.route.usable(now))
+    }
+
+    /// Any route to `model` whose token is still good and that `suits`, for when the coordinator is away: rather one that was not put aside.
+    pub(crate) fn held(&self, model: &str, now: i64, suits: impl Fn(&Route) -> bool) -> Option<Lease> {
+        let good = |kept: &Kept| kept.route.model == model && kept.route.usable(now) && suits(&kept.route);
+        self.find(|kept| !kept.aside && good(kept)).or_else(|| self.find(good))
     }
 
     /// Keeps a route.
     pub(crate) fn put(&mut self, route: Arc<Route>, now: i64) {
-        self.0.retain(|kept| kept.usable(now));
+        self.0.retain(|kept| kept.route.usable(now) && !(kept.aside && kept.route.leads_as(&route)));
         if !route.usable(now) {
             return;
         }
         if self.0.len() >= MAX_ROUTES {
-            let first = self.0.iter().enumerate().min_by_key(|(_, route)| route.expires_at).map(|(at, _)| at);
+            let first = self.0.iter().enumerate().min_by_key(|(_, kept)| kept.route.expires_at).map(|(at, _)| at);
             first.map(|at| self.0.remove(at));
         }
-        self.0.push(route);
+        self.0.push(Kept { route, aside: false });
+    }
+
+    /// Puts a route aside whose agent failed, with all others to that model at the same agent.
+    pub(crate) fn put_aside(&mut self, failed: &Route) {
+        self.0.iter_mut().filter(|kept| kept.route.leads_as(failed)).for_each(|kept| kept.aside = true);
+    }
+
+    /// The agent of a route that was put aside is there after all.
+    pub(crate) fn put_back(&mut self, route: &Route) {
+        self.0.iter_mut().filter(|kept| kept.route.leads_as(route)).for_each(|kept| kept.aside = false);
     }
 
     /// Drops a route that turned out wrong, and all others to that model at the same agent.
     pub(crate) fn forget(&mut self, wrong: &Route) {
-        self.0.retain(|kept| kept.model != wrong.model || kept.place != wrong.place);
+        self.0.retain(|kept| !kept.route.leads_as(wrong));
     }
 
     /// Drops all routes.
     pub(crate) fn clear(&mut self) {
         self.0.clear();
+    }
+
+    fn find(&self, wanted: impl Fn(&Kept) -> bool) -> Option<Lease> {
+        self.0.iter().rev().find(|kept| wanted(kept)).map(|kept| Lease::of(&kept.route))
     }
 }
 
@@ -170,7 +210,7 @@ mod tests {
             "agent_endpoint": "localhost:50052", "session_token": "t", "expires_at": expires_at, "job_id": "job_1",
             "estimated_rtt_ms": 0.0, "agent_id": agent_id,
         });
-        Arc::new(Route::new(model, serde_json::from_value(answer).unwrap(), &Names::default()).unwrap())
+        Arc::new(Route::new(model, serde_json::from_value(answer).unwrap(), &Names::default(), 0).unwrap())
     }
 
     #[test]
@@ -189,8 +229,8 @@ mod tests {
             }))
             .unwrap()
         };
-        assert_eq!(Route::new("m", answer("titan/9"), &Names::default()).unwrap().place.quic, None);
-        let place = Route::new("m", answer(ALPN), &Names::default()).unwrap().place;
+        assert_eq!(Route::new("m", answer("titan/9"), &Names::default(), 0).unwrap().place.quic, None);
+        let place = Route::new("m", answer(ALPN), &Names::default(), 0).unwrap().place;
         assert_eq!((place.quic.as_deref(), place.server_name.as_str()), (Some("h:1"), "a.test"));
     }
 
@@ -217,6 +257,36 @@ mod tests {
     }
 
     #[test]
+    fn the_next_route_is_due_when_half_of_the_time_is_over() {
+        let route = route("m", 300);
+        assert!(!route.is_due(149) && route.is_due(150));
+    }
+
+    #[test]
+    fn while_the_coordinator_is_away_a_route_in_use_and_one_put_aside_are_better_than_none() {
+        let mut routes = Routes::default();
+        let held =
+            |routes: &Routes, now| routes.held("m", now, |_| true).map(|lease| lease.route().place.agent_id.clone());
+        routes.put(route_to("a", "m", 100), 0);
+        let in_use = routes.get("m", 0).unwrap();
+        assert_eq!(held(&routes, 0).as_deref(), Some("a"));
+        let failed = route_to("b", "m", 100);
+        routes.put(failed.clone(), 0);
+        routes.put_aside(&failed);
+        assert!(routes.get("m", 0).is_none());
+        assert_eq!(held(&routes, 0).as_deref(), Some("a"), "rather one that works");
+        routes.forget(in_use.route());
+        assert_eq!(held(&routes, 0).as_deref(), Some("b"));
+        assert!(routes.held("m", 0, |route| route.place.agent_id != "b").is_none());
+        assert_eq!(held(&routes, 100), None, "its token has expired");
+        routes.put_back(&failed);
+        assert!(routes.get("m", 0).is_some());
+        routes.put_aside(&failed);
+        routes.put(route_to("b", "m", 200), 0);
+        assert_eq!(routes.0.len(), 1, "the agent is back");
+    }
+
+    #[test]
     fn what_turned_out_wrong_is_dropped_with_all_that_leads_there() {
         let mut routes = Routes::default();
         let wrong = route_to("a", "m", 200);
@@ -235,7 +305,7 @@ mod tests {
             "agent_endpoint": "localhost:50052", "session_token": "t", "expires_at": 100, "job_id": "job_1",
             "estimated_rtt_ms": 0.0, "agent_id": "agent-1", "generations": 1,
         });
-        let route = Route::new("m", serde_json::from_value(answer).unwrap(), &Names::default()).unwrap();
+        let route = Route::new("m", serde_json::from_value(answer).unwrap(), &Names::default(), 0).unwrap();
         let mut routes = Routes::default();
         routes.put(Arc::new(route), 0);
         assert!(routes.get("m", 0).is_none());

@@ -61,6 +61,19 @@ impl Caller {
     }
 }
 
+#[cfg(test)]
+impl Caller {
+    /// The owner of a key with this id, without a limit.
+    pub(crate) fn with_key(id: &str) -> Self {
+        Self { key: Some(Arc::new(ApiKey::for_tests(id, DEFAULT_PRIORITY))) }
+    }
+
+    /// The same with this priority.
+    pub(crate) fn with_priority(id: &str, priority: u8) -> Self {
+        Self { key: Some(Arc::new(ApiKey::for_tests(id, priority))) }
+    }
+}
+
 /// Why somebody gets no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AccessError {
@@ -249,15 +262,23 @@ impl Access {
         }
     }
 
-    /// Counts a request for `model`, or says why it is too much.
-    pub(crate) fn admit(&self, caller: &Caller, model: &str, now: Instant) -> Result<(), AccessError> {
-        let Some(key) = &caller.key else { return Ok(()) };
+    /// Counts a request for `model`, or says why it is too much. It counts as a generation until `until`, or until what is returned is dropped.
+    pub(crate) fn admit(
+        &self,
+        caller: &Caller,
+        model: &str,
+        job_id: &str,
+        until: Instant,
+        now: Instant,
+    ) -> Result<Reserved<'_>, AccessError> {
+        let nothing = Reserved { access: self, job: None };
+        let Some(key) = &caller.key else { return Ok(nothing) };
         if !caller.may_use(model) {
             let (name, model, allowed) = (key.name.clone(), model.to_owned(), key.limits.models.clone());
             return Err(AccessError::ModelNotAllowed { name, model, allowed });
         }
         if !key.limits.counts() {
-            return Ok(());
+            return Ok(nothing);
         }
         let limited =
             |limit, value, retry_after| AccessError::Limited { name: key.name.clone(), limit, value, retry_after };
@@ -275,19 +296,11 @@ impl Access {
         if let Some(requests) = key.limits.requests_per_second {
             used.requests.take(requests, SECOND, now).map_err(|wait| limited("requests_per_second", requests, wait))?;
         }
-        Ok(())
-    }
-
-    /// A job of `caller` was routed; an agent claims it until `expires`, or it does not come.
-    pub(crate) fn booked(&self, caller: &Caller, job_id: &str, expires: Instant) {
-        if let Some(key) = caller.key.as_ref().filter(|key| key.limits.concurrent.is_some()) {
-            self.uses.lock().running.book(&key.id, job_id, expires);
+        if key.limits.concurrent.is_none() {
+            return Ok(nothing);
         }
-    }
-
-    /// A job will not come.
-    pub(crate) fn released(&self, job_id: &str) {
-        self.uses.lock().running.release(job_id);
+        uses.running.book(&key.id, job_id, until);
+        Ok(Reserved { access: self, job: Some((key.id.clone(), job_id.to_owned())) })
     }
 
     /// What runs at an agent, by key, and the jobs that it has begun since it last said so.
@@ -313,6 +326,31 @@ impl Access {
     /// The name of a key, also of one that was revoked.
     pub(crate) fn name_of(&self, key_id: &str) -> Option<String> {
         self.known.read().by_id.get(key_id).map(|key| key.name.clone())
+    }
+}
+
+/// A generation that counts for its key although nothing runs yet. Dropped, it does not count any more: it will not come.
+#[must_use]
+pub(crate) struct Reserved<'a> {
+    access: &'a Access,
+    /// The key's id, and the job's.
+    job: Option<(String, String)>,
+}
+
+impl Reserved<'_> {
+    /// It has a slot at an agent, which claims it until `until`, or it does not come.
+    pub(crate) fn book(mut self, until: Instant) {
+        if let Some((key_id, job_id)) = self.job.take() {
+            self.access.uses.lock().running.book(&key_id, &job_id, until);
+        }
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        if let Some((_, job_id)) = &self.job {
+            self.access.uses.lock().running.release(job_id);
+        }
     }
 }
 

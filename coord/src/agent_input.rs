@@ -3,10 +3,9 @@
 //! Agents are trusted to be ours (they show a certificate), not to be free of bugs: one NaN or one 2^63 of memory would
 //! win every comparison in the scheduler.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    sync::Arc,
-};
+mod accounts;
+
+use std::{collections::BTreeSet, sync::Arc};
 
 use titan_certs::{agent_server_name, validate_name};
 use titan_proto::{
@@ -16,10 +15,8 @@ use titan_proto::{
     v1::{AgentRegistration, HealthUpdate, ModelInfo},
 };
 
-use crate::{
-    registry::{Condition, Load, Profile, QuicProfile},
-    usage::{Finished, Outcome},
-};
+pub(crate) use self::accounts::{finished, running_by_key};
+use crate::registry::{Condition, Load, Profile, QuicProfile};
 
 /// Models one agent may serve, all names counted. A machine holds tens; names are cheap, but each is an index entry.
 pub(crate) const MAX_MODELS: usize = 256;
@@ -72,6 +69,8 @@ pub(crate) enum InputError {
     ModelName { len: usize },
     #[error("model_info: {0}")]
     ModelInfo(String),
+    #[error("instance has {len} bytes: give at most {MAX_WORD_BYTES}, without control characters")]
+    Instance { len: usize },
     #[error("health is `{0}`: use healthy, degraded or half_open")]
     Health(String),
     #[error("{field} has {len} bytes: at most {MAX_MODEL_NAME_BYTES} are accepted, without control characters")]
@@ -99,8 +98,13 @@ pub(crate) fn profile(registration: AgentRegistration) -> Result<Profile, InputE
         let count = registration.capabilities.len();
         return Err(InputError::TooMany { what: "capabilities", count, max: MAX_CAPABILITIES });
     }
+    let instance = registration.instance;
+    if instance.len() > MAX_WORD_BYTES || instance.chars().any(char::is_control) {
+        return Err(InputError::Instance { len: instance.len() });
+    }
     Ok(Profile {
         origin: digest::origin(&agent_id),
+        instance: instance.into(),
         id: agent_id.into(),
         endpoint,
         grpc_tls,
@@ -147,6 +151,11 @@ pub(crate) fn condition(update: &HealthUpdate) -> Result<Condition, InputError> 
     }
 }
 
+/// How far its clock is ahead of ours, in milliseconds, where the update says what it shows.
+pub(crate) fn clock_ahead_ms(update: &HealthUpdate, our_clock_unix_ms: i64) -> Option<i64> {
+    (update.clock_unix_ms != 0).then(|| update.clock_unix_ms.saturating_sub(our_clock_unix_ms))
+}
+
 /// What its engines hold, where the update says so, checked.
 pub(crate) fn prefixes(update: &HealthUpdate) -> Result<Option<Vec<u64>>, InputError> {
     let count = update.cached_prefixes.len();
@@ -154,54 +163,6 @@ pub(crate) fn prefixes(update: &HealthUpdate) -> Result<Option<Vec<u64>>, InputE
         return Err(InputError::TooMany { what: "cached_prefixes", count, max: MAX_CACHED_PREFIXES });
     }
     Ok(update.caches.then(|| update.cached_prefixes.clone()))
-}
-
-/// What ended there, checked.
-pub(crate) fn finished(update: &HealthUpdate) -> Result<Vec<Finished>, InputError> {
-    let count = update.finished.len();
-    if count > MAX_CLAIMS {
-        return Err(InputError::TooMany { what: "finished", count, max: MAX_CLAIMS });
-    }
-    let tokens = |field, value: i64| match u64::try_from(value) {
-        Ok(tokens) if value <= MAX_CONTEXT_TOKENS => Ok(tokens),
-        _ => Err(InputError::Range { field, value: value.to_string(), min: 0, max: MAX_CONTEXT_TOKENS }),
-    };
-    let checked = update.finished.iter().map(|finished| {
-        for (field, text) in [
-            ("finished.id", &finished.id),
-            ("finished.job_id", &finished.job_id),
-            ("finished.key", &finished.key),
-            ("finished.client_id", &finished.client_id),
-            ("finished.model", &finished.model),
-        ] {
-            if text.len() > MAX_MODEL_NAME_BYTES || text.chars().any(char::is_control) {
-                return Err(InputError::Word { field, len: text.len() });
-            }
-        }
-        Ok(Finished {
-            id: finished.id.clone(),
-            job_id: finished.job_id.clone(),
-            key: Some(finished.key.clone()).filter(|key| !key.is_empty()),
-            client_id: finished.client_id.clone(),
-            model: finished.model.clone(),
-            prompt_tokens: tokens("finished.prompt_tokens", finished.prompt_tokens)?,
-            cached_tokens: tokens("finished.cached_tokens", finished.cached_tokens)?,
-            completion_tokens: tokens("finished.completion_tokens", finished.completion_tokens)?,
-            ttft_ms: finished.ttft_ms.try_into().unwrap_or(0),
-            duration_ms: finished.duration_ms.try_into().unwrap_or(0),
-            outcome: Outcome::parse(&finished.outcome).ok_or_else(|| InputError::Outcome(short(&finished.outcome)))?,
-        })
-    });
-    checked.collect()
-}
-
-/// What runs there for each key, checked.
-pub(crate) fn running_by_key(update: &HealthUpdate) -> Result<HashMap<String, u32>, InputError> {
-    let count = update.running_by_key.len();
-    if count > MAX_JOBS as usize {
-        return Err(InputError::TooMany { what: "keys in running_by_key", count, max: MAX_JOBS as usize });
-    }
-    Ok(update.running_by_key.clone())
 }
 
 /// Some systems count 100 % per CPU.

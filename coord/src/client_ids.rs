@@ -1,9 +1,8 @@
 //! Names for clients of the OpenAI API, who give none: made of their keys.
 
 use std::{
-    fs::OpenOptions,
-    io::{self, Read as _, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    fs::File,
+    io::{self, Read as _},
     path::Path,
 };
 
@@ -12,6 +11,7 @@ use aws_lc_rs::{
     rand::fill,
 };
 use http::{HeaderMap, header};
+use titan_files::Access;
 
 /// What these names begin with. Others may not take one, and with it what belongs to its owner.
 pub(crate) const RESERVED: &str = "openai:";
@@ -29,17 +29,11 @@ impl ClientIds {
     pub(crate) fn open(dir: &Path) -> io::Result<Self> {
         let path = dir.join(FILE);
         let mut secret = [0; SECRET_BYTES];
-        match OpenOptions::new().read(true).open(&path) {
+        match File::open(&path) {
             Ok(mut file) => file.read_exact(&mut secret)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 fill(&mut secret).map_err(|_| io::Error::other("there are no random numbers"))?;
-                // Whole or not at all: a name that is there has all of its bytes.
-                let unfinished = dir.join(format!("{FILE}.{}", std::process::id()));
-                let mut file =
-                    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
-                file.write_all(&secret)?;
-                file.sync_all()?;
-                std::fs::rename(&unfinished, &path)?;
+                titan_files::write(&path, &secret, Access::Private)?;
             }
             Err(error) => return Err(error),
         }

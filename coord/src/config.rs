@@ -8,7 +8,7 @@ use std::{
 
 use http::HeaderValue;
 use titan_certs::CertDir;
-use titan_proto::{COORDINATOR_GRPC_PORT, COORDINATOR_HTTP_PORT};
+use titan_proto::{COORDINATOR_GRPC_PORT, COORDINATOR_HTTP_PORT, host::is_loopback_ip};
 use titan_transport::{
     tls::{PublicIdentity, Renewals, TlsMaterial},
     token::Algorithm,
@@ -67,6 +67,9 @@ pub struct Config {
     pub prefill_ahead: bool,
     /// Origins (`https://example.com`) whose pages may call REST; empty means any. Defaults to any.
     pub cors_origins: Vec<String>,
+    /// Names under which this machine is dialled in plain text, as behind a reverse proxy beside it. Others in the header `Host` are taken for
+    /// a page's attempt to pass for this machine, but for those that nobody can register. Defaults to none.
+    pub allowed_hosts: Vec<String>,
 }
 
 impl Default for Config {
@@ -91,6 +94,7 @@ impl Default for Config {
             weights: Weights::default(),
             prefill_ahead: false,
             cors_origins: Vec::new(),
+            allowed_hosts: Vec::new(),
         }
     }
 }
@@ -171,7 +175,7 @@ impl Config {
 
     /// An address that other machines can reach.
     pub(crate) fn public_addr(&self) -> Option<SocketAddr> {
-        [self.http_addr, self.grpc_addr].into_iter().find(|addr| !addr.ip().to_canonical().is_loopback())
+        [self.http_addr, self.grpc_addr].into_iter().find(|addr| !is_loopback_ip(addr.ip()))
     }
 
     /// The allowed origins as header values.

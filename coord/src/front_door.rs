@@ -22,9 +22,10 @@ use titan_proto::{
 
 use crate::{
     access::{AccessError, Caller},
+    caller::Asker,
     client_ids::ClientIds,
-    rest::body,
-    routing::{Address, Dispatcher, Route, RouteError, RouteRequest},
+    rest::{body, queue_headers},
+    routing::{Address, Dispatcher, Route, RouteError, RouteRequest, starting},
 };
 
 struct FrontDoor {
@@ -64,15 +65,14 @@ pub(crate) fn router(dispatcher: Arc<Dispatcher>, client_ids: ClientIds) -> Rout
 async fn generate(State(door): Shared, request: Request) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
     check_content_type(&parts.headers)?;
-    let caller = door.caller(&parts.headers, &parts.extensions)?;
+    let asker = Asker::of(&door.dispatcher.access, &parts.headers, &parts.extensions).map_err(refusal)?;
     let body = body::read(&parts.headers, body).await.map_err(|error| error.in_openai())?;
     let path = parts.uri.path();
     let asked = peek(path, &body)?;
     let client_id = door.client_ids.of(&parts.headers);
     let digests = prefixes(&client_id, &asked.model, &asked.tools, &asked.messages);
     let newest = digests.len().saturating_sub(MAX_PREFIX_DIGESTS);
-    let route = door.dispatcher.route(&RouteRequest {
-        caller: &caller,
+    let route = door.dispatcher.route(RouteRequest {
         client_id: &client_id,
         model: &asked.model,
         prompt: "",
@@ -85,8 +85,9 @@ async fn generate(State(door): Shared, request: Request) -> Result<Response, Api
         max_tokens: asked.max_tokens,
         temperature: asked.temperature,
         address: Some(Address { method: &parts.method, path }),
+        asker: &asker,
     });
-    let route = route.map_err(refusal)?;
+    let route = route.await.map_err(refusal)?;
     door.dispatcher.tell_ahead(&route, || Prefill {
         job_id: route.job_id.clone(),
         model: asked.model.clone(),
@@ -110,6 +111,7 @@ async fn kept(State(door): Shared, Path(id): Path<String>, request: Request) -> 
                 "the agent that has this response is not there: it comes back with it, or the response is lost";
             return Err(tonic::Status::unavailable(message).into());
         }
+        None if door.dispatcher.registry.lock().starting(Instant::now()) => return Err(refusal(starting())),
         None => {
             let message = "there is no such response: only those with background are kept, at the agent that made them, for 10 minutes";
             return Err(ApiError::with_status(StatusCode::NOT_FOUND, message));
@@ -135,7 +137,7 @@ fn redirect(route: &Route, uri: &Uri) -> Result<Response, ApiError> {
     let body =
         Json(json!({"error": {"message": message, "type": "redirect", "param": null, "code": "follow_redirect"}}));
     let headers = [(header::LOCATION, location), (header::CACHE_CONTROL, HeaderValue::from_static("no-store"))];
-    Ok((StatusCode::TEMPORARY_REDIRECT, headers, body).into_response())
+    Ok((StatusCode::TEMPORARY_REDIRECT, headers, queue_headers(route.queued), body).into_response())
 }
 
 /// Those that the caller may use.
@@ -155,6 +157,9 @@ async fn model(State(door): Shared, Path(id): Path<String>, request: Request) ->
     if available.iter().any(|name| **name == *id) {
         return Ok(Json(model_json(&id)).into_response());
     }
+    if door.dispatcher.registry.lock().starting(Instant::now()) {
+        return Err(refusal(starting()));
+    }
     Err(refusal(RouteError::ModelNotFound { model: id, available }))
 }
 
@@ -164,7 +169,8 @@ fn model_json(name: &str) -> serde_json::Value {
 
 fn refusal(error: RouteError) -> ApiError {
     let message = error.to_string();
-    let status = match &error {
+    let retry_after = error.retry_after();
+    let mut status = match &error {
         RouteError::MissingClientId
         | RouteError::MissingModel
         | RouteError::MissingPrompt
@@ -172,17 +178,17 @@ fn refusal(error: RouteError) -> ApiError {
         | RouteError::InvalidParameter { .. } => tonic::Status::invalid_argument(message),
         RouteError::ModelNotFound { .. } => tonic::Status::not_found(message),
         RouteError::NoAgents { .. } | RouteError::NoEqualModel { .. } => tonic::Status::unavailable(message),
+        RouteError::Starting { .. } => tonic::Status::unavailable(message),
         RouteError::NoCapacity { .. } | RouteError::Access(AccessError::Limited { .. }) => {
-            let mut status = tonic::Status::resource_exhausted(message);
-            if let Some(wait) = error.retry_after() {
-                status.metadata_mut().insert("retry-after", wait.as_secs().into());
-            }
-            status
+            tonic::Status::resource_exhausted(message)
         }
         RouteError::Access(AccessError::ModelNotAllowed { .. }) => tonic::Status::permission_denied(message),
         RouteError::Access(_) => tonic::Status::unauthenticated(message),
         RouteError::Internal => tonic::Status::internal(message),
     };
+    if let Some(wait) = retry_after {
+        status.metadata_mut().insert("retry-after", wait.as_secs().into());
+    }
     status.into()
 }
 

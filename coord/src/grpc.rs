@@ -8,28 +8,36 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime},
 };
 
 use titan_proto::{
-    ALPN, COORDINATOR_NAME, DEFAULT_MAX_TOKENS, FILE_DESCRIPTOR_SET, MAX_REST_BODY_BYTES,
+    ALPN, COORDINATOR_NAME, DEFAULT_MAX_TOKENS, FILE_DESCRIPTOR_SET, MAX_REST_BODY_BYTES, REASON, REPLACED,
     v1::{
         AgentRegistration, AgentStatus, DeregistrationRequest, DeregistrationResponse, Endpoints, GrpcEndpoint,
-        HealthUpdate, InferenceRequest, InferenceResponse, Prefill, PublicKeyRequest, PublicKeyResponse, QuicEndpoint,
-        RegistrationResponse, StatusRequest, SystemStatus,
+        HealthUpdate, InferenceRequest, InferenceResponse, OutcomeRequest, OutcomeResponse, Prefill, PublicKeyRequest,
+        PublicKeyResponse, QuicEndpoint, RegistrationResponse, StatusRequest, SystemStatus,
         coordinator_service_server::{CoordinatorService, CoordinatorServiceServer},
     },
 };
+use titan_transport::{seldom, token::unix_seconds};
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataMap, server::NamedService, service::Routes};
+use tonic::{
+    Code, Extensions, Request, Response, Status, Streaming,
+    metadata::{MetadataMap, MetadataValue},
+    server::NamedService,
+    service::Routes,
+};
 use tonic_health::{ServingStatus, server::HealthReporter};
-use tracing::{info, warn};
 
 use self::health_stream::{AckStream, HealthStream};
 use crate::{
     access::{AccessError, Caller},
     agent_input,
+    caller::Asker,
+    outcomes::{self, OutcomeError, Report},
     registry::{AgentView, RegisterError, StreamId},
+    rest::queue_headers,
     routing::{Dispatcher, EXCLUDE_AGENTS, PROMPT_DIGEST, Route, RouteError, RouteRequest},
 };
 
@@ -82,11 +90,10 @@ impl CoordinatorService for Service {
         &self,
         request: Request<InferenceRequest>,
     ) -> Result<Response<InferenceResponse>, Status> {
-        let caller = self.caller(&request)?;
+        let asker = Asker::of(&self.dispatcher.access, request.metadata().as_ref(), request.extensions())?;
         let request = request.into_inner();
         let max_tokens = if request.max_tokens == 0 { DEFAULT_MAX_TOKENS } else { request.max_tokens };
-        let route = self.dispatcher.route(&RouteRequest {
-            caller: &caller,
+        let route = self.dispatcher.route(RouteRequest {
             client_id: &request.client_id,
             model: &request.model,
             prompt: &request.prompt,
@@ -99,7 +106,9 @@ impl CoordinatorService for Service {
             max_tokens,
             temperature: request.temperature,
             address: None,
-        })?;
+            asker: &asker,
+        });
+        let route = route.await?;
         self.dispatcher.tell_ahead(&route, || Prefill {
             job_id: route.job_id.clone(),
             model: request.model,
@@ -112,7 +121,8 @@ impl CoordinatorService for Service {
             client_id: request.client_id,
             request: None,
         });
-        Ok(Response::new(answer(route)))
+        let metadata = MetadataMap::from_headers(queue_headers(route.queued));
+        Ok(Response::from_parts(metadata, answer(route), Extensions::new()))
     }
 
     async fn register_agent(
@@ -141,13 +151,19 @@ impl CoordinatorService for Service {
         request: Request<DeregistrationRequest>,
     ) -> Result<Response<DeregistrationResponse>, Status> {
         let name = peer::agent_name(&request)?;
-        let DeregistrationRequest { agent_id, reason } = request.into_inner();
+        let DeregistrationRequest { agent_id, reason, instance } = request.into_inner();
         peer::speaks_for(&name, &agent_id)?;
-        let known = self.dispatcher.registry.lock().deregister(&agent_id, Instant::now());
-        let (status, message) = if known {
+        let (replaced, known) = {
+            let mut registry = self.dispatcher.registry.lock();
+            let replaced = registry.other_process(&agent_id, &instance);
+            (replaced, !replaced && registry.deregister(&agent_id, Instant::now()))
+        };
+        let (status, message) = if replaced {
+            ("replaced", format!("a newer process has registered as agent `{agent_id}`: its lease goes on"))
+        } else if known {
             const SHOWN_CHARS: usize = 200;
             let reason: String = reason.chars().take(SHOWN_CHARS).collect();
-            info!(agent = %agent_id, ?reason, "deregistered");
+            seldom!(info, agent = %agent_id, ?reason, "deregistered");
             ("deregistered", "no more requests come here".to_owned())
         } else {
             ("unregistered", format!("no agent `{agent_id}` was registered"))
@@ -171,6 +187,23 @@ impl CoordinatorService for Service {
             uptime: uptime(self.dispatcher.started.elapsed().as_secs()),
             agents: views.iter().map(|view| agent_status(view, now, wall_clock)).collect(),
         }))
+    }
+
+    async fn report_outcome(&self, request: Request<OutcomeRequest>) -> Result<Response<OutcomeResponse>, Status> {
+        let (metadata, extensions) = (request.metadata().as_ref(), request.extensions());
+        let asker = Asker::without_key(&self.dispatcher.access, metadata, extensions);
+        let OutcomeRequest { job_id, outcome, agent_id, wire, message, session_token } = request.into_inner();
+        let outcome = outcomes::parse(&outcome)?;
+        let report = Report {
+            job_id: &job_id,
+            agent_id: &agent_id,
+            session_token: &session_token,
+            outcome,
+            wire: &wire,
+            message: &message,
+        };
+        self.dispatcher.report_outcome(&report, &asker)?;
+        Ok(Response::new(OutcomeResponse {}))
     }
 
     async fn get_public_key(&self, _: Request<PublicKeyRequest>) -> Result<Response<PublicKeyResponse>, Status> {
@@ -198,21 +231,30 @@ impl Dispatcher {
     fn register(&self, name: &str, registration: AgentRegistration, stream: Option<StreamId>) -> Result<(), Status> {
         peer::speaks_for(name, &registration.agent_id)?;
         let profile = agent_input::profile(registration).map_err(|error| {
-            warn!(agent = name, %error, "registration refused");
+            seldom!(warn, agent = name, %error, "registration refused");
             Status::invalid_argument(error.to_string())
         })?;
         let (endpoint, models) = (profile.endpoint.clone(), profile.models.clone());
         self.registry.lock().register(profile, stream, Instant::now()).map_err(|error| match error {
             RegisterError::Full { .. } => Status::resource_exhausted(error.to_string()),
             RegisterError::Replaced { .. } => Status::aborted(error.to_string()),
+            RegisterError::OtherProcess { .. } => replaced(error.to_string()),
         })?;
-        info!(agent = name, endpoint, ?models, "registered");
+        seldom!(info, agent = name, endpoint, ?models, "registered");
+        self.room_at(name);
         Ok(())
     }
 
     fn heartbeat_interval_seconds(&self) -> i32 {
         self.heartbeat_interval.as_secs().try_into().unwrap_or(i32::MAX)
     }
+}
+
+/// Tells a process that another one has its name, in a word for programs too: it is not to come again.
+fn replaced(message: String) -> Status {
+    let mut metadata = MetadataMap::new();
+    metadata.insert(REASON, MetadataValue::from_static(REPLACED));
+    Status::with_metadata(Code::Aborted, message, metadata)
 }
 
 impl From<RouteError> for Status {
@@ -224,22 +266,39 @@ impl From<RouteError> for Status {
             | RouteError::PromptTooLarge { .. }
             | RouteError::InvalidParameter { .. } => Code::InvalidArgument,
             RouteError::ModelNotFound { .. } => Code::NotFound,
-            RouteError::NoAgents { .. } | RouteError::NoEqualModel { .. } => Code::Unavailable,
+            RouteError::NoAgents { .. } | RouteError::NoEqualModel { .. } | RouteError::Starting { .. } => {
+                Code::Unavailable
+            }
             RouteError::NoCapacity { .. } | RouteError::Access(AccessError::Limited { .. }) => Code::ResourceExhausted,
             RouteError::Access(AccessError::ModelNotAllowed { .. }) => Code::PermissionDenied,
             RouteError::Access(_) => Code::Unauthenticated,
             RouteError::Internal => Code::Internal,
         };
-        let mut metadata = MetadataMap::new();
+        let mut metadata = MetadataMap::from_headers(queue_headers(error.queued()));
         if let Some(wait) = error.retry_after() {
             metadata.insert("retry-after", wait.as_secs().into());
+            // What gRPC libraries with a retry policy go by (gRFC A6).
+            metadata.insert("grpc-retry-pushback-ms", millis(wait).into());
         }
         Self::with_metadata(code, format!("{}: {error}", error.code_word()), metadata)
     }
 }
 
+impl From<OutcomeError> for Status {
+    fn from(error: OutcomeError) -> Self {
+        let code = match &error {
+            OutcomeError::Token(refused) if refused.is_permission() => Code::PermissionDenied,
+            OutcomeError::Token(_) => Code::Unauthenticated,
+            OutcomeError::OtherJob { .. } => Code::PermissionDenied,
+            OutcomeError::Reported { .. } => Code::AlreadyExists,
+            OutcomeError::Invalid { .. } => Code::InvalidArgument,
+        };
+        Self::new(code, format!("{}: {error}", error.code_word()))
+    }
+}
+
 fn answer(route: Route) -> InferenceResponse {
-    let Route { agent, session_token, expires_at, job_id, model_digest, estimated_rtt_ms, generations } = route;
+    let Route { agent, session_token, expires_at, job_id, model_digest, estimated_rtt_ms, generations, .. } = route;
     let quic = agent.quic.as_ref();
     InferenceResponse {
         agent_endpoint: agent.endpoint.clone(),
@@ -262,16 +321,20 @@ fn answer(route: Route) -> InferenceResponse {
     }
 }
 
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn agent_status(view: &AgentView, now: Instant, wall_clock: SystemTime) -> AgentStatus {
-    let last_heartbeat = view.last_heartbeat_at(now, wall_clock).duration_since(UNIX_EPOCH).unwrap_or_default();
     AgentStatus {
         agent_id: view.profile.id.to_string(),
         status: view.status.as_str().to_owned(),
         free_vram_mb: view.load.free_vram_mb,
         running_jobs: view.load.running_jobs.try_into().unwrap_or(i32::MAX),
-        last_heartbeat: last_heartbeat.as_secs().try_into().unwrap_or(i64::MAX),
+        last_heartbeat: unix_seconds(view.last_heartbeat_at(now, wall_clock)),
         model_info: view.profile.model_info.clone(),
-        reason: view.condition.reason().unwrap_or_default().to_owned(),
+        reason: view.trouble.as_ref().map(|trouble| trouble.reason.clone()).unwrap_or_default(),
+        reason_since: view.trouble.as_ref().map_or(0, |trouble| unix_seconds(trouble.since(now, wall_clock))),
     }
 }
 

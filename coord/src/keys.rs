@@ -13,7 +13,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use titan_certs::files::{Access, DirLock, make_dir, write_atomic};
+use titan_files::{Access, Lock, make_dir, write};
 use titan_transport::token::unix_seconds;
 
 pub(crate) use self::secret::id_of;
@@ -29,8 +29,8 @@ const MAX_KEYS: usize = 100_000;
 const MAX_NAME_BYTES: usize = 64;
 /// Models that one key may be limited to.
 const MAX_MODELS: usize = 256;
-/// What a key has unless told otherwise: room for more and less urgent ones.
-pub const DEFAULT_PRIORITY: u8 = 100;
+/// What a key has unless told otherwise, and who shows none: half of what there is, so that a key can be put before others as well as behind them.
+pub const DEFAULT_PRIORITY: u8 = 128;
 
 /// A key, without its secret.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -49,6 +49,15 @@ pub struct ApiKey {
     /// What it may be used for.
     #[serde(default)]
     pub limits: Limits,
+}
+
+#[cfg(test)]
+impl ApiKey {
+    /// A key that nobody has.
+    pub(crate) fn for_tests(id: &str, priority: u8) -> Self {
+        let limits = Limits { priority, ..Limits::default() };
+        Self { id: id.to_owned(), name: id.to_owned(), hash: Hash::of_nothing(), created: 0, revoked: None, limits }
+    }
 }
 
 /// What a key may be used for. `None` is without a limit.
@@ -267,13 +276,13 @@ impl KeyFile {
     fn change<T>(&self, change: impl FnOnce(&mut Vec<ApiKey>) -> Result<T, KeysError>) -> Result<T, KeysError> {
         let dir = self.path.parent().unwrap_or(Path::new("."));
         make_dir(dir).map_err(|error| self.failed("make the directory of", error))?;
-        let _lock = DirLock::acquire(dir).map_err(|error| self.failed("lock", error))?;
+        let _lock = Lock::acquire(dir).map_err(|error| self.failed("lock", error))?;
         let mut keys = self.read()?;
         let result = change(&mut keys)?;
         let damaged = |source| KeysError::Damaged { path: self.path.clone(), source };
         let mut text = serde_json::to_vec_pretty(&Contents { version: VERSION, keys }).map_err(damaged)?;
         text.push(b'\n');
-        write_atomic(&self.path, &text, Access::Private).map_err(|error| self.failed("write", error))?;
+        write(&self.path, &text, Access::Private).map_err(|error| self.failed("write", error))?;
         Ok(result)
     }
 

@@ -4,6 +4,7 @@ pub(crate) mod body;
 mod certificates;
 mod document;
 mod error;
+mod outcome;
 
 use std::{
     sync::Arc,
@@ -17,7 +18,7 @@ use axum::{
     routing::{get, post},
 };
 use http::{
-    HeaderMap, HeaderValue, Method,
+    HeaderMap, HeaderName, HeaderValue, Method,
     header::{CONTENT_TYPE, RETRY_AFTER},
     request::Parts,
 };
@@ -35,8 +36,10 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 use self::error::ApiError;
 use crate::{
     access::Caller,
+    caller::Asker,
     registry::AgentView,
     routing::{Dispatcher, EXCLUDE_AGENTS, PROMPT_DIGEST, Route, RouteError, RouteRequest},
+    waiting::{QUEUE_POSITION, QUEUE_WAIT, Queued},
 };
 
 /// How long a browser may keep the answer to a preflight: it never changes while a coordinator runs.
@@ -70,7 +73,7 @@ pub(crate) fn router(
         .allow_methods([Method::GET, Method::POST, Method::OPTIONS])
         // Not `*`: that leaves out `authorization` (Fetch §4.10).
         .allow_headers(AllowHeaders::mirror_request())
-        .expose_headers([RETRY_AFTER])
+        .expose_headers([RETRY_AFTER, HeaderName::from_static(QUEUE_POSITION), HeaderName::from_static(QUEUE_WAIT)])
         .max_age(CORS_MAX_AGE);
     Router::new()
         .route("/api/v1/health", get(health))
@@ -84,6 +87,7 @@ pub(crate) fn router(
             "/api/v1/certificates",
             post(move |state, caller, headers, body| certificates::issue(issuer, state, caller, headers, body)),
         )
+        .route("/api/v1/jobs/{job_id}/outcome", post(outcome::report))
         .route("/.well-known/jwks.json", get(jwks))
         .route("/api/v1/openapi.json", get(async || ([(CONTENT_TYPE, "application/json")], document::document())))
         .fallback(async |uri: http::Uri| ApiError::not_found(uri.path()))
@@ -103,18 +107,17 @@ impl FromRequestParts<Arc<Dispatcher>> for Caller {
 
 async fn request_inference(
     State(dispatcher): State<Arc<Dispatcher>>,
-    caller: Caller,
+    asker: Asker,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<InferenceResponse>, ApiError> {
+) -> Result<(HeaderMap, Json<InferenceResponse>), ApiError> {
     let request = body::parse(&body::read(&headers, body).await?)?;
     let prefix_digests = body::digests(&request.prefix_digests)?;
     let messages: Vec<v1::Message> = request.messages.into_iter().map(Into::into).collect();
     let tools: Vec<v1::Tool> = request.tools.into_iter().map(Into::into).collect();
     let max_tokens = request.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS);
     let temperature = request.temperature.unwrap_or(DEFAULT_TEMPERATURE);
-    let route = dispatcher.route(&RouteRequest {
-        caller: &caller,
+    let route = dispatcher.route(RouteRequest {
         client_id: request.client_id.as_deref().unwrap_or_default(),
         model: request.model.as_deref().unwrap_or_default(),
         prompt: request.prompt.as_deref().unwrap_or_default(),
@@ -127,7 +130,9 @@ async fn request_inference(
         max_tokens,
         temperature,
         address: None,
-    })?;
+        asker: &asker,
+    });
+    let route = route.await?;
     dispatcher.tell_ahead(&route, || Prefill {
         job_id: route.job_id.clone(),
         model: request.model.unwrap_or_default(),
@@ -140,7 +145,17 @@ async fn request_inference(
         client_id: request.client_id.unwrap_or_default(),
         request: None,
     });
-    Ok(Json(answer(route)))
+    Ok((queue_headers(route.queued), Json(answer(route))))
+}
+
+/// How a request waited for room, if it did.
+pub(crate) fn queue_headers(queued: Option<Queued>) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    if let Some(Queued { position, wait }) = queued {
+        headers.insert(QUEUE_POSITION, position.into());
+        headers.insert(QUEUE_WAIT, u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).into());
+    }
+    headers
 }
 
 async fn health() -> Json<Health> {
@@ -202,7 +217,7 @@ async fn jwks(State(dispatcher): State<Arc<Dispatcher>>) -> Json<JwkSet> {
 }
 
 fn answer(route: Route) -> InferenceResponse {
-    let Route { agent, session_token, expires_at, job_id, model_digest, estimated_rtt_ms, generations } = route;
+    let Route { agent, session_token, expires_at, job_id, model_digest, estimated_rtt_ms, generations, .. } = route;
     let quic = agent.quic.as_ref();
     InferenceResponse {
         agent_endpoint: agent.endpoint.clone(),
@@ -226,7 +241,7 @@ fn answer(route: Route) -> InferenceResponse {
 }
 
 fn agent(view: &AgentView, now: Instant, wall_clock: SystemTime) -> Agent {
-    let AgentView { profile, load, status, condition, .. } = view;
+    let AgentView { profile, load, status, trouble, .. } = view;
     Agent {
         id: profile.id.to_string(),
         endpoint: profile.endpoint.clone(),
@@ -242,7 +257,8 @@ fn agent(view: &AgentView, now: Instant, wall_clock: SystemTime) -> Agent {
         last_heartbeat: rfc3339(view.last_heartbeat_at(now, wall_clock)),
         supported_models: profile.models.iter().map(ToString::to_string).collect(),
         computing: small(load.computing),
-        health_reason: condition.reason().map(str::to_owned),
+        health_reason: trouble.as_ref().map(|trouble| trouble.reason.clone()),
+        health_since: trouble.as_ref().map(|trouble| rfc3339(trouble.since(now, wall_clock))),
         model_info: profile.model_info.iter().cloned().map(Into::into).collect(),
     }
 }

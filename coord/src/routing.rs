@@ -8,24 +8,30 @@ use std::{
 use http::Method;
 use parking_lot::Mutex;
 use titan_proto::{
-    COORDINATOR_NAME, MAX_PROMPT_BYTES,
+    COORDINATOR_NAME, MAX_CLOCK_SKEW, MAX_PROMPT_BYTES,
     conversation::{MAX_MESSAGES, MAX_TOOLS, text_bytes},
     digest::MAX_PREFIX_DIGESTS,
     v1::{Message, Prefill, Tool},
 };
-use titan_transport::token::{Claims, TokenIssuer, new_jti, unix_seconds};
-use tracing::{debug, error, info};
+use titan_transport::{
+    seldom,
+    token::{CLOCK_LEEWAY, Claims, TokenIssuer, new_jti, unix_seconds},
+};
+use tracing::{debug, info, warn};
 use uuid::Uuid;
 
 use crate::{
-    access::{Access, AccessError, Caller},
+    access::{Access, AccessError},
     agent_input::{DIGEST_DIGITS, MAX_MODEL_NAME_BYTES, is_digest},
+    caller::Asker,
     client_ids,
     config::Config,
+    outcomes::Outcomes,
     prefill::Outboxes,
     registry::{BookError, Policy, Profile, Registry, Wanted},
     scheduler::WeightsError,
     usage::{Finished, UsageLog},
+    waiting::{DEFAULT_PATIENCE, FRONT_DOOR_PATIENCE, MAX_PATIENCE, NoRoom, Queued, Waiting},
 };
 
 /// Bytes of a client's id. It is in every token, which travels with every request.
@@ -35,10 +41,12 @@ pub(crate) const MAX_CLIENT_ID_BYTES: usize = 256;
 pub const PROMPT_DIGEST: &str = "prompt_digest";
 /// A parameter under this name lists agents, separated by commas, that failed the client: another one is chosen if there is one.
 pub(crate) const EXCLUDE_AGENTS: &str = "exclude_agents";
+/// Agents in [`EXCLUDE_AGENTS`], each of which is looked for among all agents that serve the model. A client has met a handful.
+pub(crate) const MAX_EXCLUDED: usize = 64;
 /// What a client without a slot is told to wait: about as long as a short answer takes.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// Tokens are valid from a little before they are made, because an agent's clock may be behind ours.
-const CLOCK_SKEW: Duration = Duration::from_secs(30);
+const BACKDATED: Duration = MAX_CLOCK_SKEW.saturating_sub(CLOCK_LEEWAY);
 /// How long agents that are gone stay in status answers: long enough to be noticed by a person.
 const REMEMBER_AGENTS: Duration = Duration::from_secs(10 * 60);
 /// The most agents, gone ones included: what the scheduler compares within a millisecond, and about 20 MB.
@@ -58,6 +66,8 @@ pub(crate) struct Dispatcher {
     pub(crate) access: Access,
     /// What was generated, and for whom; `None` where nobody wants to know.
     pub(crate) usage: Option<UsageLog>,
+    pub(crate) outcomes: Outcomes,
+    pub(crate) waiting: Waiting,
     token_ttl: Duration,
     booking_timeout: Duration,
 }
@@ -65,7 +75,6 @@ pub(crate) struct Dispatcher {
 /// A request to be routed, as it came. No `Debug`: it holds a prompt.
 #[derive(Clone, Copy)]
 pub(crate) struct RouteRequest<'a> {
-    pub(crate) caller: &'a Caller,
     pub(crate) client_id: &'a str,
     pub(crate) model: &'a str,
     pub(crate) prompt: &'a str,
@@ -84,6 +93,8 @@ pub(crate) struct RouteRequest<'a> {
     pub(crate) temperature: f32,
     /// The token will stand in an address.
     pub(crate) address: Option<Address<'a>>,
+    /// Who asks.
+    pub(crate) asker: &'a Asker,
 }
 
 /// Where a token in an address may be used, once.
@@ -110,6 +121,8 @@ pub(crate) struct Route {
     pub(crate) estimated_rtt_ms: f64,
     /// How many generations the token may start, if not any number.
     pub(crate) generations: Option<u32>,
+    /// Where it waited for room, if it did.
+    pub(crate) queued: Option<Queued>,
 }
 
 /// Why a request was not routed. REST and gRPC say the same [`code_word`](Self::code_word).
@@ -134,8 +147,10 @@ pub(crate) enum RouteError {
          and template alone", found.join(", ")
     )]
     NoEqualModel { model: String, wanted: String, found: Vec<String> },
-    #[error("every agent that serves the model `{model}` is full; try again in {} s", retry_after.as_secs())]
-    NoCapacity { model: String, retry_after: Duration },
+    #[error("agents that were there before this coordinator was started have not come back yet; try again in {} s", retry_after.as_secs())]
+    Starting { retry_after: Duration },
+    #[error("every agent that serves the model `{model}` is full{reason}; try again in {} s", retry_after.as_secs())]
+    NoCapacity { model: String, reason: NoRoom, retry_after: Duration },
     /// The caller may not ask, or not now.
     #[error(transparent)]
     Access(#[from] AccessError),
@@ -155,16 +170,25 @@ impl RouteError {
             Self::InvalidParameter { .. } => "invalid_parameter",
             Self::ModelNotFound { .. } => "model_not_found",
             Self::NoAgents { .. } | Self::NoEqualModel { .. } => "no_agents",
+            Self::Starting { .. } => "starting",
             Self::NoCapacity { .. } => "no_capacity",
             Self::Access(error) => error.code_word(),
             Self::Internal => "internal",
         }
     }
 
+    /// Where it waited in vain, if it did.
+    pub(crate) fn queued(&self) -> Option<Queued> {
+        match self {
+            Self::NoCapacity { reason: NoRoom::InTime(queued), .. } => Some(*queued),
+            _ => None,
+        }
+    }
+
     /// When trying again may help.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::NoCapacity { retry_after, .. } => Some(*retry_after),
+            Self::NoCapacity { retry_after, .. } | Self::Starting { retry_after } => Some(*retry_after),
             Self::Access(error) => error.retry_after(),
             _ => None,
         }
@@ -185,9 +209,12 @@ impl Dispatcher {
             remember: REMEMBER_AGENTS,
             max_agents: MAX_AGENTS,
             weights: config.weights.normalized()?,
+            token_ttl: config.token_ttl,
         };
         Ok(Self {
             registry: Mutex::new(Registry::new(policy)),
+            outcomes: Outcomes::new(&issuer),
+            waiting: Waiting::default(),
             issuer,
             heartbeat_interval: config.heartbeat_interval,
             heartbeat_timeout: config.heartbeat_timeout,
@@ -200,35 +227,41 @@ impl Dispatcher {
         })
     }
 
-    /// Chooses an agent, books a slot there and signs a token for it.
-    pub(crate) fn route(&self, request: &RouteRequest<'_>) -> Result<Route, RouteError> {
-        check(request)?;
-        let now = Instant::now();
-        self.access.admit(request.caller, request.model, now)?;
+    /// Chooses an agent, books a slot there, waiting for one if need be, and signs a token for it.
+    pub(crate) async fn route(&self, request: RouteRequest<'_>) -> Result<Route, RouteError> {
+        check(&request)?;
         let job_id = format!("job_{}", Uuid::new_v4().simple());
-        let except: Vec<&str> = request.exclude_agents.unwrap_or_default().split(',').map(str::trim).collect();
+        let except = excluded(request.exclude_agents.unwrap_or_default())?;
+        let who = request.asker.who(request.client_id);
         let wanted = Wanted {
             model: request.model,
             model_digest: request.model_digest,
             except: &except,
             conversation: request.prefix_digests,
+            who: Some(&who),
         };
-        let booked = self.registry.lock().book_for(&wanted, &job_id, now);
-        let booked = booked.map_err(|error| refusal(&wanted, error))?;
+        let asker = request.asker;
+        let usual = if request.address.is_some() { FRONT_DOOR_PATIENCE } else { DEFAULT_PATIENCE };
+        let patience = asker.patience.unwrap_or(usual).min(MAX_PATIENCE);
+        let now = Instant::now();
+        // From now on it counts, also while it waits; and no more where it comes to nothing.
+        let until = now + patience + self.booking_timeout;
+        let reserved = self.access.admit(&asker.caller, request.model, &job_id, until, now)?;
+        let booked = self.book_or_wait(&wanted, &job_id, asker, patience).await;
+        let (booked, queued) = booked.map_err(|error| refusal(&wanted, error))?;
         let agent = booked.profile;
         let model_digest = agent.digest(request.model).unwrap_or_default().to_owned();
 
-        self.access.booked(request.caller, &job_id, now + self.booking_timeout);
-
         let claims = Claims {
-            key: request.caller.key_id().map(str::to_owned),
-            generations: request.caller.generations(),
+            key: asker.caller.key_id().map(str::to_owned),
+            generations: asker.caller.generations(),
             ..self.claims(&agent.id, request.client_id, request.model, &job_id, request.address)
         };
         let session_token = self.sign(&claims).inspect_err(|_| {
-            self.registry.lock().release(&agent.id, &job_id);
-            self.access.released(&job_id);
+            self.registry.lock().release(&agent.id, &job_id, Instant::now());
+            self.room_at(&agent.id);
         })?;
+        reserved.book(Instant::now() + self.booking_timeout);
         debug!(%job_id, agent = %agent.id, model = request.model, "routed");
         Ok(Route {
             agent,
@@ -238,6 +271,7 @@ impl Dispatcher {
             model_digest,
             estimated_rtt_ms: booked.rtt_ms.unwrap_or(0.0),
             generations: claims.generations,
+            queued,
         })
     }
 
@@ -251,8 +285,16 @@ impl Dispatcher {
         let claims = self.claims(&agent.id, client_id, "", "", Some(address));
         let session_token = self.sign(&claims)?;
         let (job_id, model_digest) = (String::new(), String::new());
-        let (expires_at, estimated_rtt_ms, generations) = (claims.exp, 0.0, None);
-        Ok(Route { agent, session_token, expires_at, job_id, model_digest, estimated_rtt_ms, generations })
+        Ok(Route {
+            agent,
+            session_token,
+            expires_at: claims.exp,
+            job_id,
+            model_digest,
+            estimated_rtt_ms: 0.0,
+            generations: None,
+            queued: None,
+        })
     }
 
     fn claims(
@@ -273,7 +315,7 @@ impl Dispatcher {
             job_id: job_id.to_owned(),
             jti: new_jti(),
             iat: unix_seconds(now),
-            nbf: unix_seconds(now - CLOCK_SKEW),
+            nbf: unix_seconds(now - BACKDATED),
             exp: unix_seconds(now + ttl),
             request: address.map(|Address { method, path }| Claims::request_line(method.as_str(), path)),
             key: None,
@@ -283,7 +325,7 @@ impl Dispatcher {
 
     fn sign(&self, claims: &Claims) -> Result<String, RouteError> {
         self.issuer.issue(claims).map_err(|cause| {
-            error!(%cause, "signing a session token failed");
+            seldom!(error, %cause, "signing a session token failed");
             RouteError::Internal
         })
     }
@@ -314,21 +356,43 @@ impl Dispatcher {
         }
     }
 
+    /// After a restart: agents that were there before it come back within a lease, or are gone. An agent notices the loss within 15 s (10 s to a
+    /// keep-alive ping, 5 s for its answer) and tries again at least every 5 s, with 5 s to connect: 25 s together, below the 30 s of a lease.
+    pub(crate) fn expect_back(&self, ids: Vec<Arc<str>>) {
+        if !ids.is_empty() {
+            info!(agents = ids.len(), "waiting for the agents that were there before");
+        }
+        self.registry.lock().expect(ids, self.started + self.heartbeat_timeout);
+    }
+
     /// Tidies the registry; to be called now and then.
     pub(crate) fn expire_agents(&self, now: Instant) {
         let expired = self.registry.lock().expire(now);
         for id in expired.offline {
             self.access.gone(&id);
-            info!(agent = %id, "no heartbeat in time: the agent is offline");
+            seldom!(info, agent = %id, "no heartbeat in time: the agent is offline");
+        }
+        for id in expired.missing {
+            warn!(agent = %id, "was there before this coordinator was started, and has not come back");
         }
         for id in expired.forgotten {
             debug!(agent = %id, "forgotten");
         }
+        self.serve_all(now);
     }
 }
 
-fn refusal(wanted: &Wanted<'_>, error: BookError) -> RouteError {
+/// Said of what is not known, as long as it may still come.
+pub(crate) fn starting() -> RouteError {
+    RouteError::Starting { retry_after: RETRY_AFTER }
+}
+
+fn refusal(wanted: &Wanted<'_>, error: NoRoom) -> RouteError {
     let model = wanted.model.to_owned();
+    let error = match error {
+        NoRoom::Never(error) => error,
+        reason => return RouteError::NoCapacity { model, reason, retry_after: RETRY_AFTER },
+    };
     match error {
         BookError::ModelNotFound { available } => RouteError::ModelNotFound { model, available },
         BookError::NoAgents => RouteError::NoAgents { model },
@@ -337,7 +401,8 @@ fn refusal(wanted: &Wanted<'_>, error: BookError) -> RouteError {
             let found = found.into_iter().map(named).collect();
             RouteError::NoEqualModel { model, wanted: wanted.model_digest.to_owned(), found }
         }
-        BookError::NoCapacity => RouteError::NoCapacity { model, retry_after: RETRY_AFTER },
+        BookError::Starting => starting(),
+        BookError::NoCapacity => RouteError::NoCapacity { model, reason: NoRoom::AtOnce, retry_after: RETRY_AFTER },
     }
 }
 
@@ -368,6 +433,19 @@ fn check_conversation(request: &RouteRequest<'_>) -> Result<(), RouteError> {
         return invalid("model_digest", format!("must be {DIGEST_DIGITS} hexadecimal digits, a-f in lower case"));
     }
     Ok(())
+}
+
+/// The agents that a request names in [`EXCLUDE_AGENTS`].
+fn excluded(list: &str) -> Result<Vec<&str>, RouteError> {
+    let ids = || list.split(',').map(str::trim).filter(|id| !id.is_empty());
+    let count = ids().count();
+    if count > MAX_EXCLUDED {
+        let must = format!(
+            "names {count} agents: at most {MAX_EXCLUDED} are accepted; leave out those that failed longest ago"
+        );
+        return Err(RouteError::InvalidParameter { name: EXCLUDE_AGENTS, must });
+    }
+    Ok(ids().collect())
 }
 
 fn check(request: &RouteRequest<'_>) -> Result<(), RouteError> {

@@ -9,7 +9,7 @@ use std::cmp::Reverse;
 /// What each part of the score counts. Only the proportions matter: the four are divided by their sum.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Weights {
-    /// Free memory, as a share of the agent's own. Defaults to 40.
+    /// Free memory, as a share of the agent's own. Defaults to 40. On a GPU most of it counts for `load`.
     pub free_memory: f64,
     /// Free job slots, as a share of the agent's own. Defaults to 30.
     pub load: f64,
@@ -76,6 +76,8 @@ pub struct Candidate {
     /// Free memory over total memory: of the GPU where there is one, else RAM. A share, because what counts is how near an
     /// agent is to its own limit, and because a gigabyte of VRAM and one of RAM do not compare.
     pub free_memory: f64,
+    /// Whether that memory is a GPU's.
+    pub gpu: bool,
     /// Jobs running, queued or booked over the most it runs. The CPU's own load is left out: a busy CPU is what a running job
     /// looks like, and it would count every job twice.
     pub load: f64,
@@ -112,11 +114,18 @@ pub fn choose(weights: &Weights, candidates: impl Iterator<Item = Candidate>) ->
         .map(|candidate| candidate.key)
 }
 
-fn score(weights: &Weights, candidate: &Candidate) -> f64 {
+/// What is left of the weight of free memory on a GPU, where engines take the memory for their caches when they start: it says how large the
+/// model is, and not how busy. With the default weights it is less than one of sixteen slots is worth, so load goes first and memory
+/// decides between those who are equally busy.
+const GPU_MEMORY_SHARE: f64 = 0.05;
+
+pub(crate) fn score(weights: &Weights, candidate: &Candidate) -> f64 {
     let rtt = candidate.rtt_ms.map_or(0.0, |rtt_ms| HALF_SCORE_RTT_MS / (HALF_SCORE_RTT_MS + rtt_ms));
     let speed = candidate.tokens_per_second.map_or(0.0, |speed| speed / (HALF_SCORE_TOKENS_PER_SECOND + speed));
-    weights.free_memory * candidate.free_memory
-        + weights.load * (1.0 - candidate.load)
+    let memory = if candidate.gpu { GPU_MEMORY_SHARE * weights.free_memory } else { weights.free_memory };
+    let load = weights.load + (weights.free_memory - memory);
+    memory * candidate.free_memory
+        + load * (1.0 - candidate.load)
         + weights.rtt * rtt
         + weights.tokens_per_second * speed
 }
@@ -152,6 +161,7 @@ mod tests {
     const SAME: Candidate = Candidate {
         key: 0,
         free_memory: 0.5,
+        gpu: false,
         load: 0.5,
         rtt_ms: Some(10.0),
         tokens_per_second: Some(30.0),
@@ -191,6 +201,18 @@ mod tests {
         let idle_and_far = Candidate { key: 3, load: 0.0, rtt_ms: Some(1e6), ..SAME };
         let busy_and_near = Candidate { key: 4, load: 1.0, rtt_ms: Some(0.1), ..SAME };
         assert_eq!(chosen(&[idle_and_far, busy_and_near]), Some(3));
+    }
+
+    #[test]
+    fn on_gpus_load_outweighs_free_memory() {
+        let roomy = Candidate { key: 1, gpu: true, free_memory: 1.0, load: 1.0 / 16.0, ..SAME };
+        let idle = Candidate { key: 2, gpu: true, free_memory: 0.0, load: 0.0, ..SAME };
+        assert_eq!(chosen(&[roomy, idle]), Some(2));
+        assert_eq!(
+            chosen(&[roomy, Candidate { load: roomy.load, ..idle }]),
+            Some(1),
+            "it decides between equally busy ones"
+        );
     }
 
     #[test]
@@ -254,6 +276,7 @@ mod tests {
     prop_compose! {
         fn any_candidate()(
             free_memory in 0.0..=1.0f64,
+            gpu: bool,
             load in 0.0..=1.0f64,
             rtt_ms in proptest::option::of(0.0..1e6f64),
             tokens_per_second in proptest::option::of(0.0..1e6f64),
@@ -262,7 +285,7 @@ mod tests {
             last_chosen in 0..10u64,
         ) -> Candidate {
             let key = 0;
-            Candidate { key, free_memory, load, rtt_ms, tokens_per_second, prefix_messages, reserve, last_chosen }
+            Candidate { key, free_memory, gpu, load, rtt_ms, tokens_per_second, prefix_messages, reserve, last_chosen }
         }
     }
 

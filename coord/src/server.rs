@@ -10,7 +10,7 @@ use std::{
 
 use titan_certs::{CertDir, CertsError};
 use titan_transport::{
-    Plaintext, TcpConfig, serve_tcp,
+    Pages, Plaintext, TcpConfig, grpc_only, no_grpc, serve_tcp,
     tls::{HttpTls, Renewals, TlsError, follow},
     token::{KeyError, TokenIssuer},
 };
@@ -19,7 +19,6 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tracing::{info, warn};
 
@@ -29,6 +28,7 @@ use crate::{
     config::{Config, ConfigError},
     front_door, grpc,
     keys::{KeyFile, KeysError},
+    known_agents::KnownAgents,
     rest::{self, Ports},
     routing::Dispatcher,
     usage::UsageLog,
@@ -44,7 +44,7 @@ pub struct Coordinator {
     http_routes: axum::Router,
     grpc: TcpListener,
     grpc_addr: SocketAddr,
-    grpc_routes: Routes,
+    grpc_routes: axum::Router,
     health: HealthReporter,
     /// Ends the health streams.
     streams: CancellationToken,
@@ -53,6 +53,7 @@ pub struct Coordinator {
     ports: Ports,
     renewals: Option<Renewals>,
     dispatcher: Arc<Dispatcher>,
+    known_agents: KnownAgents,
 }
 
 /// Why a coordinator could not start.
@@ -131,24 +132,37 @@ impl Coordinator {
         let (grpc, grpc_addr) = listen("gRPC", config.grpc_addr, "COORDINATOR_PORT").await?;
 
         let dispatcher = Arc::new(Dispatcher::new(&config, issuer, access, usage).map_err(ConfigError::from)?);
+        let known_agents = KnownAgents::open(&config.key_dir);
+        dispatcher.expect_back(known_agents.ids());
         let streams = CancellationToken::new();
         let (grpc_routes, health) = grpc::routes(Arc::clone(&dispatcher), streams.clone()).await?;
         let plaintext = if config.insecure_plaintext { Plaintext::Anywhere } else { Plaintext::LoopbackOnly };
         let ports = Ports::default();
+        let http_routes = rest::router(Arc::clone(&dispatcher), origins, ports.clone(), ca)
+            .merge(front_door::router(Arc::clone(&dispatcher), client_ids));
+        let pages = Pages { hosts: config.allowed_hosts, origins: config.cors_origins };
+        // Where plain text is for everyone, so is asking.
+        let guarded = |routes| if config.insecure_plaintext { routes } else { pages.clone().guard(routes) };
+        let to_grpc =
+            format!("this is the coordinator's REST port: its gRPC port is {} (COORDINATOR_PORT)", grpc_addr.port());
+        let to_rest = format!(
+            "this is the coordinator's gRPC port: REST is on port {} (COORDINATOR_HTTP_PORT)",
+            http_addr.port()
+        );
         Ok(Self {
             http,
             http_addr,
-            http_routes: rest::router(Arc::clone(&dispatcher), origins, ports.clone(), ca)
-                .merge(front_door::router(Arc::clone(&dispatcher), client_ids)),
+            http_routes: guarded(no_grpc(http_routes, to_grpc)),
             grpc,
             grpc_addr,
-            grpc_routes,
+            grpc_routes: guarded(grpc_only(grpc_routes.into_axum_router(), to_rest)),
             health,
             streams,
             tcp: TcpConfig { tls, plaintext, traffic: Arc::default() },
             ports,
             renewals: config.renewals,
             dispatcher,
+            known_agents,
         })
     }
 
@@ -172,7 +186,7 @@ impl Coordinator {
         let _stop_streams = self.streams.clone().drop_guard();
         let tcp = |traffic| TcpConfig { traffic, ..self.tcp.clone() };
         let http = serve_tcp(self.http, self.http_routes, tcp(self.ports.http), shutdown.clone());
-        let grpc = serve_tcp(self.grpc, self.grpc_routes.into_axum_router(), tcp(self.ports.grpc), shutdown.clone());
+        let grpc = serve_tcp(self.grpc, self.grpc_routes, tcp(self.ports.grpc), shutdown.clone());
         let renewing = renew(self.tcp.tls.clone(), self.renewals);
         let served = async { tokio::try_join!(http, grpc).map(|_| ()) };
         let mut health = self.health;
@@ -186,13 +200,16 @@ impl Coordinator {
             self.streams.cancel();
             std::future::pending().await
         };
-        tokio::select! {
+        let mut known_agents = self.known_agents;
+        let result = tokio::select! {
             result = served => result,
             () = announce_end => Ok(()),
             () = renewing => Ok(()),
-            () = expire_agents(&self.dispatcher) => Ok(()),
+            () = expire_agents(&self.dispatcher, &mut known_agents) => Ok(()),
             () = follow_keys(&self.dispatcher) => Ok(()),
-        }
+        };
+        note_members(&self.dispatcher, &mut known_agents).await;
+        result
     }
 }
 
@@ -204,12 +221,22 @@ async fn renew(tls: Option<HttpTls>, renewals: Option<Renewals>) {
     std::future::pending().await
 }
 
-async fn expire_agents(dispatcher: &Dispatcher) {
+async fn expire_agents(dispatcher: &Dispatcher, known_agents: &mut KnownAgents) {
     let mut ticks = interval(EXPIRE_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         dispatcher.expire_agents(Instant::now());
+        note_members(dispatcher, known_agents).await;
+    }
+}
+
+/// For the next start.
+async fn note_members(dispatcher: &Dispatcher, known_agents: &mut KnownAgents) {
+    let membership = dispatcher.registry.lock().membership();
+    if known_agents.changed(membership) {
+        let members = dispatcher.registry.lock().members(Instant::now());
+        known_agents.write(members).await;
     }
 }
 

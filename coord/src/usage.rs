@@ -113,7 +113,7 @@ impl UsageLog {
     /// Opens the file, and makes it if it is not there: for its owner alone, since it says who asked.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
-            titan_certs::files::make_dir(dir)?;
+            titan_files::make_dir(dir)?;
         }
         let file = open(path)?;
         let lost = Arc::new(AtomicU64::new(0));

@@ -30,6 +30,7 @@ fn client() -> reqwest::Client {
 
 async fn call(harness: &Harness, method: &str, path: &str, key: &str, body: String) -> Response {
     let request = client().request(method.parse().unwrap(), harness.http(path)).bearer_auth(key);
+    let request = request.header("x-titan-queue-timeout-ms", "0");
     request.header("content-type", "application/json").body(body).send().await.unwrap()
 }
 

@@ -32,6 +32,13 @@ fn prompt() -> InferenceRequest {
     }
 }
 
+/// A request that does not wait for room.
+fn at_once(request: InferenceRequest) -> tonic::Request<InferenceRequest> {
+    let mut request = tonic::Request::new(request);
+    request.metadata_mut().insert("x-titan-queue-timeout-ms", 0.into());
+    request
+}
+
 async fn status(client: &mut Client) -> SystemStatus {
     client
         .query_system_status(StatusRequest { include_agents: true, include_metrics: false })
@@ -292,9 +299,10 @@ async fn refusals_carry_their_code_word() {
     for _ in 0..4 {
         client.request_inference(prompt()).await.unwrap();
     }
-    let full = client.request_inference(prompt()).await.unwrap_err();
+    let full = client.request_inference(at_once(prompt())).await.unwrap_err();
     assert_eq!(full.code(), Code::ResourceExhausted);
     assert_eq!(full.metadata().get("retry-after").unwrap(), "2");
+    assert_eq!(full.metadata().get("grpc-retry-pushback-ms").unwrap(), "2000");
     assert!(full.message().starts_with("no_capacity: "));
 }
 
@@ -312,7 +320,7 @@ async fn a_burst_between_two_heartbeats_spreads_out_and_claims_give_room_back() 
         jobs.entry(answer.agent_id).or_default().push(answer.job_id);
     }
     assert_eq!(jobs.values().map(Vec::len).collect::<Vec<_>>(), [4, 4]);
-    assert_eq!(client.clone().request_inference(prompt()).await.unwrap_err().code(), Code::ResourceExhausted);
+    assert_eq!(client.clone().request_inference(at_once(prompt())).await.unwrap_err().code(), Code::ResourceExhausted);
 
     // All of agent-1's jobs began; three of them are done by now.
     let claimed_job_ids = jobs["agent-1"].clone();
@@ -321,7 +329,7 @@ async fn a_burst_between_two_heartbeats_spreads_out_and_claims_give_room_back() 
     for _ in 0..3 {
         assert_eq!(client.clone().request_inference(prompt()).await.unwrap().into_inner().agent_id, "agent-1");
     }
-    assert_eq!(client.clone().request_inference(prompt()).await.unwrap_err().code(), Code::ResourceExhausted);
+    assert_eq!(client.clone().request_inference(at_once(prompt())).await.unwrap_err().code(), Code::ResourceExhausted);
 }
 
 #[tokio::test]
@@ -358,7 +366,8 @@ async fn deregistering_ends_a_lease_at_once() {
     let harness = Harness::start().await;
     let mut agent = harness.agent("agent-1").await;
     agent.register().await;
-    let leave = || DeregistrationRequest { agent_id: "agent-1".into(), reason: "maintenance".into() };
+    let leave =
+        || DeregistrationRequest { agent_id: "agent-1".into(), reason: "maintenance".into(), ..Default::default() };
     assert_eq!(agent.client.deregister_agent(leave()).await.unwrap().into_inner().status, "deregistered");
     assert_eq!(status_of(&mut agent.client, "agent-1").await.as_deref(), Some("offline"));
     assert_eq!(agent.client.request_inference(prompt()).await.unwrap_err().code(), Code::Unavailable);

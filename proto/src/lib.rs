@@ -5,6 +5,7 @@
 //! - [`wire`]: the protobuf payloads of the QUIC wire's frames. The wire itself is specified in `PROTOCOL.md`, beside this
 //!   crate's sources, and implemented by `titan-transport`.
 //! - [`conversation`]: messages and tools, their limits. [`digest`]: the chain of digests by which a conversation is found again.
+//! - [`host`]: which hosts are this machine, and which pages may ask what runs on it.
 //! - The constants below: names, ports and limits that more than one part must agree on.
 //!
 //! Nothing here does I/O.
@@ -13,6 +14,7 @@
 
 pub mod conversation;
 pub mod digest;
+pub mod host;
 mod private;
 pub mod rest;
 
@@ -38,6 +40,12 @@ pub const COORDINATOR_NAME: &str = "titancompute-coordinator";
 pub const REASON: &str = "titan-reason";
 /// [`REASON`]: the prompt is longer than the model's context. OpenAI's word for it.
 pub const CONTEXT_LENGTH: &str = "context_length_exceeded";
+
+/// [`REASON`]: a newer process has registered under the agent's name.
+pub const REPLACED: &str = "replaced";
+/// How far apart the clocks of coordinator and agent may be: tokens are valid from 30 s before they are made, and whoever checks them allows
+/// 5 s more (`titan_transport::token::CLOCK_LEEWAY`).
+pub const MAX_CLOCK_SKEW: std::time::Duration = std::time::Duration::from_secs(35);
 
 /// Default port of the coordinator's REST interface (TCP); `COORDINATOR_HTTP_PORT`.
 pub const COORDINATOR_HTTP_PORT: u16 = 8080;

@@ -31,6 +31,27 @@ impl fmt::Debug for rest::InferenceRequest {
     }
 }
 
+impl fmt::Debug for v1::OutcomeRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OutcomeRequest")
+            .field("job_id", &self.job_id)
+            .field("outcome", &self.outcome)
+            .field("agent_id", &self.agent_id)
+            .field("wire", &self.wire)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for rest::OutcomeReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OutcomeReport")
+            .field("outcome", &self.outcome)
+            .field("agent_id", &self.agent_id)
+            .field("wire", &self.wire)
+            .finish_non_exhaustive()
+    }
+}
+
 impl fmt::Debug for v1::Prefill {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Prefill")

@@ -214,6 +214,48 @@ pub struct QuicEndpoint {
     pub server_name: String,
 }
 
+/// Body of `POST /api/v1/jobs/{job_id}/outcome`: what a client met at the agent that it was sent to.
+///
+/// A client tells failures at once, and a success only of an agent that has failed it before: an agent that answers everybody needs no praise,
+/// and a report for each request would double what the coordinator is asked, while one that is on trial after failures (`half_open`) waits
+/// for exactly that word. A report may be lost. Its `Debug` shows no token.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct OutcomeReport {
+    pub outcome: Outcome,
+    pub agent_id: String,
+    /// `quic` or `grpc`, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wire: Option<String>,
+    /// What happened, in at most [`MAX_OUTCOME_MESSAGE_BYTES`]. Never a prompt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// Of this job: who can show it was sent to this agent.
+    pub session_token: String,
+}
+
+/// Longest [`OutcomeReport::message`]: a line of a log.
+pub const MAX_OUTCOME_MESSAGE_BYTES: usize = 256;
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub enum Outcome {
+    /// The answer came to its end.
+    Completed,
+    /// The agent did not take it.
+    Refused,
+    /// No connection to the agent came about.
+    Unreachable,
+    /// The answer broke off: the connection was lost, or the model failed.
+    Broken,
+    /// No text came in the time that the client had.
+    TimedOut,
+    /// The client lost interest.
+    Cancelled,
+}
+
 /// `GET /api/v1/health`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
@@ -301,9 +343,12 @@ pub struct Agent {
     /// Sequences that its engines compute now.
     #[serde(default)]
     pub computing: i32,
-    /// Why it is `degraded` or `half_open`, if it says so.
+    /// Why it is not `healthy`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_reason: Option<String>,
+    /// Since when it is, RFC 3339; absent while it is `healthy`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_since: Option<String>,
     /// What its models are, where it tells.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub model_info: Vec<ModelInfo>,

@@ -2,18 +2,19 @@
 
 use std::{
     collections::HashMap,
-    net::IpAddr,
     pin::Pin,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
 use futures_util::{Stream, stream};
-use http::{HeaderMap, header, request::Parts};
+use http::{Method, header, request::Parts};
 use titan_client::{ClientError, CoordinatorError, Generation, Prompt};
 use titan_openai::{Backend, Caller};
 use titan_proto::{
-    REASON, rest,
+    REASON,
+    host::{PageRefused, check_page},
+    rest,
     v1::{ModelInfo, StreamRequest, StreamResponse},
 };
 use tonic::{Code, Status};
@@ -37,7 +38,7 @@ impl Backend for ToAgents {
     type Stream = Pin<Box<dyn Stream<Item = Result<StreamResponse, Status>> + Send>>;
 
     async fn authenticate(&self, request: &Parts) -> Result<Caller, Status> {
-        let Some(key) = &self.key else { return of_this_machine(&request.headers).map(|()| Caller::default()) };
+        let Some(key) = &self.key else { return of_this_machine(request).map(|()| Caller::default()) };
         let shown = request.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let shown = shown.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
         match aws_lc_rs::constant_time::verify_slices_are_equal(shown.as_bytes(), key.as_bytes()) {
@@ -68,29 +69,20 @@ impl Backend for ToAgents {
     }
 }
 
-/// Without a key only what runs on this machine may ask. A page in a browser here is none of that, be it by a form or by a name of its own that leads here: it
-/// names itself or this host in a header that it cannot change (Fetch §3.2, RFC 9110 §7.2).
-fn of_this_machine(headers: &HeaderMap) -> Result<(), Status> {
-    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or_default());
-    let host_of_origin = text(header::ORIGIN).map(|origin| origin.split_once("://").map_or("", |(_, host)| host));
-    for (what, host) in [("Host", text(header::HOST)), ("Origin", host_of_origin)] {
-        if let Some(host) = host.filter(|host| !is_loopback(host)) {
-            return Err(Status::permission_denied(format!(
-                "the header {what} names {host:?}, which is not this machine: start the proxy with --require-key to let others in"
-            )));
-        }
-    }
-    Ok(())
-}
-
-/// Whether `host` or `host:port` is this machine by any of its names.
-fn is_loopback(host: &str) -> bool {
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        _ => host,
-    };
-    let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-    name.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.to_canonical().is_loopback())
+/// Without a key only what runs on this machine may ask, and no page in a browser here.
+fn of_this_machine(request: &Parts) -> Result<(), Status> {
+    let text = |name| request.headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()));
+    let (host, origin) = (text(header::HOST), text(header::ORIGIN));
+    let reads_only = [Method::GET, Method::HEAD, Method::OPTIONS].contains(&request.method);
+    check_page::<&str>(reads_only, host.as_deref(), origin.as_deref(), &[], &[]).map_err(|refused| {
+        let (what, named) = match &refused {
+            PageRefused::Host(host) => ("Host", host),
+            PageRefused::Origin(origin) => ("Origin", origin),
+        };
+        Status::permission_denied(format!(
+            "the header {what} names {named:?}, which is not this machine: start the proxy with --require-key to let others in"
+        ))
+    })
 }
 
 /// An answer that comes now, for the figures.
@@ -158,7 +150,21 @@ fn status(error: &ClientError) -> Status {
         ClientError::Refused { code: Code::InvalidArgument | Code::FailedPrecondition, message, .. } => message.clone(),
         error => error.to_string(),
     };
-    let code = match error {
+    let code = code(error);
+    let mut status = Status::new(code, message);
+    if let ClientError::Refused { reason: Some(reason), .. } = error
+        && let Ok(reason) = reason.parse()
+    {
+        status.metadata_mut().insert(REASON, reason);
+    }
+    if let Some(wait) = error.retry_after() {
+        status.metadata_mut().insert("retry-after", seconds(wait).into());
+    }
+    status
+}
+
+fn code(error: &ClientError) -> Code {
+    match error {
         ClientError::Refused { code: Code::Unauthenticated | Code::PermissionDenied, .. } => Code::Unavailable,
         ClientError::Refused { code, .. } => *code,
         ClientError::Broken { code: Code::InvalidArgument | Code::FailedPrecondition, .. } => Code::FailedPrecondition,
@@ -172,18 +178,11 @@ fn status(error: &ClientError) -> Status {
             _ => Code::Unavailable,
         },
         ClientError::Coordinator(CoordinatorError::Unreachable { .. }) => Code::Unavailable,
+        // What was in the way until the time was over.
+        ClientError::TimedOut { last: Some(last), .. } => code(last),
+        ClientError::TimedOut { last: None, .. } => Code::DeadlineExceeded,
         _ => Code::Internal,
-    };
-    let mut status = Status::new(code, message);
-    if let ClientError::Refused { reason: Some(reason), .. } = error
-        && let Ok(reason) = reason.parse()
-    {
-        status.metadata_mut().insert(REASON, reason);
     }
-    if let Some(wait) = error.retry_after() {
-        status.metadata_mut().insert("retry-after", seconds(wait).into());
-    }
-    status
 }
 
 /// Whole seconds, at least one.
@@ -199,21 +198,25 @@ mod tests {
 
     #[test]
     fn a_page_of_another_place_is_not_this_machine() {
-        for (host, origin, here) in [
-            (Some("127.0.0.1:8787"), None, true),
-            (Some("localhost:8787"), Some("http://localhost:3000"), true),
-            (Some("[::1]:8787"), Some("http://127.0.0.1"), true),
-            (None, None, true),
+        for (method, host, origin, here) in [
+            (Method::POST, Some("127.0.0.1:8787"), None, true),
+            (Method::POST, Some("localhost:8787"), Some("http://localhost:3000"), true),
+            (Method::POST, Some("[::1]:8787"), Some("http://127.0.0.1"), true),
+            (Method::POST, None, None, true),
             // A name of the page's own that leads here.
-            (Some("evil.example:8787"), None, false),
-            (Some("127.0.0.1.evil.example"), None, false),
-            (Some("127.0.0.1:8787"), Some("https://evil.example"), false),
-            (Some("127.0.0.1:8787"), Some("null"), false),
-            (Some("192.0.2.1:8787"), None, false),
+            (Method::GET, Some("evil.example:8787"), None, false),
+            (Method::POST, Some("127.0.0.1.evil.example"), None, false),
+            (Method::POST, Some("127.0.0.1:8787"), Some("https://evil.example"), false),
+            (Method::POST, Some("127.0.0.1:8787"), Some("null"), false),
         ] {
-            let named = [(header::HOST, host), (header::ORIGIN, origin)];
-            let headers = named.into_iter().filter_map(|(name, value)| Some((name, value?.parse().unwrap()))).collect();
-            assert_eq!(of_this_machine(&headers).is_ok(), here, "{host:?} {origin:?}");
+            let mut request = http::Request::builder().method(method);
+            for (name, value) in [(header::HOST, host), (header::ORIGIN, origin)] {
+                if let Some(value) = value {
+                    request = request.header(name, value);
+                }
+            }
+            let (parts, ()) = request.body(()).unwrap().into_parts();
+            assert_eq!(of_this_machine(&parts).is_ok(), here, "{host:?} {origin:?}");
         }
     }
 }

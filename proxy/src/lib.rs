@@ -11,8 +11,9 @@ mod metrics;
 
 use std::{io, sync::Arc, time::Duration};
 
-use axum::{Router, routing::get, serve::ListenerExt as _};
+use axum::{Router, routing::get};
 use titan_openai::Settings;
+use titan_transport::{Plaintext, TcpConfig, serve_tcp};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -37,15 +38,10 @@ pub fn router(clients: &Clients, key: Option<String>) -> Router {
 /// # Errors
 /// When the port accepts no more connections.
 pub async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken) -> io::Result<()> {
-    let listener = listener.tap_io(|stream| {
-        // A token is a small packet, and the next one must not wait for its acknowledgement.
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "no TCP_NODELAY");
-        }
-    });
-    let server = axum::serve(listener, router).with_graceful_shutdown(shutdown.clone().cancelled_owned());
+    // Who may ask, and from where, the router decides; the limits of a port hold here as they do for agents.
+    let config = TcpConfig { tls: None, plaintext: Plaintext::Anywhere, traffic: Arc::default() };
     tokio::select! {
-        served = server.into_future() => served,
+        served = serve_tcp(listener, router, config, shutdown.clone()) => served,
         () = async { shutdown.cancelled().await; tokio::time::sleep(DRAIN_TIME).await } => Ok(()),
     }
 }

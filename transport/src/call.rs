@@ -1,6 +1,6 @@
 //! One call on the server: a request from the stream, through the router, the response to the stream.
 
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -8,7 +8,7 @@ use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use http::{HeaderValue, Method, Request, Response, Uri, header::CONTENT_TYPE, request};
 use http_body::{Body as _, Frame};
 use http_body_util::BodyExt as _;
-use quinn::{RecvStream, SendStream, WriteError};
+use quinn::{RecvStream, SendStream};
 use titan_proto::wire::Headers;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -17,10 +17,10 @@ use tonic::Status;
 use crate::{
     body::{IncomingBody, IncomingError},
     deadline,
-    limits::{DRAIN_TIMEOUT, HEADERS_TIMEOUT},
+    limits::{DRAIN_TIMEOUT, HEADERS_TIMEOUT, PortLimits},
     peer::PeerInfo,
     repeat::sender::{Repeater, Repeats},
-    stream::OutgoingStream,
+    stream::{OutgoingStream, SendError},
     wire::{
         ErrorCode, frame,
         metadata::{self, MetadataError},
@@ -35,6 +35,7 @@ pub(crate) async fn serve(
     send: SendStream,
     recv: RecvStream,
     repeats: Option<Arc<Repeats>>,
+    limits: PortLimits,
     killed: CancellationToken,
 ) {
     let stream = u64::from(send.id());
@@ -47,7 +48,7 @@ pub(crate) async fn serve(
         let mut body = IncomingBody::request(recv);
         let headers = match timeout(HEADERS_TIMEOUT, body.request_headers()).await {
             Ok(Ok(headers)) => headers,
-            Ok(Err(error)) => return refuse(&mut out, body, error).await,
+            Ok(Err(error)) => return refuse(&mut out, body, error, limits.write).await,
             Err(_) => {
                 body.stop(ErrorCode::Timeout);
                 out.abort(ErrorCode::Timeout);
@@ -57,10 +58,10 @@ pub(crate) async fn serve(
         let mut repeater = repeats.filter(|_| headers.repeat).map(|repeats| Repeater::new(&repeats, stream));
         let request = match request_parts(headers) {
             Ok(parts) => Request::from_parts(parts, Body::new(body)),
-            Err(error) => return respond(&mut Answer::new(&mut out, None), error.into_http()).await,
+            Err(error) => return respond(&mut Answer::new(&mut out, None, limits.write), error.into_http()).await,
         };
-        let response = deadline::call(&mut router, with_peer(request, peer)).await;
-        respond(&mut Answer::new(&mut out, repeater.as_mut()), response).await?;
+        let response = deadline::call(&mut router, with_peer(request, peer), limits.request).await;
+        respond(&mut Answer::new(&mut out, repeater.as_mut(), limits.write), response).await?;
         if let Some(repeater) = &mut repeater {
             repeater.finish().await;
         }
@@ -78,7 +79,12 @@ pub(crate) async fn serve(
     match result {
         // Whoever closes the connection waits for this task, and a close would throw away what is not acknowledged.
         Ok(()) => drop(timeout(DRAIN_TIMEOUT, endings.next()).await),
-        Err(error) => tracing::debug!(%error, "response not delivered"),
+        Err(error) => {
+            if matches!(error, SendError::Stalled(_)) {
+                out.abort(ErrorCode::Timeout);
+            }
+            tracing::debug!(%error, "response not delivered");
+        }
     }
 }
 
@@ -106,7 +112,12 @@ fn request_parts(headers: Headers) -> Result<request::Parts, Status> {
 }
 
 /// Answers a request that could not be read.
-async fn refuse(out: &mut OutgoingStream, mut body: IncomingBody, error: IncomingError) -> Result<(), WriteError> {
+async fn refuse(
+    out: &mut OutgoingStream,
+    mut body: IncomingBody,
+    error: IncomingError,
+    write_limit: Duration,
+) -> Result<(), SendError> {
     body.stop(error.code());
     match error {
         // The caller has gone, or reset the stream: nobody is left to tell.
@@ -114,7 +125,7 @@ async fn refuse(out: &mut OutgoingStream, mut body: IncomingBody, error: Incomin
             out.abort(ErrorCode::Cancelled);
             Ok(())
         }
-        error => respond(&mut Answer::new(out, None), error.into_status().into_http()).await,
+        error => respond(&mut Answer::new(out, None, write_limit), error.into_status().into_http()).await,
     }
 }
 
@@ -122,14 +133,16 @@ async fn refuse(out: &mut OutgoingStream, mut body: IncomingBody, error: Incomin
 struct Answer<'a> {
     out: &'a mut OutgoingStream,
     repeater: Option<&'a mut Repeater>,
+    /// How long the peer may take nothing.
+    write_limit: Duration,
     /// Frames that are not written yet.
     chunks: Vec<Bytes>,
     reframer: Reframer,
 }
 
 impl<'a> Answer<'a> {
-    fn new(out: &'a mut OutgoingStream, repeater: Option<&'a mut Repeater>) -> Self {
-        Self { out, repeater, chunks: Vec::new(), reframer: Reframer::default() }
+    fn new(out: &'a mut OutgoingStream, repeater: Option<&'a mut Repeater>, write_limit: Duration) -> Self {
+        Self { out, repeater, write_limit, chunks: Vec::new(), reframer: Reframer::default() }
     }
 
     fn push(&mut self, frame: Bytes) {
@@ -148,7 +161,7 @@ impl<'a> Answer<'a> {
     }
 
     /// Writes what was pushed.
-    async fn flush(&mut self) -> Result<(), WriteError> {
+    async fn flush(&mut self) -> Result<(), SendError> {
         if self.chunks.is_empty() {
             return Ok(());
         }
@@ -156,11 +169,11 @@ impl<'a> Answer<'a> {
             // Before the stream is written to and in the same turn of this task: both go into one packet.
             repeater.ride(self.chunks.iter().map(Bytes::len).sum());
         }
-        self.out.write(&mut self.chunks).await
+        self.out.write_within(&mut self.chunks, self.write_limit).await
     }
 
     /// Writes `last` and ends the stream.
-    async fn finish(&mut self, last: Bytes) -> Result<(), WriteError> {
+    async fn finish(&mut self, last: Bytes) -> Result<(), SendError> {
         self.push(last);
         if let Some(repeater) = &mut self.repeater {
             repeater.ends();
@@ -183,7 +196,7 @@ impl<'a> Answer<'a> {
 }
 
 /// Writes a response: PROTOCOL.md §3.1.
-async fn respond(answer: &mut Answer<'_>, response: Response<Body>) -> Result<(), WriteError> {
+async fn respond(answer: &mut Answer<'_>, response: Response<Body>) -> Result<(), SendError> {
     let (mut parts, mut body) = response.into_parts();
     if parts.headers.contains_key("grpc-status") {
         return answer.finish(frame::trailers_frame(&metadata::trailers(&parts.headers))).await;
@@ -221,7 +234,7 @@ async fn respond(answer: &mut Answer<'_>, response: Response<Body>) -> Result<()
                 }
             },
             Some(Err(error)) => {
-                tracing::warn!(%error, "the handler's response broke off");
+                crate::seldom!(warn, %error, "the handler's response broke off");
                 answer.out.abort(ErrorCode::Internal);
                 return Ok(());
             }

@@ -15,9 +15,20 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::{Code, Status};
 use tower::Service;
 
+use crate::arrival;
+
 /// Runs one request through `router`. If the caller set a deadline and it passes, the handler is dropped and the caller
-/// gets DEADLINE_EXCEEDED, also in the middle of a stream.
-pub(crate) async fn call(router: &mut axum::Router, request: Request<Body>) -> Response<Body> {
+/// gets DEADLINE_EXCEEDED, also in the middle of a stream; so it is when the request does not arrive within `arrives`.
+pub(crate) async fn call(router: &mut axum::Router, request: Request<Body>, arrives: Duration) -> Response<Body> {
+    let (request, late) = arrival::limit(request, arrives);
+    tokio::select! {
+        biased;
+        response = call_within(router, request) => response,
+        response = late => response,
+    }
+}
+
+async fn call_within(router: &mut axum::Router, request: Request<Body>) -> Response<Body> {
     let timeout = match grpc_timeout(request.headers()) {
         Ok(timeout) => timeout,
         Err(value) => {
@@ -50,7 +61,7 @@ pub(crate) fn exceeded() -> Status {
 ///
 /// # Errors
 /// The header's value, when it is not as the gRPC specification says.
-pub(crate) fn grpc_timeout(headers: &HeaderMap) -> Result<Option<Duration>, String> {
+pub fn grpc_timeout(headers: &HeaderMap) -> Result<Option<Duration>, String> {
     let Some(value) = headers.get("grpc-timeout") else { return Ok(None) };
     let parse = || {
         let (digits, unit) = value.to_str().ok()?.split_at_checked(value.len() - 1)?;

@@ -1,9 +1,16 @@
-//! Every limit of the QUIC wire, each with its reason, and the transport settings made of them. PROTOCOL.md §8.
+//! Every limit of the QUIC wire, each with its reason, and the transport settings made of them. PROTOCOL.md §8. `port`: of any port, whoever
+//! comes to it.
+
+mod port;
 
 use std::{sync::Arc, time::Duration};
 
 use quinn::{AckFrequencyConfig, IdleTimeout, TransportConfig, VarInt};
 
+pub use self::port::{
+    FIRST_REQUEST_TIMEOUT, IDLE_CONNECTION_TIMEOUT, MAX_CONNECTIONS, MAX_CONNECTIONS_PER_ADDRESS, PortLimits,
+    REQUEST_TIMEOUT, WRITE_TIMEOUT,
+};
 use crate::{QuicOptions, congestion::ThinStreamConfig};
 
 /// Payload of a HEADERS or TRAILERS frame. Metadata is a few hundred bytes, a JWT under 2 KiB; HTTP/2 servers commonly allow 16 KiB.

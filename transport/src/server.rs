@@ -21,9 +21,10 @@ use tonic::service::Routes;
 use crate::{
     QuicOptions, call,
     first_packets::FirstPackets,
-    limits::{DRAIN_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_CALLS_PER_CONNECTION, MAX_HANDSHAKES_BEFORE_RETRY},
+    limits::{DRAIN_TIMEOUT, MAX_CALLS_PER_CONNECTION, MAX_HANDSHAKES_BEFORE_RETRY, PortLimits},
     peer::{EarlyData, PeerConnection, PeerInfo, Wire},
     repeat::sender::Repeats,
+    seats::{Seat, Seats},
     socket::{self, Unreachable},
     tls::{ClientVerifier, TlsError, TlsMaterial},
     wire::ErrorCode,
@@ -36,12 +37,14 @@ pub struct QuicServerConfig {
     pub verifier: ClientVerifier,
     /// How long running calls may go on after the shutdown. Defaults to [`DRAIN_TIMEOUT`].
     pub drain_timeout: Duration,
+    /// What the port bears.
+    pub limits: PortLimits,
 }
 
 impl QuicServerConfig {
     /// Peers must have a certificate of `material`'s CA.
     pub fn new(material: &TlsMaterial) -> Result<Self, TlsError> {
-        Ok(Self { verifier: material.client_verifier()?, drain_timeout: DRAIN_TIMEOUT })
+        Ok(Self { verifier: material.client_verifier()?, drain_timeout: DRAIN_TIMEOUT, limits: PortLimits::default() })
     }
 }
 
@@ -106,12 +109,14 @@ pub async fn serve_quic(listener: QuicListener, routes: Routes, config: QuicServ
     let server = Arc::new(Server {
         router: routes.prepare().into_axum_router(),
         verifier: config.verifier,
+        limits: config.limits,
         handshakes: AtomicUsize::new(0),
         unreachable,
         draining: shutdown.clone(),
         killed: CancellationToken::new(),
     });
     let connections = TaskTracker::new();
+    let seats = Seats::new(config.limits.connections, config.limits.connections_per_address);
     loop {
         let incoming = tokio::select! {
             () = shutdown.cancelled() => break,
@@ -127,7 +132,15 @@ pub async fn serve_quic(listener: QuicListener, routes: Routes, config: QuicServ
             let _ = incoming.retry();
             continue;
         }
-        connections.spawn(server.clone().connection(incoming));
+        // An address that nobody has proven yet may be a victim's. It is counted all the same: there are never more of them than a fraction of
+        // what one address may have.
+        match seats.take(incoming.remote_address()) {
+            Ok(seat) => drop(connections.spawn(server.clone().connection(incoming, seat))),
+            Err(full) => {
+                crate::seldom!(warn, addr = %incoming.remote_address(), "QUIC connection refused: {full}");
+                incoming.refuse();
+            }
+        }
     }
     // PROTOCOL.md §7: whoever comes now is told, instead of being left to wait.
     let refusals = async {
@@ -154,6 +167,7 @@ pub async fn serve_quic(listener: QuicListener, routes: Routes, config: QuicServ
 struct Server {
     router: axum::Router,
     verifier: ClientVerifier,
+    limits: PortLimits,
     /// Connections whose handshake is not complete.
     handshakes: AtomicUsize,
     unreachable: Unreachable,
@@ -163,7 +177,8 @@ struct Server {
 }
 
 impl Server {
-    async fn connection(self: Arc<Self>, incoming: Incoming) {
+    async fn connection(self: Arc<Self>, incoming: Incoming, seat: Seat) {
+        let seat = Arc::new(seat);
         let addr = incoming.remote_address();
         let (connection, confirmed) = match incoming.accept().map(quinn::Connecting::into_0rtt) {
             Ok(Ok(early)) => early,
@@ -174,7 +189,7 @@ impl Server {
                 return;
             }
         };
-        let complete = self.clone().watch_handshake(connection.clone(), confirmed);
+        let complete = self.clone().watch_handshake(connection.clone(), confirmed, Arc::clone(&seat));
         let peer = PeerConnection::quic(&connection);
         match self.calls(&connection, &peer, complete).await {
             Ok(()) => connection.close(ErrorCode::NoError.code(), b"shut down"),
@@ -194,14 +209,20 @@ impl Server {
         self: Arc<Self>,
         connection: Connection,
         confirmed: ZeroRttAccepted,
+        seat: Arc<Seat>,
     ) -> watch::Receiver<Option<bool>> {
         let (done, complete) = watch::channel(None);
         self.handshakes.fetch_add(1, Relaxed);
         tokio::spawn(async move {
-            let result = timeout(HANDSHAKE_TIMEOUT, confirmed).await;
+            let result = tokio::select! {
+                result = timeout(self.limits.first_request, confirmed) => result.map_err(|_| ErrorCode::Timeout),
+                () = seat.given_up() => Err(ErrorCode::Limit),
+            };
             self.handshakes.fetch_sub(1, Relaxed);
-            if result.is_err() {
-                connection.close(ErrorCode::Timeout.code(), b"the handshake took too long");
+            match result {
+                Ok(_) => seat.prove(),
+                Err(code @ ErrorCode::Limit) => connection.close(code.code(), b"too many connections"),
+                Err(code) => connection.close(code.code(), b"the handshake took too long"),
             }
             // On the server quinn resolves this with whatever the handshake's outcome was: ask the connection.
             done.send_replace(Some(result.is_ok() && connection.close_reason().is_none()));
@@ -260,7 +281,15 @@ impl Server {
                 tokio::spawn(repeats.clone().listen());
                 Some(repeats)
             });
-            calls.spawn(call::serve(self.router.clone(), peer, send, recv, repeats.clone(), self.killed.clone()));
+            calls.spawn(call::serve(
+                self.router.clone(),
+                peer,
+                send,
+                recv,
+                repeats.clone(),
+                self.limits,
+                self.killed.clone(),
+            ));
         }
         // Draining: what runs goes on, what is new is refused and may safely be sent elsewhere.
         calls.close();

@@ -1,7 +1,10 @@
 //! The outgoing half of a call: a QUIC stream that is reset, not finished, when whoever writes to it is dropped.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use quinn::{SendStream, WriteError};
+use tokio::time::timeout;
 
 use crate::wire::ErrorCode;
 
@@ -27,6 +30,18 @@ impl OutgoingStream {
         Ok(())
     }
 
+    /// The same, unless the peer takes nothing for `limit`.
+    pub(crate) async fn write_within(&mut self, chunks: &mut Vec<Bytes>, limit: Duration) -> Result<(), SendError> {
+        let mut rest = &mut chunks[..];
+        while !rest.is_empty() {
+            let written = timeout(limit, self.stream.write_chunks(rest)).await;
+            let written = written.map_err(|_| SendError::Stalled(limit))??;
+            rest = &mut rest[written.chunks..];
+        }
+        chunks.clear();
+        Ok(())
+    }
+
     /// Ends the stream: everything written will arrive.
     pub(crate) fn finish(&mut self) {
         self.open = false;
@@ -39,6 +54,15 @@ impl OutgoingStream {
         self.open = false;
         let _ = self.stream.reset(code.code());
     }
+}
+
+/// Why a response was not sent.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SendError {
+    #[error("writing to the peer: {0}")]
+    Write(#[from] WriteError),
+    #[error("the peer has taken nothing for {0:?}")]
+    Stalled(Duration),
 }
 
 impl Drop for OutgoingStream {

@@ -2,11 +2,12 @@
 //!
 //! Key material is a private CA's root, a certificate chain and its key: [`TlsMaterial`]. All configurations use
 //! TLS 1.3; both wires may ask for a client certificate of that CA. `client`: the QUIC client's, with its sessions. `live`: what servers show,
-//! replaced while they run. `pinned`: a server that is known by its CA's fingerprint.
+//! replaced while they run. `pinned`: a server that is known by its CA's fingerprint. `trouble`: whose certificate was refused, and why, in words.
 
 mod client;
 mod live;
 mod pinned;
+mod trouble;
 
 use std::{
     fmt, fs, io,
@@ -24,10 +25,12 @@ use rustls::{
     version::TLS13,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject as _};
+use titan_files::without_bom;
 
 pub use self::{
     live::{HttpTls, Identities, PublicIdentity, Renewals, follow, https_client_config},
     pinned::{CaPin, PinError, pinned_client_config},
+    trouble::trouble,
 };
 use crate::{QuicOptions, limits};
 
@@ -69,7 +72,8 @@ impl TlsMaterial {
     /// # Errors
     /// Names the file, and what was wrong with it.
     pub fn from_files(ca: &Path, cert: &Path, key: &Path) -> Result<Self, TlsError> {
-        Ok(Self { roots: read_certs(ca)?, chain: read_certs(cert)?, key: Arc::new(read_key(key)?) })
+        let (chain, key) = read_pair(cert, key)?;
+        Ok(Self { roots: read_certs(ca)?, chain, key })
     }
 
     /// Reads PEM texts: the CA's certificate, the leaf's (chain), the leaf's key.
@@ -222,12 +226,32 @@ pub enum TlsError {
     /// A server needs a certificate of its own.
     #[error("a server needs a certificate and its key; `titan certs issue` makes them")]
     NoIdentity,
+    /// A certificate's key is another one.
+    #[error("the key in {key} is not that of the certificate in {cert}: give the two that were issued together")]
+    OtherKey {
+        /// The certificate's file.
+        cert: PathBuf,
+        /// The key's file.
+        key: PathBuf,
+    },
     /// The pieces do not fit together.
     #[error("TLS: {0}")]
     Rustls(#[from] rustls::Error),
     /// A configuration that QUIC cannot use.
     #[error("TLS configuration: {0}")]
     Config(String),
+}
+
+/// A certificate with its chain, and its key.
+fn read_pair(cert: &Path, key: &Path) -> Result<(Vec<CertificateDer<'static>>, Arc<PrivateKeyDer<'static>>), TlsError> {
+    let (chain, private) = (read_certs(cert)?, read_key(key)?);
+    match live::certified(&chain, &private) {
+        Err(TlsError::Rustls(rustls::Error::InconsistentKeys(_))) => {
+            Err(TlsError::OtherKey { cert: cert.into(), key: key.into() })
+        }
+        Err(other) => Err(other),
+        Ok(_) => Ok((chain, Arc::new(private))),
+    }
 }
 
 fn read_certs(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
@@ -237,14 +261,15 @@ fn read_certs(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
 
 fn certs_of(path: &Path, text: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let pem_error = |reason: String| TlsError::Pem { path: path.into(), what: "certificate", reason };
-    let certs: Vec<_> =
-        CertificateDer::pem_slice_iter(text).collect::<Result<_, _>>().map_err(|e| pem_error(e.to_string()))?;
+    let certs: Vec<_> = CertificateDer::pem_slice_iter(without_bom(text))
+        .collect::<Result<_, _>>()
+        .map_err(|e| pem_error(e.to_string()))?;
     if certs.is_empty() { Err(pem_error("there is no CERTIFICATE section".into())) } else { Ok(certs) }
 }
 
 fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     let text = fs::read(path).map_err(|source| TlsError::Read { path: path.into(), source })?;
-    PrivateKeyDer::from_pem_slice(&text).map_err(|e| TlsError::Pem {
+    PrivateKeyDer::from_pem_slice(without_bom(&text)).map_err(|e| TlsError::Pem {
         path: path.into(),
         what: "private key",
         reason: e.to_string(),

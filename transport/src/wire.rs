@@ -35,7 +35,7 @@ pub enum ErrorCode {
     Limit = 0x5,
     /// The peer has no certificate of the private CA, or not a valid one. Connections only.
     Unauthenticated = 0x6,
-    /// The handshake, or a request's headers, took too long.
+    /// The handshake, or a request's headers, took too long; or the peer took nothing of a response for too long.
     Timeout = 0x7,
     /// The client connects anew and means to resume what it was reading. Connections only.
     Reconnecting = 0x8,

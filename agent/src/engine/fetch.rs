@@ -29,9 +29,6 @@ const DEFAULT_MODEL: Wanted = Wanted {
     sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 };
 
-/// The environment variable that moves the cache; without it, it is `titan` in the user's cache directory.
-const CACHE_DIR: &str = "TITAN_CACHE_DIR";
-
 /// How far a fetch is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FetchProgress {
@@ -113,11 +110,7 @@ pub fn test_model() -> Result<PathBuf, FetchError> {
 }
 
 fn models_folder() -> Result<PathBuf, FetchError> {
-    let cache = match std::env::var_os(CACHE_DIR).filter(|dir| !dir.is_empty()) {
-        Some(dir) => PathBuf::from(dir),
-        None => dirs::cache_dir().ok_or(FetchError::NoCacheDirectory)?.join("titan"),
-    };
-    Ok(cache.join("models"))
+    Ok(titan_files::cache_dir().ok_or(FetchError::NoCacheDirectory)?.join("models"))
 }
 
 struct Wanted {

@@ -236,7 +236,7 @@ impl Watch {
     fn succeeded(&self, at: usize, begun: Era) {
         let model = &self.models[at];
         if model.health.lock().succeeded(begun) {
-            tracing::info!(model = model.name, "healthy again: a request has been answered");
+            titan_transport::seldom!(info, model = model.name, "healthy again: a request has been answered");
         }
     }
 
@@ -249,7 +249,7 @@ impl Watch {
 
     fn degraded(self: &Arc<Self>, at: usize, error: &EngineError) {
         let model = &self.models[at];
-        tracing::warn!(model = model.name, %error, "degraded: it will be tried with one token from time to time");
+        titan_transport::seldom!(warn, model = model.name, %error, "degraded: it will be tried with one token from time to time");
         let prober = tokio::spawn(probe_until_healthy(Arc::downgrade(self), at));
         *model.prober.lock() = Some(AbortOnDropHandle::new(prober));
     }

@@ -43,10 +43,7 @@ pub(crate) fn binary() -> Option<PathBuf> {
 }
 
 fn in_cache() -> Option<PathBuf> {
-    let cache = match std::env::var_os("TITAN_CACHE_DIR").filter(|dir| !dir.is_empty()) {
-        Some(dir) => PathBuf::from(dir),
-        None => dirs::cache_dir()?.join("titan"),
-    };
+    let cache = titan_files::cache_dir()?;
     let versions = std::fs::read_dir(cache.join("llama-server")).ok()?.flatten();
     let mut servers: Vec<PathBuf> = versions.map(|version| version.path().join("llama-server")).collect();
     servers.retain(|server| server.is_file());

@@ -42,7 +42,7 @@ fn refusals() -> Vec<Refused> {
         ("garbage in three parts", "a.b.c".to_owned(), Code::Unauthenticated, "not a JSON web token"),
         ("too long", "x".repeat(10_000), Code::Unauthenticated, "10000 bytes"),
         ("expired", signed(|c| c.exp = c.iat - 60), Code::Unauthenticated, "expired"),
-        ("not yet valid", signed(|c| c.nbf = c.iat + 100), Code::Unauthenticated, "valid only in"),
+        ("not yet valid", signed(|c| c.nbf = c.iat + 100), Code::Unavailable, "valid only in"),
         ("other issuer", signed(|c| c.iss = "somebody".into()), Code::Unauthenticated, "issued by"),
         ("other agent", signed(|c| c.agent_id = "agent-2".into()), Code::PermissionDenied, "agent-2"),
         ("alg none", forged("none", |_| Vec::new()), Code::Unauthenticated, "not signed"),

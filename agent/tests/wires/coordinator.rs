@@ -17,10 +17,11 @@ use titan_agent::engine::{Engine, synthetic::SyntheticEngine};
 use titan_certs::{Identity, Role};
 use titan_proto::v1::{
     AgentRegistration, DeregistrationRequest, DeregistrationResponse, HealthAck, HealthUpdate, InferenceRequest,
-    InferenceResponse, Prefill, PublicKeyRequest, PublicKeyResponse, RegistrationResponse, StatusRequest,
-    StreamRequest, SystemStatus,
+    InferenceResponse, OutcomeRequest, OutcomeResponse, Prefill, PublicKeyRequest, PublicKeyResponse,
+    RegistrationResponse, StatusRequest, StreamRequest, SystemStatus,
     coordinator_service_server::{CoordinatorService, CoordinatorServiceServer},
 };
+use titan_proto::{REASON, REPLACED};
 use titan_transport::{
     PeerInfo, Plaintext, TcpConfig, Wire, serve_tcp,
     tls::HttpTls,
@@ -35,9 +36,9 @@ use tokio::{
 };
 use tokio_stream::{StreamExt as _, wrappers::BroadcastStream};
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Request, Response, Status, Streaming, service::Routes};
+use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataMap, service::Routes};
 
-use crate::fixture::{AGENT, Gated, Running, certs, claims, jwks, request, soon};
+use crate::fixture::{AGENT, Gated, Running, certs, claims, jwks, request, soon, token};
 
 /// What the agent was heard saying.
 #[derive(Debug)]
@@ -54,6 +55,10 @@ struct Listener {
     fetches: Arc<AtomicUsize>,
     /// What the next acknowledgement says; afterwards "ok".
     next_status: Arc<Mutex<Option<&'static str>>>,
+    /// What every update is refused with from now on.
+    refusal: Arc<Mutex<Option<Status>>>,
+    /// What acknowledgements say of the clocks: the coordinator's, and how far the agent's is ahead.
+    clocks: Arc<Mutex<(i64, i64)>>,
     /// Goes out beside the acknowledgements.
     hints: broadcast::Sender<HealthAck>,
     /// Ends the present stream.
@@ -74,9 +79,11 @@ impl CoordinatorService for Listener {
         let this = self.clone();
         let acks = request.into_inner().map_while(Result::ok).map(move |update| {
             let status = this.next_status.lock().take().unwrap_or("ok").to_owned();
-            let ack = HealthAck { status, timestamp: update.timestamp, ..Default::default() };
+            let (clock_unix_ms, clock_skew_ms) = *this.clocks.lock();
+            let timestamp = update.timestamp;
+            let ack = HealthAck { status, timestamp, clock_unix_ms, clock_skew_ms, ..Default::default() };
             let _ = this.heard.send(Heard::Update(Box::new(update)));
-            Ok(ack)
+            this.refusal.lock().clone().map_or(Ok(ack), Err)
         });
         let hints = BroadcastStream::new(self.hints.subscribe()).map(|hint| Ok(hint.unwrap()));
         // The stream ends with the updates, as a coordinator's does.
@@ -109,6 +116,10 @@ impl CoordinatorService for Listener {
         Err(Status::unimplemented("not an agent's call"))
     }
 
+    async fn report_outcome(&self, _: Request<OutcomeRequest>) -> Result<Response<OutcomeResponse>, Status> {
+        Err(Status::unimplemented("not an agent's call"))
+    }
+
     async fn register_agent(&self, _: Request<AgentRegistration>) -> Result<Response<RegistrationResponse>, Status> {
         Err(Status::unimplemented("the stream registers"))
     }
@@ -132,6 +143,8 @@ impl Coordinator {
             jwks: Arc::new(Mutex::new(jwks)),
             fetches: Arc::default(),
             next_status: Arc::default(),
+            refusal: Arc::default(),
+            clocks: Arc::default(),
             hints: broadcast::Sender::new(16),
             cut: Arc::default(),
         };
@@ -225,6 +238,8 @@ async fn the_first_update_registers_and_the_second_knows_the_round_trip_time() {
     assert_eq!(registration.supported_models, ["synthetic"]);
     assert!(registration.total_ram_mb > 0 && first.free_ram_mb > 0);
     assert_eq!(first.rtt_ms, 0.0, "nothing was measured yet");
+    assert_eq!(registration.instance.len(), 32, "a word for this process");
+    assert_eq!(first.clock_unix_ms, first.timestamp / 1_000_000);
 
     let second = coordinator.update().await;
     assert!(second.registration.is_none() && second.rtt_ms > 0.0);
@@ -290,9 +305,46 @@ async fn a_shutdown_is_announced_and_ends_with_a_goodbye() {
             break goodbye;
         }
     };
-    assert_eq!(goodbye.agent_id, AGENT);
+    assert_eq!((goodbye.agent_id.as_str(), goodbye.instance.len()), (AGENT, 32));
     drop((client, stream));
     soon("the end", &mut agent.task).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn an_agent_whose_name_a_newer_process_has_tries_no_more_and_says_no_goodbye() {
+    let mut coordinator = Coordinator::start(jwks()).await;
+    let mut agent = coordinator.agent().await;
+    coordinator.registered().await;
+    let reason =
+        MetadataMap::from_headers([(REASON.parse().unwrap(), REPLACED.parse().unwrap())].into_iter().collect());
+    *coordinator.listener.refusal.lock() = Some(Status::with_metadata(Code::Aborted, "a newer process", reason));
+    let mut client = agent.client(Wire::Quic).await;
+    client.all(request(1)).await.unwrap();
+    coordinator.update().await;
+    // Several times the pause after which an agent comes again that has only lost its stream.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    client.all(request(1)).await.expect("what it has tokens for it still serves");
+    drop(client);
+    agent.shutdown.cancel();
+    soon("the end", &mut agent.task).await.unwrap().unwrap();
+    while let Ok(heard) = coordinator.heard.try_recv() {
+        assert!(matches!(heard, Heard::Update(_)), "{heard:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_is_not_valid_yet_is_refused_with_both_clocks() {
+    let mut coordinator = Coordinator::start(jwks()).await;
+    *coordinator.listener.clocks.lock() = (1_800_000_000_000, -100_000);
+    let agent = coordinator.agent().await;
+    coordinator.registered().await;
+    let mut early = claims();
+    early.nbf = early.iat + 70;
+    let session_token = token(&early);
+    let refused = agent.client(Wire::Quic).await.refused(StreamRequest { session_token, ..request(1) }).await;
+    assert_eq!(refused.code(), Code::Unavailable);
+    let says = "clock says 2027-01-15T07:58:20Z and the coordinator's 2027-01-15T08:00:00Z, so it is 100 s behind";
+    assert!(refused.message().contains(says), "{refused}");
 }
 
 #[tokio::test]

@@ -186,6 +186,7 @@ fn kind(error: &ClientError) -> &'static str {
         ClientError::Refused { .. } => "refused",
         ClientError::AlreadyRan { .. } => "already ran",
         ClientError::Broken { .. } => "broken",
+        ClientError::TimedOut { .. } => "timed out",
         _ => "other",
     }
 }

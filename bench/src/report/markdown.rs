@@ -42,7 +42,7 @@ pub(super) fn document(contents: &Contents, plots: &str) -> String {
     let mut parts = vec![
         "# Benchmarks".to_owned(),
         "Tokens of a language model on their way to a reader: TitanCompute beside what users would pick instead, over emulated networks. \
-         Written by `titan-bench net --publish`; nothing here is typed by hand."
+         Written by `titan-bench net --publish`; nothing here is typed by hand. What routing a request costs: [ROUTING.md](ROUTING.md)."
             .to_owned(),
     ];
     parts.extend(warnings(contents).into_iter().map(|warning| format!("> **{warning}**")));

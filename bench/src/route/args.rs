@@ -31,6 +31,10 @@ pub(crate) struct RouteArgs {
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub(crate) out: Option<PathBuf>,
+    /// A document whose figures are replaced by these, between two lines `<!-- titan-bench -->`
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub(crate) publish: Option<PathBuf>,
 }
 
 /// What `route` tells the coordinator that it starts.

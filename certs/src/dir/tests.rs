@@ -10,9 +10,11 @@ use rustls::{CertificateError, RootCertStore};
 use rustls_pki_types::{ServerName, UnixTime};
 use tempfile::TempDir;
 
+use time::Duration;
+
 use super::*;
 use crate::identity::{COORDINATOR_SERVER_NAME, Identity, agent_server_name};
-use crate::leaf::{CA_DAYS, CHAIN_BUDGET_BYTES, LEAF_DAYS};
+use crate::leaf::{CA_DAYS, CHAIN_BUDGET_BYTES, LEAF_DAYS, RENEW_DAYS};
 use crate::names::MAX_NAME_LEN;
 
 fn fresh() -> (TempDir, CertDir) {
@@ -237,6 +239,28 @@ fn half_a_ca_is_refused_and_left_alone() {
         }
         assert!(!dir.path().join(half).exists());
     }
+}
+
+#[test]
+fn a_directory_that_is_there_and_empty_gets_its_ca_too() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = CertDir::new(temp.path());
+    assert!(dir.init().unwrap());
+    assert!(!dir.init().unwrap());
+    dir.issue(&agent("a")).unwrap();
+}
+
+#[test]
+fn files_that_an_editor_put_a_byte_order_mark_before_are_read() {
+    let (_temp, dir) = fresh();
+    dir.issue(&agent("a")).unwrap();
+    for file in [dir.ca_pem(), dir.ca_key(), dir.leaf_pem(Role::Agent, "a"), dir.leaf_key(Role::Agent, "a")] {
+        let text = fs::read(&file).unwrap();
+        fs::write(&file, [b"\xef\xbb\xbf".as_slice(), &text].concat()).unwrap();
+    }
+    assert_eq!(dir.ensure(&agent("a")).unwrap(), Ensured::Kept);
+    assert!(!dir.init().unwrap());
+    dir.issue(&agent("b")).unwrap();
 }
 
 #[test]

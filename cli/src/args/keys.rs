@@ -113,7 +113,7 @@ pub(crate) struct LimitArgs {
     /// The models that it may be used with, separated by commas; `all` for all.
     #[arg(long, value_name = "NAMES|all", value_delimiter = ',')]
     pub(crate) models: Option<Vec<String>>,
-    /// Who goes first where there is no room for all: 0 to 255, a larger number goes first [default: 100]
+    /// Who goes first where there is no room for all: 0 to 255, a larger number goes first [default: 128]
     #[arg(long, value_name = "N")]
     pub(crate) priority: Option<u8>,
 }

@@ -117,6 +117,10 @@ pub(crate) struct CoordinatorArgs {
     /// A web page's origin that may call REST, such as https://chat.example; may be repeated [default: any]
     #[arg(long = "cors-origin", value_name = "ORIGIN")]
     pub(crate) cors_origins: Vec<String>,
+    /// A name under which this machine's programs and its reverse proxy reach the coordinator in plain text, besides localhost, addresses, and
+    /// names without a dot; may be repeated. Others are refused: a web page could pass for this machine by them
+    #[arg(long = "allow-host", env = "TITAN_ALLOW_HOSTS", value_name = "NAME", value_delimiter = ',')]
+    pub(crate) allowed_hosts: Vec<String>,
 }
 
 /// Run an agent: one machine's models, served over gRPC and QUIC.
@@ -140,6 +144,12 @@ pub(crate) struct AgentArgs {
     /// The host name or address that clients dial [default: localhost, or --bind's address]
     #[arg(long, env = "PUBLIC_HOST", value_name = "HOST")]
     pub(crate) public_host: Option<String>,
+    /// The gRPC port that clients dial, where ports are mapped between them and this machine [default: the one listened on]
+    #[arg(long, env = "PUBLIC_PORT", value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) public_port: Option<u16>,
+    /// The QUIC port that clients dial [default: --public-port, where both wires listen on one number]
+    #[arg(long, env = "PUBLIC_QUIC_PORT", value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) public_quic_port: Option<u16>,
     /// Serve only these of the models, by name, separated by commas [default: all that --model gives]
     #[arg(long, env = "SUPPORTED_MODELS", value_name = "NAMES", value_delimiter = ',')]
     pub(crate) supported_models: Vec<String>,
@@ -149,10 +159,10 @@ pub(crate) struct AgentArgs {
     /// Time that running generations get to finish when it stops.
     #[arg(long, default_value = "25s", value_name = "TIME", value_parser = values::drain_time)]
     pub(crate) drain_time: Duration,
-    /// What generates the text.
+    /// What generates the text. `synthetic` needs --rate.
     #[arg(long = "engine", value_enum, default_value_t = EngineKind::Mistral, value_name = "ENGINE", requires_if("synthetic", "rate"))]
     pub(crate) kind: EngineKind,
-    /// Tokens per second of --engine synthetic; 0 is as fast as they are read.
+    /// Tokens per second of --engine synthetic, which needs it; 0 is as fast as they are read.
     #[arg(long, value_name = "RATE", value_parser = values::rate)]
     pub(crate) rate: Option<f64>,
     /// The tokens of --engine synthetic are the words of a book, for people to read, and not numbers.
@@ -180,7 +190,7 @@ Examples:
 pub(crate) enum EngineKind {
     /// Models, run by mistral.rs.
     Mistral,
-    /// Tokens at a fixed rate, under the model name `synthetic`. For tests and benchmarks.
+    /// Tokens at a fixed rate (--rate), under the model name `synthetic`. For tests and benchmarks.
     Synthetic,
 }
 

@@ -72,7 +72,7 @@ fn duration_in(text: &str, range: RangeInclusive<Duration>) -> Result<Duration, 
 pub(crate) fn api_key(text: &str) -> Result<String, String> {
     let key = text.trim();
     match key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
-        true => Err("a key is not empty, and has neither spaces nor control characters".to_owned()),
+        true => Err("a key is not empty, and has neither spaces nor control characters: look at TITAN_API_KEY or TITAN_PROXY_KEY if it is from there".to_owned()),
         false => Ok(key.to_owned()),
     }
 }

@@ -1,13 +1,11 @@
 //! `titan agent`.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-};
+use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::bail;
 use titan_agent::{Agent, Config, ConfigError};
 use titan_certs::Role;
+use titan_proto::host::{host_of, is_loopback, is_loopback_ip};
 use tokio_util::sync::CancellationToken;
 
 use super::{Outcome, serve};
@@ -17,15 +15,22 @@ use crate::{
     engine::EnginePlan,
     ports::{self, Protocol, Wanted},
     progress::Progress,
-    signals,
+    signals::Signals,
     trust::{self, Reach},
 };
 
 /// Loads the models and serves them until a signal.
-pub(super) async fn agent(args: AgentArgs) -> anyhow::Result<Outcome> {
+pub(super) async fn agent(args: AgentArgs, signals: &Signals) -> anyhow::Result<Outcome> {
     let plan = plan(&args)?;
-    let config = config(&args)?;
+    let config = config(&args, signals)?;
     config.validate()?;
+    if config.is_local_to(&args.coordinator) {
+        tracing::warn!(
+            "clients of {} are told to dial this agent at {}: those on other machines reach nothing there",
+            args.coordinator,
+            args.public_host.as_deref().unwrap_or("localhost")
+        );
+    }
     if let Some(model) = config.models.iter().find(|model| !plan.names().contains(model)) {
         bail!(ConfigError::UnknownModel { model: model.clone(), available: plan.names() });
     }
@@ -33,12 +38,12 @@ pub(super) async fn agent(args: AgentArgs) -> anyhow::Result<Outcome> {
     let progress = Arc::new(Progress::new());
     let engine = tokio::select! {
         engine = plan.load(1, &progress) => engine?,
-        signal = signals::next() => return Ok(Outcome::Interrupted(signal)),
+        signal = signals.next() => return Ok(Outcome::Interrupted(signal)),
     };
     progress.done();
     let agent = Agent::bind(config, engine).await?;
     let shutdown = CancellationToken::new();
-    serve(shutdown.clone(), agent.run(shutdown)).await
+    serve(signals, shutdown.clone(), agent.run(shutdown)).await
 }
 
 fn plan(args: &AgentArgs) -> anyhow::Result<EnginePlan> {
@@ -55,19 +60,21 @@ fn plan(args: &AgentArgs) -> anyhow::Result<EnginePlan> {
     }
 }
 
-fn config(args: &AgentArgs) -> anyhow::Result<Config> {
+fn config(args: &AgentArgs, signals: &Signals) -> anyhow::Result<Config> {
     let ip = args.listen.bind;
     titan_certs::validate_name(&args.id)
         .map_err(|reason| ConfigError::AgentId { agent_id: args.id.clone(), reason })?;
-    let local = trust::is_local(ip) && is_local_endpoint(&args.coordinator);
+    let local = is_loopback_ip(ip) && is_loopback(host_of(&args.coordinator));
     let reach = if local { Reach::ThisMachine } else { Reach::OtherMachines };
     let bound = (!ip.is_unspecified()).then(|| ip.to_string());
     let hosts: Vec<String> = args.public_host.iter().cloned().chain(bound).collect();
-    let served = trust::served(&args.listen, Role::Agent, &args.id, &hosts, reach)?;
+    let served = trust::served(&args.listen, Role::Agent, &args.id, &hosts, reach, signals.reloads())?;
     Ok(Config {
         grpc_addr: SocketAddr::new(ip, args.agent_port),
         quic_addr: args.quic_port.map(|port| SocketAddr::new(ip, port)),
         public_host: args.public_host.clone(),
+        public_port: args.public_port,
+        public_quic_port: args.public_quic_port,
         coordinator: Some(args.coordinator.clone()),
         tls: served.private,
         public_tls: served.public,
@@ -102,27 +109,4 @@ fn wanted_ports(args: &AgentArgs) -> [Wanted; 2] {
             port: quic,
         },
     ]
-}
-
-/// `localhost:1`, `127.0.0.1:1`, `[::1]:1`, with a scheme or without.
-fn is_local_endpoint(endpoint: &str) -> bool {
-    let authority = endpoint.split_once("://").map_or(endpoint, |(_, rest)| rest);
-    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(trust::is_local)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn endpoints_on_this_machine_are_told_apart() {
-        for endpoint in ["localhost:50051", "http://127.0.0.1:1", "[::1]:1", "https://[::1]:1"] {
-            assert!(is_local_endpoint(endpoint), "{endpoint}");
-        }
-        for endpoint in ["gpu.example:50051", "192.0.2.1:1", "[2001:db8::1]:1", "localhost.example:1", ""] {
-            assert!(!is_local_endpoint(endpoint), "{endpoint}");
-        }
-    }
 }

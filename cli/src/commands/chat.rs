@@ -14,16 +14,31 @@ use crate::{
     args::ChatArgs,
     places,
     rest::Rest,
-    signals::{self, Signal},
+    signals::{Signal, Signals},
+    terminal::{harmless, one_line},
     trust,
 };
 
 /// What the line begins with.
 const PROMPT: &str = "> ";
 
-pub(super) async fn chat(args: ChatArgs) -> anyhow::Result<Outcome> {
-    let tls = trust::client_with_key(&args.identity, args.key.api_key.as_deref(), &args.coordinator).await?;
-    let rest = Rest::new(&args.coordinator, tls.as_ref(), args.key.api_key.as_deref())?;
+pub(super) async fn chat(args: ChatArgs, signals: &Signals) -> anyhow::Result<Outcome> {
+    let mut chat = tokio::select! {
+        opened = open(args) => opened?,
+        signal = signals.next() => return Ok(Outcome::Interrupted(signal)),
+    };
+    say(&format!("{}: type a message, /help for what else there is, Ctrl-D to leave.\n", chat.model))?;
+    let ended = chat.run(signals).await;
+    tokio::select! {
+        () = chat.client.close() => ended,
+        signal = signals.next() => Ok(Outcome::Interrupted(signal)),
+    }
+}
+
+async fn open(args: ChatArgs) -> anyhow::Result<Chat> {
+    let key = args.key.api_key.as_deref();
+    let tls = trust::client_with_key(&args.identity, key, &args.coordinator).await?;
+    let rest = Rest::new(&args.coordinator, tls.as_ref(), key)?;
     rest.require().await?;
     let served = served(&rest).await?;
     let model = match &args.model {
@@ -31,11 +46,18 @@ pub(super) async fn chat(args: ChatArgs) -> anyhow::Result<Outcome> {
         None => served.first().cloned().with_context(|| format!("no agent of {} serves a model", args.coordinator))?,
     };
     let client = client::builder(&args.coordinator, args.wire, tls, &args.key, &args.without).build()?;
-    let mut chat = Chat { client, rest, model, messages: Vec::new(), system: args.system.clone(), args };
-    println!("{}: type a message, /help for what else there is, Ctrl-D to leave.", chat.model);
-    let ended = chat.run().await;
-    chat.client.close().await;
-    ended
+    Ok(Chat { client, rest, model, messages: Vec::new(), system: args.system.clone(), args })
+}
+
+/// To stdout, which is all that a conversation is for: without it there is none.
+fn say(text: &str) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot write to the terminal")
+}
+
+/// To stderr, where it can be written.
+fn complain(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 async fn served(rest: &Rest) -> anyhow::Result<Vec<String>> {
@@ -52,7 +74,7 @@ struct Chat {
 }
 
 impl Chat {
-    async fn run(&mut self) -> anyhow::Result<Outcome> {
+    async fn run(&mut self, signals: &Signals) -> anyhow::Result<Outcome> {
         let mut editor = Some(DefaultEditor::new().context("cannot use this terminal")?);
         let history = places::history();
         if let (Some(editor), Some(file)) = (&mut editor, &history) {
@@ -67,14 +89,14 @@ impl Chat {
             });
             let (back, line) = tokio::select! {
                 read = reading => read?,
-                signal = signals::next() => return Ok(Outcome::Interrupted(signal)),
+                signal = signals.next() => return Ok(Outcome::Interrupted(signal)),
             };
             let editor_now = editor.insert(back);
             let line = match line {
                 Ok(line) => line,
                 // Ctrl-C at an empty line is how people find out how to leave.
                 Err(ReadlineError::Interrupted) => {
-                    println!("Ctrl-D leaves");
+                    say("Ctrl-D leaves\n")?;
                     continue;
                 }
                 Err(ReadlineError::Eof) => return Ok(Outcome::Done),
@@ -91,29 +113,29 @@ impl Chat {
             match parse(&line) {
                 Ok(Ask::Nothing) => {}
                 Ok(Ask::Leave) => return Ok(Outcome::Done),
-                Ok(ask) => match self.act(ask).await {
+                Ok(ask) => match self.act(ask, signals).await {
                     Ok(None) => {}
                     Ok(Some(signal)) => return Ok(Outcome::Interrupted(signal)),
                     // The conversation goes on.
-                    Err(error) => eprintln!("titan: {}", super::explain(&error)),
+                    Err(error) => complain(&format!("titan: {}", super::explain(&error))),
                 },
-                Err(message) => eprintln!("{message}"),
+                Err(message) => complain(&message),
             }
         }
     }
 
     /// Does what is asked. The signal that ends the program, if one came.
-    async fn act(&mut self, ask: Ask) -> anyhow::Result<Option<Signal>> {
+    async fn act(&mut self, ask: Ask, signals: &Signals) -> anyhow::Result<Option<Signal>> {
         match ask {
             Ask::Nothing | Ask::Leave => {}
-            Ask::Help => println!("{}", commands::HELP),
+            Ask::Help => say(&format!("{}\n", commands::HELP))?,
             Ask::Say(text) => {
                 // One that got no answer is replaced: templates want the roles in turns.
                 if self.messages.last().is_some_and(|message| message.role == "user") {
                     self.messages.pop();
                 }
                 self.messages.push(Message::user(text));
-                return self.answer().await;
+                return self.answer(signals).await;
             }
             Ask::Retry => {
                 while self.messages.last().is_some_and(|message| message.role != "user") {
@@ -122,11 +144,11 @@ impl Chat {
                 if self.messages.is_empty() {
                     bail!("there is nothing to answer yet");
                 }
-                return self.answer().await;
+                return self.answer(signals).await;
             }
             Ask::Model(None) => {
                 for name in served(&self.rest).await? {
-                    println!("{} {name}", if name == self.model { "*" } else { " " });
+                    say(&format!("{} {}\n", if name == self.model { "*" } else { " " }, one_line(&name)))?;
                 }
             }
             Ask::Model(Some(name)) => {
@@ -140,14 +162,14 @@ impl Chat {
             Ask::Clear => self.messages.clear(),
             Ask::Save(file) => {
                 std::fs::write(&file, self.written()).with_context(|| format!("cannot write {file}"))?;
-                println!("{} messages in {file}", self.messages.len());
+                say(&format!("{} messages in {file}\n", self.messages.len()))?;
             }
         }
         Ok(None)
     }
 
-    /// Has the last message answered. Ctrl-C stops the answer; what has come of it stays. SIGTERM ends the program too.
-    async fn answer(&mut self) -> anyhow::Result<Option<Signal>> {
+    /// Has the last message answered. Ctrl-C stops the answer; what has come of it stays. Other signals end the program too.
+    async fn answer(&mut self, signals: &Signals) -> anyhow::Result<Option<Signal>> {
         let system = self.system.iter().map(Message::system);
         let messages: Vec<Message> = system.chain(self.messages.iter().cloned()).collect();
         let mut prompt = Prompt::conversation(&self.model, messages);
@@ -157,9 +179,10 @@ impl Chat {
         let shown = async { Self::show(self.client.generate(prompt).await?, &mut text).await };
         let ended = tokio::select! {
             shown = shown => shown.map(|()| None),
-            signal = signals::next() => Ok(Some(signal).filter(|signal| *signal == Signal::Terminate)),
+            signal = signals.next() => Ok(Some(signal).filter(|signal| *signal != Signal::Interrupt)),
         };
-        println!();
+        // After a hangup there is nobody to say it to.
+        let _ = say("\n");
         if !text.is_empty() {
             self.messages.push(Message::assistant(text));
         }
@@ -171,7 +194,7 @@ impl Chat {
         loop {
             let Some(piece) = generation.next_piece().await.transpose()? else { break };
             for part in [&piece.reasoning, &piece.text] {
-                stdout.write_all(printable(part).as_bytes())?;
+                stdout.write_all(harmless(part).as_bytes())?;
             }
             stdout.flush()?;
             text.push_str(&piece.text);
@@ -179,7 +202,9 @@ impl Chat {
         if let Some(usage) = generation.usage() {
             let (agent, wire) = (generation.agent_id(), generation.wire().as_str());
             let tokens = usage.completion_tokens;
-            eprint!("\n[{agent} · {wire} · {tokens} tokens · {:.1} tokens/s]", usage.tokens_per_second);
+            let speed = usage.tokens_per_second;
+            // The answer is there, whether or not this can be written.
+            let _ = write!(io::stderr(), "\n[{agent} · {wire} · {tokens} tokens · {speed:.1} tokens/s]");
         }
         Ok(())
     }
@@ -190,11 +215,6 @@ impl Chat {
         let said = self.messages.iter().map(|message| (message.role.as_str(), message.content.as_str()));
         system.chain(said).map(|(role, text)| format!("## {role}\n\n{text}\n\n")).collect()
     }
-}
-
-/// Escape sequences are for the terminal's owner to send, not for a model.
-fn printable(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
 }
 
 fn save_history(editor: &mut DefaultEditor, file: &std::path::Path) -> anyhow::Result<()> {

@@ -13,7 +13,10 @@ mod script;
 mod stage;
 mod summary;
 
-use std::time::{Duration, Instant};
+use std::{
+    io::Write as _,
+    time::{Duration, Instant},
+};
 
 use titan_agent::engine::synthetic::word;
 use titan_emulator::Network;
@@ -36,7 +39,7 @@ use super::Outcome;
 use crate::{
     args::demo::{DemoCommand, RoamingArgs},
     progress::Progress,
-    signals,
+    signals::Signals,
 };
 
 /// Between two frames: the eye sees movement from about ten a second on.
@@ -56,12 +59,9 @@ pub(super) fn prepare(command: &DemoCommand) {
 }
 
 /// Shows what was asked for.
-pub(super) async fn demo(command: DemoCommand) -> anyhow::Result<Outcome> {
+pub(super) async fn demo(command: DemoCommand, signals: &Signals) -> anyhow::Result<Outcome> {
     let DemoCommand::Roaming(args) = command;
-    tokio::select! {
-        shown = roaming(&args) => shown,
-        signal = signals::next() => Ok(Outcome::Interrupted(signal)),
-    }
+    signals.or_stop(roaming(&args)).await
 }
 
 async fn roaming(args: &RoamingArgs) -> anyhow::Result<Outcome> {
@@ -91,7 +91,7 @@ async fn roaming(args: &RoamingArgs) -> anyhow::Result<Outcome> {
     match &mut show.out {
         Out::Screen(screen) => {
             screen.draw(&view(&show.title, show.sides, &show.columns, &show.events, show.answer.len()));
-            println!("\n{}", summary.table());
+            writeln!(std::io::stdout(), "\n{}", summary.table())?;
         }
         Out::Lines(lines) => lines.finish(&summary.json(), &summary.table())?,
     }

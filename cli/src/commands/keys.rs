@@ -23,7 +23,7 @@ pub(super) fn keys(command: KeysCommand) -> anyhow::Result<()> {
             let mut limits = Limits::default();
             change(&mut limits, &args.limits);
             let pin = pin(args.certs.as_ref())?;
-            let (key, mut secret) = file(&args.dir).add(&args.name, limits, now)?;
+            let (key, mut secret) = file(&args.dir)?.add(&args.name, limits, now)?;
             if let Some(pin) = pin {
                 secret = format!("{secret}.{pin}");
             }
@@ -33,14 +33,14 @@ pub(super) fn keys(command: KeysCommand) -> anyhow::Result<()> {
             }
         }
         KeysCommand::List(args) => {
-            let keys = file(&args.dir).read()?;
+            let keys = file(&args.dir)?.read()?;
             match args.json {
                 true => format!("{}\n", json!(keys.iter().map(shown).collect::<Vec<_>>())),
                 false => list(&keys),
             }
         }
         KeysCommand::Revoke(args) => {
-            let key = file(&args.dir).revoke(&args.key, now)?;
+            let key = file(&args.dir)?.revoke(&args.key, now)?;
             let ttl = "tokens that it was given before stay good until they expire (--token-ttl)";
             format!("Revoked {} ({}): a coordinator that runs refuses it within a second; {ttl}.\n", key.name, key.id)
         }
@@ -48,7 +48,7 @@ pub(super) fn keys(command: KeysCommand) -> anyhow::Result<()> {
             if args.limits.is_empty() {
                 anyhow::bail!(Usage("nothing to change: give a limit, such as --concurrent 4".to_owned()));
             }
-            let key = file(&args.dir).limit(&args.key, |limits| change(limits, &args.limits))?;
+            let key = file(&args.dir)?.limit(&args.key, |limits| change(limits, &args.limits))?;
             list(&[key])
         }
     };
@@ -60,7 +60,7 @@ pub(super) fn keys(command: KeysCommand) -> anyhow::Result<()> {
 
 /// By which CA the key's owner will know the coordinator. None where there is no CA.
 fn pin(certs: Option<&PathBuf>) -> anyhow::Result<Option<CaPin>> {
-    let ca = places::certs(certs).ca_pem();
+    let ca = places::certs(certs)?.ca_pem();
     if !ca.exists() {
         if certs.is_some() {
             anyhow::bail!("there is no {}: `titan certs init` makes a CA", ca.display());
@@ -70,8 +70,8 @@ fn pin(certs: Option<&PathBuf>) -> anyhow::Result<Option<CaPin>> {
     Ok(TlsMaterial::from_ca(&ca)?.roots.first().map(CaPin::of))
 }
 
-fn file(args: &KeyDirArgs) -> KeyFile {
-    KeyFile::in_dir(&args.key_dir.clone().unwrap_or_else(places::keys))
+fn file(args: &KeyDirArgs) -> anyhow::Result<KeyFile> {
+    Ok(KeyFile::in_dir(&args.key_dir.clone().map_or_else(places::keys, Ok)?))
 }
 
 fn change(limits: &mut Limits, args: &LimitArgs) {

@@ -26,12 +26,12 @@ mod tests {
         commands::{execute, explain},
     };
 
-    #[tokio::test]
-    async fn what_needs_an_engine_is_refused_with_what_to_do() {
+    #[test]
+    fn what_needs_an_engine_is_refused_with_what_to_do() {
         let mut parts = vec!["built without engines", "cargo build --bin titan"];
         for line in ["titan up", "titan agent", "titan demo roaming", "titan run --model x.gguf hello"] {
             let cli = Cli::try_parse_from(line.split(' ')).unwrap();
-            let said = explain(&execute(cli.command, 0).await.unwrap_err());
+            let said = explain(&execute(cli.command, 0).unwrap_err());
             if line.starts_with("titan run") {
                 parts.push("--coordinator");
             }

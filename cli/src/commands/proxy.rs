@@ -1,33 +1,39 @@
 //! `titan proxy`: the OpenAI API on this machine, carried over the fast path.
 
-use std::{convert::Infallible, net::SocketAddr};
+use std::{
+    convert::Infallible,
+    io::{self, Write as _},
+    net::SocketAddr,
+};
 
 use anyhow::{Context as _, bail};
 use titan_client::TitanClient;
+use titan_proto::host::is_loopback_ip;
 use titan_proxy::Clients;
 use titan_transport::tls::{Renewals, TlsMaterial, follow};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{Outcome, Usage, client, serve};
-use crate::{args::ProxyArgs, trust};
+use crate::{args::ProxyArgs, signals::Signals, trust};
 
-pub(super) async fn proxy(args: ProxyArgs) -> anyhow::Result<Outcome> {
+pub(super) async fn proxy(args: ProxyArgs, signals: &Signals) -> anyhow::Result<Outcome> {
     let key = args.require_key.clone();
-    if key.is_none() && !args.listen.ip().is_loopback() {
+    if key.is_none() && !is_loopback_ip(args.listen.ip()) {
         bail!(Usage(format!(
             "--listen {}: other machines can reach this address, and anyone there could generate: give --require-key (TITAN_PROXY_KEY)",
             args.listen
         )));
     }
-    let (tls, renewals) = trust::renewed_client_with_key(
+    let key_shown = args.key.api_key.as_deref();
+    let renewed = trust::renewed_client_with_key(
         &args.identity,
-        args.key.api_key.as_deref(),
+        key_shown,
         &args.coordinator,
         args.check_certs,
-    )
-    .await?
-    .unzip();
+        signals.reloads(),
+    );
+    let (tls, renewals) = renewed.await?.unzip();
     let clients = Clients::new(client_of(&args, tls)?);
 
     let listener = TcpListener::bind(args.listen)
@@ -35,11 +41,12 @@ pub(super) async fn proxy(args: ProxyArgs) -> anyhow::Result<Outcome> {
         .with_context(|| format!("cannot listen on {}: --listen chooses another address", args.listen))?;
     let address = listener.local_addr()?;
     let router = titan_proxy::router(&clients, key);
-    announce(&args, address);
+    // Whoever closed stdout wants the proxy all the same.
+    let _ = io::stdout().write_all(announcement(&args, address).as_bytes());
 
     let shutdown = CancellationToken::new();
     let outcome = tokio::select! {
-        outcome = serve(shutdown.clone(), titan_proxy::serve(listener, router, shutdown)) => outcome,
+        outcome = serve(signals, shutdown.clone(), titan_proxy::serve(listener, router, shutdown)) => outcome,
         never = renew(&args, &clients, renewals) => match never {},
     };
     clients.get().close().await;
@@ -61,12 +68,13 @@ async fn renew(args: &ProxyArgs, clients: &Clients, renewals: Option<Renewals>) 
     std::future::pending().await
 }
 
-fn announce(args: &ProxyArgs, address: SocketAddr) {
+fn announcement(args: &ProxyArgs, address: SocketAddr) -> String {
     if args.json {
-        println!("{}", serde_json::json!({"url": format!("http://{address}/v1")}));
-        return;
+        return format!("{}\n", serde_json::json!({"url": format!("http://{address}/v1")}));
     }
     let key = if args.require_key.is_some() { "the key of --require-key" } else { "any" };
-    println!("OpenAI API: http://{address}/v1, for the agents of {}", args.coordinator);
-    println!("OPENAI_BASE_URL=http://{address}/v1 OPENAI_API_KEY={key}");
+    format!(
+        "OpenAI API: http://{address}/v1, for the agents of {}\nOPENAI_BASE_URL=http://{address}/v1 OPENAI_API_KEY={key}\n",
+        args.coordinator
+    )
 }

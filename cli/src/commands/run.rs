@@ -14,8 +14,9 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use titan_client::{ClientStats, Feature, Format, Message, Prompt, TitanClient};
+use titan_files::text;
 use titan_proto::MAX_PROMPT_BYTES;
 
 use self::{
@@ -24,29 +25,31 @@ use self::{
     target::Target,
 };
 use super::{Outcome, Usage, client};
-use crate::{args::RunArgs, places, signals};
+use crate::{args::RunArgs, places, signals::Signals};
 
 /// Longest wait at the end: for the sessions that the next process begins with, and for the agent to hear that the connection ends, which
 /// only saves it a timeout.
 const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Sends a prompt and prints its text.
-pub(super) async fn run(args: RunArgs, verbose: u8) -> anyhow::Result<Outcome> {
+pub(super) async fn run(args: RunArgs, verbose: u8, signals: &Signals) -> anyhow::Result<Outcome> {
     let opened = tokio::select! {
         opened = open(&args) => opened?,
-        signal = signals::next() => return Ok(Outcome::Interrupted(signal)),
+        signal = signals.next() => return Ok(Outcome::Interrupted(signal)),
     };
     let mut output = Output::new(args.json, verbose > 0);
     let outcome = tokio::select! {
         printed = opened.generate(&args, &mut output) => printed,
-        signal = signals::next() => {
+        signal = signals.next() => {
             output.interrupted();
             Ok(Outcome::Interrupted(signal))
         }
     };
     // The generation is dropped by now; this lets the agent know at once.
-    opened.close().await;
-    outcome
+    tokio::select! {
+        () = opened.close() => outcome,
+        signal = signals.next() => Ok(Outcome::Interrupted(signal)),
+    }
 }
 
 /// A client, and what it shall ask.
@@ -143,14 +146,15 @@ async fn prompt(args: &RunArgs) -> anyhow::Result<String> {
         _ if from_stdin => tokio::task::spawn_blocking(|| bounded(io::stdin().lock()))
             .await?
             .context("cannot read the prompt from stdin")
-            .and_then(|bytes| String::from_utf8(bytes).context("the prompt on stdin is not UTF-8 text"))?,
+            .and_then(|bytes| text(&bytes).map_err(|is| anyhow!("the prompt on stdin is {is}")))?,
         (Some(given), _) => given.clone(),
         (None, Some(file)) => {
             let shown = file.display();
-            let bytes = std::fs::File::open(file).and_then(bounded);
+            let path = file.clone();
+            // A pipe may have nobody at its other end yet.
+            let bytes = tokio::task::spawn_blocking(move || std::fs::File::open(path).and_then(bounded)).await?;
             let bytes = bytes.with_context(|| format!("cannot read the prompt in {shown} (--prompt-file)"))?;
-            String::from_utf8(bytes)
-                .with_context(|| format!("the prompt in {shown} is not UTF-8 text (--prompt-file)"))?
+            text(&bytes).map_err(|is| anyhow!("the prompt in {shown} is {is} (--prompt-file)"))?
         }
         (None, None) => String::new(),
     };
@@ -173,7 +177,8 @@ fn bounded(from: impl io::Read) -> io::Result<Vec<u8>> {
 /// The schema in a file. Whether it is one is for the agent to say; that it is JSON is seen here, before anything is sent.
 fn schema(path: &Path) -> anyhow::Result<Format> {
     let shown = path.display();
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the schema {shown} (--schema)"))?;
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read the schema {shown} (--schema)"))?;
+    let text = text(&bytes).map_err(|is| anyhow!("the schema {shown} is {is} (--schema)"))?;
     match serde_json::from_str(&text) {
         Ok(serde_json::Value::Object(_)) => Ok(Format::JsonSchema(text)),
         Ok(_) => {

@@ -12,7 +12,8 @@ use super::Outcome;
 use crate::{
     args::{AskArgs, StatusArgs},
     rest::Rest,
-    signals, trust,
+    terminal::one_line,
+    trust,
 };
 
 /// Between two looks with `--watch`: agents report every 10 s, and at once when something changes.
@@ -30,10 +31,7 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Outcome> {
         if !args.watch {
             return Ok(Outcome::Done);
         }
-        tokio::select! {
-            () = tokio::time::sleep(WATCH_EVERY) => {}
-            signal = signals::next() => return Ok(Outcome::Interrupted(signal)),
-        }
+        tokio::time::sleep(WATCH_EVERY).await;
     }
 }
 
@@ -47,7 +45,9 @@ pub(super) async fn models(args: AskArgs) -> anyhow::Result<Outcome> {
 async fn open(args: &AskArgs) -> anyhow::Result<Rest> {
     let key = args.key.api_key.as_deref();
     let tls = trust::client_with_key(&args.identity, key, &args.coordinator).await?;
-    Rest::new(&args.coordinator, tls.as_ref(), key)
+    let rest = Rest::new(&args.coordinator, tls.as_ref(), key)?;
+    rest.require().await?;
+    Ok(rest)
 }
 
 fn print(text: &str) -> anyhow::Result<()> {
@@ -120,7 +120,7 @@ fn agents(status: &Status) -> String {
     for agent in status.agents.iter().flatten() {
         if let Some(reason) = &agent.health_reason {
             // Writing into a string does not fail.
-            let _ = writeln!(text, "{}: {reason}", agent.id);
+            let _ = writeln!(text, "{}: {}", one_line(&agent.id), one_line(reason));
         }
     }
     text
@@ -152,9 +152,11 @@ fn gibibytes(free_mb: i64, total_mb: i64) -> String {
 
 /// Columns as wide as their widest cell.
 pub(super) fn table(rows: &[Vec<String>]) -> String {
+    // What agents say of themselves is not for the terminal to obey.
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| one_line(cell)).collect()).collect();
     let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
     let mut text = String::new();
-    for row in rows {
+    for row in &rows {
         let cells = row.iter().enumerate().map(|(at, cell)| format!("{cell:<width$}", width = width(at).unwrap_or(0)));
         text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
         text.push('\n');
@@ -170,6 +172,7 @@ mod tests {
     fn columns_are_as_wide_as_their_widest_cell() {
         let rows = [words(&["A", "LONG"]), words(&["äöü", "b"])];
         assert_eq!(table(&rows), "A    LONG\näöü  b\n");
+        assert_eq!(table(&[words(&["a\x1b[2J\nb", "c"])]), "a\\u{1b}[2J\\nb  c\n");
     }
 
     #[test]

@@ -21,11 +21,12 @@ use crate::{
     places,
     ports::{self, Protocol, Wanted},
     progress::Progress,
-    signals, trust,
+    signals::Signals,
+    trust,
 };
 
 /// Brings a cluster up and keeps it until a signal.
-pub(super) async fn up(args: UpArgs) -> anyhow::Result<Outcome> {
+pub(super) async fn up(args: UpArgs, signals: &Signals) -> anyhow::Result<Outcome> {
     let plan = match args.synthetic {
         Some(tokens_per_second) => EnginePlan::Synthetic { tokens_per_second, words: false },
         None => EnginePlan::new(&args.engine)?,
@@ -37,15 +38,15 @@ pub(super) async fn up(args: UpArgs) -> anyhow::Result<Outcome> {
         .collect();
     ports::check(Ipv4Addr::LOCALHOST.into(), &wanted)?;
 
-    let dir = places::certs(args.certs.as_ref());
-    let (tls, renewals) = trust::served_locally(&dir, Role::Coordinator, "coordinator")?;
-    let mut coordinator = coord::config(&args.coordinator, Some(tls));
+    let dir = places::certs(args.certs.as_ref())?;
+    let (tls, renewals) = trust::served_locally(&dir, Role::Coordinator, "coordinator", signals.reloads())?;
+    let mut coordinator = coord::config(&args.coordinator, Some(tls))?;
     coordinator.renewals = Some(renewals);
     coordinator.enrolment = Some(CertDir::new(dir.path()));
     let mut agents = Vec::new();
     for (number, port) in (1..).zip(agent_ports) {
         let id = format!("agent-{number}");
-        let (tls, renewals) = trust::served_locally(&dir, Role::Agent, &id)?;
+        let (tls, renewals) = trust::served_locally(&dir, Role::Agent, &id, signals.reloads())?;
         agents.push(Config {
             grpc_addr: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
             tls: Some(tls),
@@ -60,7 +61,7 @@ pub(super) async fn up(args: UpArgs) -> anyhow::Result<Outcome> {
     let progress = Arc::new(Progress::new());
     let mut cluster = tokio::select! {
         cluster = Cluster::start(coordinator, agents, &plan, &progress) => cluster?,
-        signal = signals::next() => return Ok(Outcome::Interrupted(signal)),
+        signal = signals.next() => return Ok(Outcome::Interrupted(signal)),
     };
     progress.done();
     let text = if args.json { as_json(&cluster, &plan, &dir) } else { welcome(&cluster, &plan, &dir)? };
@@ -69,12 +70,12 @@ pub(super) async fn up(args: UpArgs) -> anyhow::Result<Outcome> {
 
     tokio::select! {
         failure = cluster.failed() => return Err(failure),
-        _ = signals::next() => {}
+        _ = signals.next() => {}
     }
     tracing::info!("stopping when running generations have finished; a second signal stops at once");
     tokio::select! {
         () = cluster.stop() => Ok(Outcome::Done),
-        signal = signals::next() => Ok(Outcome::Interrupted(signal)),
+        signal = signals.next() => Ok(Outcome::Interrupted(signal)),
     }
 }
 

@@ -48,7 +48,7 @@ impl Total {
 }
 
 pub(super) fn usage(args: &UsageArgs) -> anyhow::Result<()> {
-    let path = args.log.clone().unwrap_or_else(places::usage_log);
+    let path = args.log.clone().map_or_else(places::usage_log, Ok)?;
     let since = args.since.and_then(|time| SystemTime::now().checked_sub(time)).map(OffsetDateTime::from);
     let (totals, spoilt) = add_up(&path, since, args.by)?;
     if spoilt > 0 {

@@ -8,8 +8,8 @@ use std::{
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
-use titan_certs::files::{Access, make_dir, write_atomic};
 use titan_client::{EnrolError, Enrolled, EnrolledPem, ca_pin, enrol};
+use titan_files::{Access, make_dir, write};
 use titan_transport::tls::{CaPin, Identities, Renewals, TlsMaterial};
 use tokio::sync::watch;
 
@@ -42,14 +42,15 @@ pub(crate) async fn renewed_client_with_key(
     api_key: Option<&str>,
     url: &str,
     every: Duration,
+    reloads: watch::Receiver<u64>,
 ) -> anyhow::Result<Option<(TlsMaterial, Renewals)>> {
     let material = client(args)?;
     let Some(key) = api_key.filter(|key| is_wanted(args, material.as_ref(), key).unwrap_or(true)) else {
-        return super::renewed_client(args, every);
+        return super::renewed_client(args, every, reloads);
     };
     let Some(first) = enrolled(key, url, material.clone()).await? else { return Ok(None) };
     if first.chain.is_empty() {
-        return super::renewed_client(args, every);
+        return super::renewed_client(args, every, reloads);
     }
     let (sender, renewals) = watch::channel(Identities { private: first.clone(), public: None });
     let (key, url) = (key.to_owned(), url.to_owned());
@@ -120,7 +121,7 @@ struct Kept {
 }
 
 fn kept(key: &str, url: &str) -> Option<TlsMaterial> {
-    let kept: Kept = serde_json::from_slice(&fs::read(file(url)).ok()?).ok()?;
+    let kept: Kept = serde_json::from_slice(&fs::read(file(url)?).ok()?).ok()?;
     let now = unix_seconds(SystemTime::now());
     let life = kept.expires_at.saturating_sub(kept.issued_at).min(LIFE.as_secs());
     let left = kept.expires_at.min(kept.issued_at + life).saturating_sub(now);
@@ -140,15 +141,15 @@ fn keep(key: &str, url: &str, enrolled: &Enrolled) -> anyhow::Result<()> {
         certificate,
         key: private,
     };
-    let file = file(url);
+    let file = file(url).context("this user has no home directory")?;
     make_dir(file.parent().context("no directory")?)?;
-    Ok(write_atomic(&file, &serde_json::to_vec(&kept)?, Access::Private)?)
+    Ok(write(&file, &serde_json::to_vec(&kept)?, Access::Private)?)
 }
 
 /// One for each coordinator.
-fn file(url: &str) -> PathBuf {
+fn file(url: &str) -> Option<PathBuf> {
     let name: String = url.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '_' }).collect();
-    places::enrolled().join(format!("{name}.json"))
+    Some(places::enrolled()?.join(format!("{name}.json")))
 }
 
 /// Everything before the secret.

@@ -3,17 +3,18 @@
 use std::time::{Duration, SystemTime};
 
 use rustls::pki_types::CertificateDer;
-use titan_certs::{RENEW_DAYS, not_after};
+use titan_certs::{Life, Lifetime};
 use titan_transport::tls::{Identities, Renewals};
 use tokio::sync::watch;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Loads them again and again; whoever has what is returned sees each change. `load` may make new ones.
+/// Loads them again and again, and at once when `reloads` changes; whoever has what is returned sees each change. `load` may make new ones.
 pub(crate) fn watch(
     what: String,
     first: Identities,
     every: Duration,
+    mut reloads: watch::Receiver<u64>,
     load: impl Fn() -> anyhow::Result<Identities> + Send + Sync + 'static,
 ) -> Renewals {
     let (tell, hear) = watch::channel(first);
@@ -24,6 +25,7 @@ pub(crate) fn watch(
             announced.check(&what, &tell.borrow(), SystemTime::now());
             tokio::select! {
                 () = tokio::time::sleep(every) => {}
+                Ok(()) = reloads.changed() => {}
                 // Nobody serves any more.
                 () = tell.closed() => return,
             }
@@ -70,13 +72,17 @@ impl Announced {
         if self.end.is_some_and(|last| now.duration_since(last).is_ok_and(|since| since < DAY)) {
             return;
         }
-        let private = identities.private.chain.first().map(|leaf| ("", leaf));
-        let public = identities.public.as_ref().and_then(|public| Some(("public ", public.chain.first()?)));
-        for (kind, leaf) in private.into_iter().chain(public) {
-            let Some(left) = days_left(leaf, now) else { continue };
-            if left < i64::from(RENEW_DAYS) {
+        let private = identities.private.chain.first().map(|leaf| (format!("the certificate of {what}"), leaf));
+        let public = identities.public.as_ref().and_then(|public| public.chain.first());
+        let public = public.map(|leaf| (format!("the public certificate of {what}"), leaf));
+        // The one that ends last: others beside it are on their way out.
+        let end = |root: &&CertificateDer<'_>| Lifetime::of(root).map(|lifetime| lifetime.not_after).ok();
+        let ca = identities.private.roots.iter().max_by_key(end).map(|root| (format!("the CA of {what}"), root));
+        for (certificate, der) in private.into_iter().chain(public).chain(ca) {
+            let life = Lifetime::of(der).map(|lifetime| lifetime.at(now));
+            if let Some(warning) = life.ok().and_then(|life| ending(&certificate, life)) {
                 self.end = Some(now);
-                tracing::warn!("{}", ending(&format!("the {kind}certificate of {what}"), left));
+                tracing::warn!("{warning}");
             }
         }
     }
@@ -92,22 +98,18 @@ impl Announced {
     }
 }
 
-/// Whole days until a certificate ends, negative once it has.
-fn days_left(leaf: &[u8], now: SystemTime) -> Option<i64> {
-    let end = not_after(&leaf.into()).ok()?;
-    let seconds = match end.duration_since(now) {
-        Ok(left) => left.as_secs_f64(),
-        Err(ended) => -ended.duration().as_secs_f64(),
-    };
-    Some((seconds / DAY.as_secs_f64()).floor() as i64)
-}
-
-fn ending(certificate: &str, days: i64) -> String {
-    match days {
-        ..0 => format!("{certificate} has ended: new connections fail until its file is replaced"),
-        0 => format!("{certificate} ends within a day: replace its file, it is read again without a restart"),
-        days => format!("{certificate} ends in {days} days: replace its file, it is read again without a restart"),
-    }
+fn ending(certificate: &str, life: Life) -> Option<String> {
+    Some(match life {
+        Life::Good => return None,
+        Life::NotBegun => format!("{certificate} begins later than this machine's clock says: set the clock"),
+        Life::Ended => format!("{certificate} has ended: new connections fail until its file is replaced"),
+        Life::Ending { days: 0 } => {
+            format!("{certificate} ends within a day: replace its file, it is read again without a restart")
+        }
+        Life::Ending { days } => {
+            format!("{certificate} ends in {days} days: replace its file, it is read again without a restart")
+        }
+    })
 }
 
 #[cfg(test)]
@@ -131,21 +133,38 @@ mod tests {
         dir.init().unwrap();
         dir.issue(&LeafRequest::new(Role::Agent, "a").days(40)).unwrap();
         let identities = identities(&dir).unwrap();
-        let leaf = identities.private.chain[0].clone();
         let now = SystemTime::now();
-        for (days, left) in [(0, 39), (38, 1), (39, 0), (41, -2)] {
-            let left_then = days_left(&leaf, now + DAY * days).unwrap();
-            // It began a little before now.
-            assert!((left - 1..=left).contains(&left_then), "{days}: {left_then}");
-        }
-        assert!(ending("it", 12).contains("12 days") && ending("it", -1).contains("has ended"));
+        let said = |life| ending("it", life).unwrap_or_default();
+        assert!(said(Life::Ending { days: 12 }).contains("12 days") && said(Life::Ended).contains("has ended"));
         let mut announced = Announced::default();
         announced.check("x", &identities, now);
         assert_eq!(announced.end, None);
-        let later = now + DAY * 20;
+        let later = now + DAY * 30;
         announced.check("x", &identities, later);
         announced.check("x", &identities, later + DAY / 2);
         assert_eq!(announced.end, Some(later));
+    }
+
+    /// Nobody asks for it.
+    fn never() -> watch::Receiver<u64> {
+        watch::channel(0).1
+    }
+
+    #[tokio::test]
+    async fn a_hangup_has_the_files_read_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = CertDir::new(folder.path());
+        dir.init().unwrap();
+        dir.issue(&LeafRequest::new(Role::Agent, "a")).unwrap();
+        let first = identities(&dir).unwrap();
+        let again = CertDir::new(folder.path());
+        let (hangup, reloads) = watch::channel(0);
+        let load = move || identities(&again);
+        let mut renewals = watch("it".to_owned(), first.clone(), 10_000 * DAY, reloads, load);
+        dir.issue(&LeafRequest::new(Role::Agent, "a")).unwrap();
+        hangup.send_modify(|count| *count += 1);
+        renewals.changed().await.unwrap();
+        assert_ne!(renewals.borrow().private.chain, first.private.chain);
     }
 
     #[tokio::test]
@@ -157,7 +176,7 @@ mod tests {
         let first = identities(&dir).unwrap();
         let again = CertDir::new(folder.path());
         let load = move || identities(&again);
-        let mut renewals = watch("it".to_owned(), first.clone(), Duration::from_millis(20), load);
+        let mut renewals = watch("it".to_owned(), first.clone(), Duration::from_millis(20), never(), load);
         std::fs::write(dir.leaf_pem(Role::Agent, "a"), "no certificate").unwrap();
         tokio::time::sleep(Duration::from_millis(200)).await;
         assert!(!renewals.has_changed().unwrap());
@@ -167,7 +186,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_key_that_is_written_after_its_certificate_is_seen_too() {
+    async fn a_certificate_is_used_when_its_key_is_there_too() {
         let folder = tempfile::tempdir().unwrap();
         let dir = CertDir::new(folder.path());
         dir.init().unwrap();
@@ -178,11 +197,13 @@ mod tests {
         let new_key = std::fs::read(dir.leaf_key(Role::Agent, "a")).unwrap();
         assert_ne!(old_key, new_key);
         std::fs::write(dir.leaf_key(Role::Agent, "a"), old_key).unwrap();
+        let said = identities(&dir).unwrap_err().to_string();
+        assert!(said.contains("agent-a.key is not that of the certificate in"), "{said}");
         let again = CertDir::new(folder.path());
-        let mut renewals = watch("it".to_owned(), first, Duration::from_millis(20), move || identities(&again));
-        renewals.changed().await.unwrap();
-        let between = renewals.borrow_and_update().private.clone();
-        assert!(titan_transport::tls::HttpTls::new(&between, None).is_err(), "the halves do not belong together");
+        let load = move || identities(&again);
+        let mut renewals = watch("it".to_owned(), first, Duration::from_millis(20), never(), load);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(!renewals.has_changed().unwrap(), "the halves do not belong together");
         std::fs::write(dir.leaf_key(Role::Agent, "a"), new_key).unwrap();
         renewals.changed().await.unwrap();
         assert!(titan_transport::tls::HttpTls::new(&renewals.borrow().private, None).is_ok());

@@ -23,7 +23,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// Between two looks.
 pub(crate) const POLL: Duration = Duration::from_millis(20);
 /// What a developer's shell may have set, and tests must not see.
-const VARIABLES: [&str; 24] = [
+const VARIABLES: [&str; 27] = [
     "COORDINATOR_HTTP_PORT",
     "COORDINATOR_PORT",
     "COORDINATOR_URL",
@@ -32,6 +32,9 @@ const VARIABLES: [&str; 24] = [
     "AGENT_QUIC_PORT",
     "AGENT_ID",
     "PUBLIC_HOST",
+    "PUBLIC_PORT",
+    "PUBLIC_QUIC_PORT",
+    "TITAN_ALLOW_HOSTS",
     "MAX_CONCURRENT_JOBS",
     "SUPPORTED_MODELS",
     "TOKEN_TTL",
@@ -71,15 +74,24 @@ impl User {
 
     /// `titan` with these arguments, as this user.
     pub(crate) fn titan<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_titan"));
+        let mut command = self.command(env!("CARGO_BIN_EXE_titan"));
+        command.args(arguments);
+        command
+    }
+
+    /// A script that runs `titan` as this user, under conditions that only a shell can make.
+    pub(crate) fn bash(&self, script: &str) -> Command {
+        let mut command = self.command("bash");
+        command.args(["-c", script]);
+        command
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
         for variable in VARIABLES {
             command.env_remove(variable);
         }
-        command
-            .env("TITAN_DATA_DIR", self.dir.path())
-            .env("TITAN_CACHE_DIR", self.cache())
-            .args(arguments)
-            .stdin(Stdio::null());
+        command.env("TITAN_DATA_DIR", self.dir.path()).env("TITAN_CACHE_DIR", self.cache()).stdin(Stdio::null());
         command
     }
 
@@ -94,6 +106,12 @@ impl User {
         certs.ensure(&LeafRequest::new(role, name)).unwrap();
         TlsMaterial::from_files(&certs.ca_pem(), &certs.leaf_pem(role, name), &certs.leaf_key(role, name)).unwrap()
     }
+}
+
+/// `kill -NAME`.
+pub(crate) fn signal(pid: u32, name: &str) {
+    // It may have ended just now.
+    Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).stderr(Stdio::null()).status().unwrap();
 }
 
 /// A process that is killed when the value is dropped.
@@ -131,6 +149,11 @@ impl Process {
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// Whether it has.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
     }
 
     /// Waits for its end.

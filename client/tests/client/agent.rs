@@ -50,11 +50,18 @@ pub(crate) struct Probe {
     pub(crate) ended: AtomicUsize,
     /// What the next requests are refused with.
     pub(crate) refusals: Mutex<VecDeque<Status>>,
+    /// Requests that it runs at once; 0 for any number. Each then takes [`RUN_TIME`], and another one is told to come again after that.
+    pub(crate) slots: AtomicUsize,
     /// Words after which an answer hangs that is not continued; 0 for none.
     pub(crate) pause_after: AtomicUsize,
+    /// Requests that have a slot, and are not among the runs yet.
+    about_to_run: AtomicUsize,
     /// Tokens and nonces, and the words of answers that are kept.
     seen: Mutex<HashMap<RequestId, Option<Vec<String>>>>,
 }
+
+/// How long a request holds its slot where slots are counted.
+const RUN_TIME: Duration = Duration::from_millis(20);
 
 /// A token and a nonce.
 type RequestId = (String, String);
@@ -159,6 +166,14 @@ impl Drop for TestAgent {
     }
 }
 
+/// What an agent says that has no slot for a while.
+pub(crate) fn full(wait: Duration) -> Status {
+    let mut full = Status::resource_exhausted("all job slots are taken");
+    let wait = u64::try_from(wait.as_millis()).unwrap();
+    full.metadata_mut().insert("grpc-retry-pushback-ms", wait.into());
+    full
+}
+
 fn patiently<T>(bind: impl Fn() -> std::io::Result<T>) -> T {
     for _ in 0..1000 {
         if let Ok(bound) = bind() {
@@ -173,7 +188,7 @@ struct Parrot(Arc<Probe>);
 
 impl Parrot {
     /// The rest of an answer that was kept, to its proper end.
-    fn resume(&self, pair: &RequestId, from: u64) -> Result<Response<Answer>, Status> {
+    fn resume(&self, pair: &RequestId, from: u64) -> Result<Response<MessageStream>, Status> {
         let kept = self.0.seen.lock().unwrap().get(pair).cloned().flatten();
         let words = kept.ok_or_else(|| Status::not_found("no such answer is kept"))?;
         let end = done(words.len());
@@ -228,13 +243,13 @@ impl Drop for Alive {
     }
 }
 
-type Answer = Pin<Box<dyn Stream<Item = Result<StreamResponse, Status>> + Send>>;
+type MessageStream = Pin<Box<dyn Stream<Item = Result<StreamResponse, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl AgentService for Parrot {
-    type StreamInferenceStream = Answer;
+    type StreamInferenceStream = MessageStream;
 
-    async fn stream_inference(&self, request: Request<StreamRequest>) -> Result<Response<Answer>, Status> {
+    async fn stream_inference(&self, request: Request<StreamRequest>) -> Result<Response<MessageStream>, Status> {
         let probe = &self.0;
         if let Some(status) = probe.refusals.lock().unwrap().pop_front() {
             return Err(status);
@@ -248,6 +263,15 @@ impl AgentService for Parrot {
         if probe.seen.lock().unwrap().contains_key(&pair) {
             return Err(Status::already_exists("a request with this nonce has run already"));
         }
+        let slots = probe.slots.load(SeqCst);
+        if slots > 0 {
+            // Counted and taken at once.
+            let runs = probe.runs.lock().unwrap();
+            if runs.len() + probe.about_to_run.load(SeqCst) - probe.ended.load(SeqCst) >= slots {
+                return Err(full(RUN_TIME));
+            }
+            probe.about_to_run.fetch_add(1, SeqCst);
+        }
         let prompt = request.messages.last().map_or(&request.prompt, |message| &message.content).clone();
         let words: Vec<String> = prompt.split_inclusive(' ').map(str::to_owned).collect();
         probe.seen.lock().unwrap().insert(pair, request.resumable.then(|| words.clone()));
@@ -255,9 +279,18 @@ impl AgentService for Parrot {
         let run = Run { wire: peer.wire, early: peer.early_data.is_some(), request };
         let asked = run.request.clone();
         let before = said_before(&run);
-        probe.runs.lock().unwrap().push(run);
+        {
+            let mut runs = probe.runs.lock().unwrap();
+            runs.push(run);
+            if slots > 0 {
+                probe.about_to_run.fetch_sub(1, SeqCst);
+            }
+        }
+        if slots > 0 {
+            tokio::time::sleep(RUN_TIME).await;
+        }
         let done = done(words.len());
-        let end: Answer = match prompt.as_str() {
+        let end: MessageStream = match prompt.as_str() {
             "always fail" => Box::pin(stream::iter([Err(Status::internal("the model broke down"))])),
             _ if before > 0 => Box::pin(stream::iter([Ok(done)])),
             "then hang" => Box::pin(stream::pending()),
@@ -268,6 +301,12 @@ impl AgentService for Parrot {
         if prompt == "fail" {
             let failed = Status::unavailable("the model broke down; nothing was produced, try again");
             return Ok(Response::new(Box::pin(stream::iter([Err(failed)]))));
+        }
+        if prompt == "think" {
+            let thinking = stream::pending().inspect(move |_: &Result<StreamResponse, Status>| {
+                let _ = &alive;
+            });
+            return Ok(Response::new(Box::pin(thinking)));
         }
         let pause = probe.pause_after.load(SeqCst);
         let pauses = before == 0 && (1..words.len()).contains(&pause);

@@ -34,6 +34,7 @@ fn leaf(role: Role, name: &str) -> TlsMaterial {
             (Role::Agent, "agent-1"),
             (Role::Agent, "agent-2"),
             (Role::Agent, "agent-3"),
+            (Role::Agent, "agent-4"),
             (Role::Coordinator, "coordinator"),
         ]
         .into_iter()

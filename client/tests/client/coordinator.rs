@@ -3,23 +3,27 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use axum::{
     Json, Router,
-    extract::State,
-    http::StatusCode,
+    extract::{Path, State},
+    http::{HeaderMap, StatusCode, header::RETRY_AFTER},
     response::{IntoResponse as _, Response},
     routing::post,
 };
 use serde_json::{Value, json};
 use titan_proto::rest::{Endpoints, InferenceResponse};
 use titan_transport::{Plaintext, TcpConfig, serve_tcp, tls::HttpTls};
-use tokio::net::TcpListener;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
-use crate::certs;
+use crate::{certs, soon};
 
 /// An agent, as the coordinator describes it.
 #[derive(Clone)]
@@ -42,7 +46,13 @@ struct Script {
     /// Answers to give before any agent is named.
     refusals: VecDeque<Response>,
     token_ttl_s: i64,
+    /// Names the first agent that is not excluded, and the first one where all are.
+    chooses: bool,
+    /// Whether all agents are full: then questions are held for as long as they may be.
+    full: watch::Sender<bool>,
     questions: Vec<Value>,
+    /// Jobs, and what clients said came of them.
+    outcomes: Vec<(String, Value)>,
 }
 
 impl TestCoordinator {
@@ -51,17 +61,60 @@ impl TestCoordinator {
             agents: agents.into_iter().collect(),
             refusals: VecDeque::new(),
             token_ttl_s: 300,
+            chooses: false,
+            full: watch::Sender::new(false),
             questions: Vec::new(),
+            outcomes: Vec::new(),
         };
-        let state = Arc::new(Mutex::new(script));
-        let router = Router::new().route("/api/v1/inference/request", post(answer)).with_state(state.clone());
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_at(TcpListener::bind("127.0.0.1:0").await.unwrap(), Arc::new(Mutex::new(script)))
+    }
+
+    fn start_at(listener: TcpListener, state: Arc<Mutex<Script>>) -> Self {
+        let router = Router::new()
+            .route("/api/v1/inference/request", post(name_agent))
+            .route("/api/v1/jobs/{job_id}/outcome", post(take_outcome))
+            .with_state(state.clone());
         let port = listener.local_addr().unwrap().port();
         let tls = Some(HttpTls::new(&certs::coordinator(), None).unwrap());
         let config = TcpConfig { tls, plaintext: Plaintext::LoopbackOnly, traffic: Arc::default() };
         let shutdown = CancellationToken::new();
         tokio::spawn(serve_tcp(listener, router, config, shutdown.clone()));
         Self { port, state, shutdown }
+    }
+
+    /// Stops. The value's [`restart`](Self::restart) makes it come back.
+    pub(crate) async fn stop(&self) {
+        self.shutdown.cancel();
+        let port = self.port;
+        // Connections end with it.
+        soon(async { while TcpStream::connect(("127.0.0.1", port)).await.is_ok() {} }).await;
+    }
+
+    /// Comes back at the same port, and remembers what it was asked.
+    pub(crate) async fn restart(&mut self) {
+        let again = loop {
+            match TcpListener::bind(("127.0.0.1", self.port)).await {
+                Ok(listener) => break listener,
+                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        };
+        *self = Self::start_at(again, self.state.clone());
+    }
+
+    /// All agents are full, until they are not.
+    pub(crate) fn set_full(&self, full: bool) {
+        self.state.lock().unwrap().full.send_replace(full);
+    }
+
+    /// What clients said came of which job.
+    pub(crate) fn outcomes(&self) -> Vec<(String, Value)> {
+        self.state.lock().unwrap().outcomes.clone()
+    }
+
+    /// From now on names the first of its agents that is not excluded, and the first one where all are.
+    pub(crate) fn choose(&self, agents: impl IntoIterator<Item = Place>) {
+        self.name(agents);
+        self.state.lock().unwrap().chooses = true;
     }
 
     pub(crate) fn url(&self) -> String {
@@ -109,13 +162,45 @@ pub(crate) fn error(status: StatusCode, code_word: &str) -> Response {
     (status, Json(body)).into_response()
 }
 
-async fn answer(State(state): State<Arc<Mutex<Script>>>, Json(question): Json<Value>) -> Response {
+async fn take_outcome(
+    State(state): State<Arc<Mutex<Script>>>,
+    Path(job_id): Path<String>,
+    Json(report): Json<Value>,
+) -> StatusCode {
+    state.lock().unwrap().outcomes.push((job_id, report));
+    StatusCode::NO_CONTENT
+}
+
+async fn name_agent(
+    State(state): State<Arc<Mutex<Script>>>,
+    headers: HeaderMap,
+    Json(question): Json<Value>,
+) -> Response {
+    let mut full = {
+        let mut script = state.lock().unwrap();
+        script.questions.push(question.clone());
+        script.full.subscribe()
+    };
+    let patience = Duration::from_millis(headers["x-titan-queue-timeout-ms"].to_str().unwrap().parse().unwrap());
+    if *full.borrow() && timeout(patience, full.wait_for(|full| !full)).await.is_err() {
+        let mut refusal = error(StatusCode::SERVICE_UNAVAILABLE, "no_capacity");
+        refusal.headers_mut().insert(RETRY_AFTER, 2.into());
+        return refusal;
+    }
     let mut script = state.lock().unwrap();
-    script.questions.push(question);
     if let Some(refusal) = script.refusals.pop_front() {
         return refusal;
     }
-    let place = if script.agents.len() > 1 { script.agents.pop_front() } else { script.agents.front().cloned() };
+    let excluded = question["parameters"]["exclude_agents"].as_str();
+    let excluded: Vec<String> = excluded.unwrap_or_default().split(',').map(str::to_owned).collect();
+    let place = if script.chooses {
+        let suits = |place: &&Place| !excluded.contains(&place.agent_id);
+        script.agents.iter().find(suits).or(script.agents.front()).cloned()
+    } else if script.agents.len() > 1 {
+        script.agents.pop_front()
+    } else {
+        script.agents.front().cloned()
+    };
     let Some(place) = place else { return error(StatusCode::SERVICE_UNAVAILABLE, "no_agents") };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64;
     let number = script.questions.len();

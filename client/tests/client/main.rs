@@ -4,9 +4,13 @@
 mod agent;
 mod certs;
 mod coordinator;
+mod deadlines;
 mod failures;
+mod faults;
 mod flight;
 mod moving;
+mod outages;
+mod outcomes;
 mod relay;
 mod resuming;
 mod routing;

@@ -1,5 +1,7 @@
 //! Answers that go on at another agent.
 
+use std::time::Duration;
+
 use futures_util::StreamExt as _;
 use titan_client::{
     Builder, ClientError, Feature, Generation, Message, Processed, Prompt, Reasoning, Tool, ToolCall, ToolChoice,
@@ -155,12 +157,15 @@ async fn an_agent_that_kept_nothing_or_failed_is_left_for_another() {
 #[tokio::test]
 async fn an_answer_moves_only_so_often() {
     let (world, other) = world(|builder| builder).await;
-    let third = TestAgent::start("agent-3").await;
-    world.coordinator.name([world.agent.place(), other.place(), third.place(), other.place(), third.place()]);
+    let (third, fourth) = (TestAgent::start("agent-3").await, TestAgent::start("agent-4").await);
+    let all = [&world.agent, &other, &third, &fourth];
+    world.coordinator.choose(all.map(TestAgent::place));
     let (_, mut generation) = begun(&world, Prompt::new(MODEL, "always fail"), 1).await;
     let error = rest(&mut generation).await.unwrap_err();
     assert!(matches!(error, ClientError::Broken { code: Code::Internal, .. }), "{error:?}");
-    assert_eq!(world.agent.runs() + other.runs() + third.runs(), 4, "where it began, and three others");
+    assert_eq!(all.map(TestAgent::runs), [1; 4], "where it began, and three others");
+    let question = world.coordinator.question();
+    assert_eq!(question["parameters"]["exclude_agents"], "agent-1,agent-2,agent-3", "none is asked twice");
 }
 
 #[tokio::test]
@@ -188,7 +193,7 @@ async fn an_agent_that_cannot_continue_is_an_error_that_says_why() {
 
 #[tokio::test]
 async fn nobody_else_is_there() {
-    let (mut world, _) = world(|builder| builder).await;
+    let (mut world, _) = world(|builder| builder.deadline(Duration::from_secs(2))).await;
     let (_, mut generation) = begun(&world, Prompt::new(MODEL, HANGS), 1).await;
     world.coordinator.name([]);
     world.agent.kill();

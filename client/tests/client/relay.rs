@@ -10,14 +10,22 @@ use std::{
 };
 
 use tokio::{
-    net::{TcpListener, TcpStream, UdpSocket},
+    net::{TcpListener, TcpSocket, TcpStream, UdpSocket},
     sync::{
         mpsc::{self, UnboundedSender},
         watch,
     },
     task::JoinHandle,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
+
+use titan_certs::agent_server_name;
+use titan_proto::{
+    ALPN,
+    rest::{Endpoints, GrpcEndpoint, GrpcTls, QuicEndpoint},
+};
+
+use crate::coordinator::Place;
 
 /// Passes packets of one client on to a server.
 pub(crate) struct Relay {
@@ -30,16 +38,22 @@ pub(crate) struct Relay {
 impl Relay {
     /// A path to `server` that works.
     pub(crate) async fn to(server: SocketAddr) -> Self {
-        Self::with_delay(server, Duration::ZERO).await
+        Self::with(server, Duration::ZERO, usize::MAX).await
+    }
+
+    /// A path by satellite: a round trip of 600 ms, and one packet in eight is lost in each direction.
+    pub(crate) async fn satellite(server: SocketAddr) -> Self {
+        Self::with(server, Duration::from_millis(300), 8).await
     }
 
     /// A path that is longer than the pauses of a busy machine, so that what is sent before the handshake is complete is sent before it:
     /// over loopback a handshake takes no time. It is shorter than what QUIC is given before gRPC is tried.
     pub(crate) async fn far(server: SocketAddr) -> Self {
-        Self::with_delay(server, Duration::from_millis(50)).await
+        Self::with(server, Duration::from_millis(50), usize::MAX).await
     }
 
-    async fn with_delay(server: SocketAddr, delay: Duration) -> Self {
+    /// Of so many packets one is lost.
+    async fn with(server: SocketAddr, delay: Duration, loses_one_in: usize) -> Self {
         let front = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
         let rear = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
         let (to_server, to_client) = (delayed(rear.clone(), delay), delayed(front.clone(), delay));
@@ -48,16 +62,19 @@ impl Relay {
         let flags = (forward.clone(), back.clone());
         let task = tokio::spawn(async move {
             let (mut client, mut up, mut down) = (None, [0; 2048], [0; 2048]);
+            let (mut sent, mut sent_back) = (0, 0);
             loop {
                 tokio::select! {
                     Ok((len, from)) = front.recv_from(&mut up) => {
                         client = Some(from);
-                        if flags.0.load(SeqCst) {
+                        sent += 1;
+                        if flags.0.load(SeqCst) && sent % loses_one_in != 0 {
                             to_server.send((Instant::now(), up[..len].to_vec(), server)).ok();
                         }
                     }
                     Ok((len, _)) = rear.recv_from(&mut down) => {
-                        if let Some(client) = client.filter(|_| flags.1.load(SeqCst)) {
+                        sent_back += 1;
+                        if let Some(client) = client.filter(|_| flags.1.load(SeqCst) && sent_back % loses_one_in != 0) {
                             to_client.send((Instant::now(), down[..len].to_vec(), client)).ok();
                         }
                     }
@@ -98,6 +115,7 @@ impl Drop for Relay {
 pub(crate) struct Cable {
     pub(crate) addr: SocketAddr,
     cuts: watch::Sender<()>,
+    frozen: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
 
@@ -106,20 +124,30 @@ impl Cable {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (cuts, cut) = watch::channel(());
+        let (frozen, freezes) = watch::channel(false);
         let task = tokio::spawn(async move {
             while let Ok((mut near, _)) = listener.accept().await {
-                let mut cut = cut.clone();
+                let (mut cut, mut freezes) = (cut.clone(), freezes.clone());
                 cut.mark_unchanged();
                 tokio::spawn(async move {
                     let mut far = TcpStream::connect(server).await.unwrap();
                     tokio::select! {
-                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
-                        _ = cut.changed() => {}
+                        // What is sent after it has frozen finds it frozen.
+                        biased;
+                        _ = freezes.wait_for(|frozen| *frozen) => {}
+                        _ = cut.changed() => return,
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => return,
                     }
+                    cut.changed().await.ok();
                 });
             }
         });
-        Self { addr, cuts, task }
+        Self { addr, cuts, frozen, task }
+    }
+
+    /// Lets nothing pass any more, on connections that stay.
+    pub(crate) fn freeze(&self) {
+        self.frozen.send_replace(true);
     }
 
     /// Ends the connections that there are.
@@ -131,5 +159,40 @@ impl Cable {
 impl Drop for Cable {
     fn drop(&mut self) {
         self.task.abort();
+    }
+}
+
+/// A machine that is switched off: it swallows what is sent to it, over TCP and UDP.
+pub(crate) struct DeadHost {
+    pub(crate) tcp: SocketAddr,
+    pub(crate) udp: SocketAddr,
+    _listener: TcpListener,
+    _waiting: Vec<TcpStream>,
+    _socket: UdpSocket,
+}
+
+impl DeadHost {
+    pub(crate) async fn new() -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(0).unwrap();
+        let tcp = listener.local_addr().unwrap();
+        // Whatever comes to a full queue is dropped, without a word.
+        let mut waiting = Vec::new();
+        while let Ok(connected) = timeout(Duration::from_millis(200), TcpStream::connect(tcp)).await {
+            waiting.push(connected.unwrap());
+            assert!(waiting.len() < 100, "the queue does not fill");
+        }
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        Self { tcp, udp: socket.local_addr().unwrap(), _listener: listener, _waiting: waiting, _socket: socket }
+    }
+
+    /// As the coordinator names it that has not noticed yet.
+    pub(crate) fn place(&self, id: &str) -> Place {
+        let quic =
+            QuicEndpoint { address: self.udp.to_string(), alpn: ALPN.to_owned(), server_name: agent_server_name(id) };
+        let grpc = GrpcEndpoint { address: self.tcp.to_string(), tls: GrpcTls::None };
+        let endpoints = Endpoints { grpc: Some(grpc), quic: Some(quic) };
+        Place { agent_id: id.to_owned(), endpoints, model_digest: None }
     }
 }

@@ -13,7 +13,7 @@ use titan_client::{
     BuildError, ClientError, CoordinatorError, Feature, Processed, Prompt, TitanClient, WirePreference,
 };
 use titan_proto::rest::GrpcTls;
-use tonic::{Code, Status};
+use tonic::Status;
 
 use crate::{
     MODEL, TestAgent, TestCoordinator, World, builder, certs, coordinator::error, refused, relay::Relay, say, sessions,
@@ -139,21 +139,6 @@ async fn a_kept_route_that_is_refused_is_asked_anew() {
 }
 
 #[tokio::test]
-async fn a_full_agent_is_tried_a_few_times_and_then_the_caller_decides() {
-    let world = World::new().await;
-    for _ in 0..10 {
-        let mut full = Status::resource_exhausted("all 4 job slots are taken");
-        full.metadata_mut().insert("grpc-retry-pushback-ms", "500".parse().unwrap());
-        world.agent.refuse(full);
-    }
-    let error = world.refused("one").await;
-    assert!(matches!(error, ClientError::Refused { code: Code::ResourceExhausted, .. }), "{error:?}");
-    assert_eq!((error.processed(), error.retryable()), (Processed::No, true));
-    assert_eq!(error.retry_after(), Some(Duration::from_millis(500)));
-    assert_eq!((world.coordinator.asked(), world.agent.runs()), (3, 0));
-}
-
-#[tokio::test]
 async fn a_request_that_no_agent_takes_is_not_tried_again() {
     let world = World::new().await;
     world.say("one").await;
@@ -166,18 +151,26 @@ async fn a_request_that_no_agent_takes_is_not_tried_again() {
 
 #[tokio::test]
 async fn the_coordinators_errors_keep_their_words() {
-    let world = World::new().await;
+    let mut world = World::new().await;
+    // What comes later than that is not waited for.
+    let builder = builder(&world.coordinator).deadline(Duration::from_secs(60));
+    world.client = builder.build().unwrap();
     let mut busy = error(StatusCode::SERVICE_UNAVAILABLE, "no_capacity");
-    busy.headers_mut().insert(RETRY_AFTER, 2.into());
+    busy.headers_mut().insert(RETRY_AFTER, 61.into());
     for (answer, code_word, status, retryable, retry_after) in [
         (error(StatusCode::NOT_FOUND, "model_not_found"), "model_not_found", 404, false, None),
         (error(StatusCode::BAD_REQUEST, "missing_model"), "missing_model", 400, false, None),
-        (busy, "no_capacity", 503, true, Some(Duration::from_secs(2))),
+        (error(StatusCode::SERVICE_UNAVAILABLE, "no_agents"), "no_agents", 503, true, None),
+        (busy, "no_capacity", 503, true, Some(Duration::from_secs(61))),
     ] {
         world.coordinator.refuse(answer);
         let refused = world.refused("one").await;
         assert_eq!((refused.processed(), refused.retryable()), (Processed::No, retryable), "{refused:?}");
         assert_eq!(refused.retry_after(), retry_after);
+        let refused = match refused {
+            ClientError::TimedOut { last: Some(last), .. } => *last,
+            refused => refused,
+        };
         let ClientError::Coordinator(CoordinatorError::Refused { code_word: word, status: number, message, .. }) =
             refused
         else {
@@ -186,7 +179,7 @@ async fn the_coordinators_errors_keep_their_words() {
         assert_eq!((word.as_str(), number), (code_word, status));
         assert_eq!(message, format!("because of {code_word}"));
     }
-    assert_eq!(world.coordinator.asked(), 3, "its word is final");
+    assert_eq!(world.coordinator.asked(), 4, "its word is final");
 }
 
 #[tokio::test]
@@ -194,7 +187,7 @@ async fn something_else_than_a_coordinator_is_recognised() {
     let world = World::new().await;
     for answer in [
         "hello".into_response(),
-        (StatusCode::BAD_GATEWAY, "<html>bad gateway</html>").into_response(),
+        (StatusCode::NOT_FOUND, "<html>not found</html>").into_response(),
         axum::Json(json!({"agent_endpoint": 7})).into_response(),
         vec![b' '; 1 << 20].into_response(),
         axum::response::Redirect::temporary("http://127.0.0.1:1/").into_response(),
@@ -213,7 +206,7 @@ async fn a_coordinator_that_is_away_is_reported_with_its_address() {
     let ClientError::Coordinator(CoordinatorError::Unreachable { url, .. }) = &error else { panic!("{error:?}") };
     assert_eq!(url, "http://127.0.0.1:1");
     assert!(error.retryable());
-    assert_eq!(client.stats().rest_calls, 3, "it may have been restarting");
+    assert!(client.stats().rest_calls > 3, "it may have been restarting");
 }
 
 #[tokio::test]

@@ -97,10 +97,11 @@ async fn a_closed_udp_port_is_not_waited_for() {
 async fn forced_quic_never_falls_back() {
     let world = World::new().await;
     let gone = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let builder = || crate::builder(&world.coordinator).wire(WirePreference::Quic);
+    let builder = || crate::builder(&world.coordinator).wire(WirePreference::Quic).deadline(Duration::from_secs(1));
     world.coordinator.name([world.agent.place_with(GrpcTls::None, Some(gone))]);
     let error = refused(&builder().build().unwrap(), "one").await;
-    assert!(matches!(error, ClientError::Unreachable { .. }), "{error:?}");
+    let ClientError::TimedOut { last: Some(last), .. } = &error else { panic!("{error:?}") };
+    assert!(matches!(**last, ClientError::Unreachable { gone: true, .. }), "{error:?}");
     world.coordinator.name([world.agent.place_with(GrpcTls::None, None)]);
     let error = refused(&builder().build().unwrap(), "one").await;
     assert!(matches!(error, ClientError::WireUnavailable { wire: Wire::Quic, .. }), "{error:?}");

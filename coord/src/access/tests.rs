@@ -137,7 +137,8 @@ fn each_limit_is_named_when_it_is_reached() {
     );
     let caller = fixture.caller(&header);
     assert_eq!(caller.generations(), Some(1), "each is asked for");
-    let admit = |model, now| fixture.access.admit(&caller, model, now);
+    let admit = |model, now| fixture.access.admit(&caller, model, "one more", now + MINUTE, now).map(drop);
+    let book = |job, now| fixture.access.admit(&caller, "m", job, now + MINUTE, now).unwrap().book(now + MINUTE);
     let limit = |now| admit("m", now).unwrap_err().limit().unwrap();
 
     assert!(matches!(admit("other", now), Err(AccessError::ModelNotAllowed { .. })));
@@ -153,11 +154,12 @@ fn each_limit_is_named_when_it_is_reached() {
 
     let later = later + MINUTE;
     fixture.access.runs("agent-1", &[], HashMap::from([(caller.key_id().unwrap().to_owned(), 2)]));
-    fixture.access.booked(&caller, "job", later + MINUTE);
+    book("job", later);
     assert_eq!(limit(later), "concurrent");
     fixture.access.runs("agent-1", &["job".to_owned()], HashMap::from([(caller.key_id().unwrap().to_owned(), 2)]));
     assert_eq!(admit("m", later), Ok(()));
-    fixture.access.booked(&caller, "job-2", later + MINUTE);
+    let later = later + MINUTE;
+    book("job-2", later);
     assert_eq!(limit(later), "concurrent");
     fixture.access.gone("agent-1");
     assert_eq!(admit("m", later), Ok(()));
@@ -170,12 +172,12 @@ fn limits_that_change_hold_from_then_on() {
     let now = Instant::now();
     let caller = fixture.caller(&header);
     assert_eq!(caller.generations(), None, "a token without a limit may be used again");
-    assert!((0..100).all(|_| fixture.access.admit(&caller, "m", now).is_ok()));
+    assert!((0..100).all(|_| fixture.access.admit(&caller, "m", "job", now, now).is_ok()));
     fixture.file.limit("alice", |limits| limits.requests_per_second = Some(1)).unwrap();
     fixture.access.look().unwrap();
     let caller = fixture.caller(&header);
-    assert_eq!(fixture.access.admit(&caller, "m", now), Ok(()));
-    assert!(fixture.access.admit(&caller, "m", now).is_err());
+    assert!(fixture.access.admit(&caller, "m", "job", now, now).is_ok());
+    assert!(fixture.access.admit(&caller, "m", "job", now, now).is_err());
 }
 
 #[test]

@@ -4,14 +4,19 @@
 //! Nothing runs beside it: the stream of acknowledgements, polled by the connection, reads the updates. An agent that reads no
 //! acknowledgements is therefore read no further, and one that goes away drops everything here.
 
-use std::{pin::Pin, sync::Arc, time::Instant};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
 
 use futures_util::{Stream, stream};
 use titan_proto::v1::{HealthAck, HealthUpdate, Prefill};
+use titan_transport::seldom;
 use tokio::time::{Instant as Moment, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
-use tracing::{debug, info, warn};
+use tracing::debug;
 
 use crate::{
     agent_input,
@@ -29,6 +34,8 @@ pub(super) struct HealthStream {
     updates: Streaming<HealthUpdate>,
     last_update: Moment,
     hints: Inbox,
+    /// The process that has registered on it, if it tells.
+    instance: String,
     dispatcher: Arc<Dispatcher>,
 }
 
@@ -40,7 +47,7 @@ impl HealthStream {
         dispatcher: Arc<Dispatcher>,
     ) -> Self {
         let hints = dispatcher.prefill.as_ref().map(|outboxes| outboxes.open(&name, id)).unwrap_or_default();
-        Self { id, name, updates, last_update: Moment::now(), hints, dispatcher }
+        Self { id, name, updates, last_update: Moment::now(), hints, instance: String::new(), dispatcher }
     }
 
     /// Ends after the first error, when the agent ends it, and at `shutdown`.
@@ -89,13 +96,14 @@ impl HealthStream {
             timestamp: 0,
             heartbeat_interval_seconds: self.dispatcher.heartbeat_interval_seconds(),
             prefill: Some(prefill),
+            ..HealthAck::default()
         }
     }
 
     fn accept(&mut self, update: HealthUpdate) -> Result<HealthAck, Status> {
         super::peer::speaks_for(&self.name, &update.agent_id)?;
         let refused = |error: agent_input::InputError| {
-            warn!(agent = self.name, %error, "update refused");
+            seldom!(warn, agent = self.name, %error, "update refused");
             Status::invalid_argument(error.to_string())
         };
         let load = agent_input::load(&update).map_err(refused)?;
@@ -103,21 +111,30 @@ impl HealthStream {
         let prefixes = agent_input::prefixes(&update).map_err(refused)?;
         let finished = agent_input::finished(&update).map_err(refused)?;
         let by_key = agent_input::running_by_key(&update).map_err(refused)?;
+        let clock_unix_ms = unix_milliseconds(SystemTime::now());
+        let clock_ahead_ms = agent_input::clock_ahead_ms(&update, clock_unix_ms);
         if let Some(registration) = update.registration {
+            self.instance.clone_from(&registration.instance);
             self.dispatcher.register(&self.name, registration, Some(self.id))?;
         }
         let now = Instant::now();
-        let report = Report { claimed: &update.claimed_job_ids, condition, prefixes };
+        let (claimed, instance) = (&update.claimed_job_ids, &self.instance);
+        let report = Report { claimed, condition, prefixes, instance, clock_ahead_ms };
         let accepted = self.dispatcher.registry.lock().heartbeat(&self.name, self.id, load, report, now);
         let (status, message) = match accepted {
             Ok(()) => {
                 self.dispatcher.access.runs(&self.name, &update.claimed_job_ids, by_key);
+                self.dispatcher.room_at(&self.name);
                 ("ok", String::new())
             }
             Err(error @ HeartbeatError::Unregistered { .. }) => ("unregistered", error.to_string()),
             Err(error @ HeartbeatError::Replaced { .. }) => {
-                warn!(agent = self.name, %error, "health stream replaced");
+                seldom!(warn, agent = self.name, %error, "health stream replaced");
                 return Err(Status::aborted(error.to_string()));
+            }
+            Err(error @ HeartbeatError::OtherProcess { .. }) => {
+                seldom!(warn, agent = self.name, %error, "health stream replaced");
+                return Err(super::replaced(error.to_string()));
             }
         };
         // What was generated was, whatever becomes of the agent; and with the acknowledgement it is not told again.
@@ -129,8 +146,15 @@ impl HealthStream {
             timestamp: update.timestamp,
             heartbeat_interval_seconds: self.dispatcher.heartbeat_interval_seconds(),
             prefill: None,
+            clock_unix_ms,
+            clock_skew_ms: clock_ahead_ms.unwrap_or(0),
         })
     }
+}
+
+fn unix_milliseconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 impl Drop for HealthStream {
@@ -138,9 +162,9 @@ impl Drop for HealthStream {
         if let Some(outboxes) = &self.dispatcher.prefill {
             outboxes.close(&self.name, self.id);
         }
-        if self.dispatcher.registry.lock().stream_closed(&self.name, self.id) {
+        if self.dispatcher.registry.lock().stream_closed(&self.name, self.id, Instant::now()) {
             self.dispatcher.access.gone(&self.name);
-            info!(agent = self.name, "health stream closed: no requests until it reports again");
+            seldom!(info, agent = self.name, "health stream closed: no requests until it reports again");
         }
     }
 }

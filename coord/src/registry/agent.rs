@@ -3,12 +3,15 @@
 use std::{
     collections::{HashSet, VecDeque},
     sync::Arc,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
-use titan_proto::{rest::GrpcTls, v1::ModelInfo};
-
-use crate::scheduler::Candidate;
+use super::{
+    breaker::{Breaker, Fault, Phase},
+    health::{AgentView, ClockFault, Status, Trouble, clock_fault},
+    report::{Condition, Load, Prefixes, Profile, StreamId},
+};
+use crate::{caller::Who, scheduler::Candidate};
 
 /// What the registry keeps of an agent.
 #[derive(Debug)]
@@ -16,19 +19,33 @@ pub(super) struct Agent {
     pub(super) profile: Arc<Profile>,
     pub(super) load: Load,
     condition: Condition,
+    /// Since when it is in that condition, or drains.
+    condition_since: Instant,
+    /// What is wrong with its clock, and since when.
+    clock: Option<(ClockFault, Instant)>,
+    /// Processes that had this id before, the latest last.
+    replaced: VecDeque<Arc<str>>,
+    /// What clients met there.
+    pub(super) breaker: Breaker,
     /// What its engines hold of conversations.
     prefixes: Prefixes,
     last_heartbeat: Instant,
     lease: Lease,
-    /// The stream that reports for it, and whether that broke.
+    /// Since when this process has it.
+    process_since: Instant,
+    /// The stream that reports for it, and since when that is broken.
     stream: Option<StreamId>,
-    stream_broke: bool,
+    stream_broke: Option<Instant>,
     /// Booked and not yet claimed, the oldest first.
     bookings: VecDeque<Booking>,
     last_chosen: u64,
     /// What the scheduler compares, kept here because it looks at every agent, and following `profile` is a cache miss each time.
     max_jobs: u32,
     free_memory: f64,
+    /// Whether its models' entries say that it has room.
+    open: bool,
+    /// Whether that is a GPU's: an agent reports one only where its engine computes on it.
+    gpu: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -47,156 +64,29 @@ struct Booking {
     expires: Instant,
 }
 
-/// What an agent says about itself when it registers. Checked: see `agent_input`.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Profile {
-    pub(crate) id: Arc<str>,
-    /// The id in ids of responses: [`titan_proto::digest::origin`].
-    pub(crate) origin: String,
-    pub(crate) endpoint: String,
-    pub(crate) grpc_tls: GrpcTls,
-    pub(crate) quic: Option<QuicProfile>,
-    pub(crate) total_vram_mb: i64,
-    pub(crate) total_ram_mb: i64,
-    pub(crate) max_jobs: u32,
-    /// No name twice.
-    pub(crate) models: Vec<Arc<str>>,
-    /// What some of them are, or all.
-    pub(crate) model_info: Vec<ModelInfo>,
-}
-
-impl Profile {
-    /// The digest of a model, if the agent tells.
-    pub(crate) fn digest(&self, model: &str) -> Option<&str> {
-        let info = self.model_info.iter().find(|info| info.name == model)?;
-        Some(info.digest.as_str()).filter(|digest| !digest.is_empty())
-    }
-}
-
-/// Where an agent's QUIC endpoint is, and the name in its certificate.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct QuicProfile {
-    pub(crate) address: String,
-    pub(crate) server_name: String,
-}
-
-/// What an agent's last heartbeat said. Zero and `None` until the first.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Load {
-    pub(crate) free_vram_mb: i64,
-    pub(crate) free_ram_mb: i64,
-    pub(crate) running_jobs: u32,
-    pub(crate) queued_jobs: u32,
-    pub(crate) rtt_ms: Option<f64>,
-    pub(crate) tokens_per_second: Option<f64>,
-    pub(crate) draining: bool,
-    /// Sequences that its engines compute: more than `running_jobs` while a cancelled prompt is still computed.
-    pub(crate) computing: u32,
-}
-
-/// How an agent sees itself.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Condition {
-    #[default]
-    Healthy,
-    /// Its engine has failed several times in a row.
-    Degraded { reason: Arc<str> },
-    /// Its engine was built anew and is tried.
-    HalfOpen { reason: Arc<str> },
-}
-
-impl Condition {
-    /// Why it is not healthy.
-    pub(crate) fn reason(&self) -> Option<&str> {
-        match self {
-            Self::Healthy => None,
-            Self::Degraded { reason } | Self::HalfOpen { reason } => Some(reason),
-        }
-    }
-}
-
-/// The digests of what an agent's engines hold (PROTOCOL.md §19), as its last report listed them: at most
-/// [`MAX_CACHED_PREFIXES`](titan_proto::digest::MAX_CACHED_PREFIXES). Sorted, since each request looks for some of them.
-#[derive(Debug, Default)]
-pub(super) struct Prefixes(Box<[u64]>);
-
-impl Prefixes {
-    fn of(mut digests: Vec<u64>) -> Self {
-        digests.sort_unstable();
-        digests.dedup();
-        Self(digests.into_boxed_slice())
-    }
-
-    /// How many messages of a conversation are held, whose beginnings have these digests, the shortest first.
-    fn messages_of(&self, conversation: &[u64]) -> usize {
-        if self.0.is_empty() {
-            return 0;
-        }
-        let held = |digest: &u64| self.0.binary_search(digest).is_ok();
-        conversation.iter().rposition(held).map_or(0, |longest| longest + 1)
-    }
-}
-
-/// How an agent is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Status {
-    /// Gets requests.
-    Healthy,
-    /// Its lease runs, but it gets no requests: its health stream broke, or it is draining. Or its engine fails: then it gets those for
-    /// which no healthy agent has room.
-    Degraded,
-    /// Its engine was built anew and is tried: it gets requests as a degraded one does.
-    HalfOpen,
-    /// Its lease ended.
-    Offline,
-}
-
-impl Status {
-    /// The contract's word.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Healthy => "healthy",
-            Self::Degraded => "degraded",
-            Self::HalfOpen => "half_open",
-            Self::Offline => "offline",
-        }
-    }
-}
-
-/// One health stream. A later stream has a larger number; that is how the newest wins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct StreamId(pub(crate) u64);
-
-/// An agent as others may see it.
-#[derive(Clone, Debug)]
-pub(crate) struct AgentView {
-    pub(crate) profile: Arc<Profile>,
-    pub(crate) load: Load,
-    pub(crate) status: Status,
-    pub(crate) condition: Condition,
-    pub(super) last_heartbeat: Instant,
-}
-
-impl AgentView {
-    /// The last heartbeat on the wall clock, given what that shows `now`.
-    pub(crate) fn last_heartbeat_at(&self, now: Instant, wall_clock: SystemTime) -> SystemTime {
-        wall_clock.checked_sub(now.saturating_duration_since(self.last_heartbeat)).unwrap_or(wall_clock)
-    }
-}
+/// Processes that are remembered to have been replaced: with more than two at a time under one id nothing is in order anyway.
+const MAX_REPLACED: usize = 8;
 
 impl Agent {
     pub(super) fn new(profile: Arc<Profile>, stream: Option<StreamId>, now: Instant, until: Instant) -> Self {
         Self {
             max_jobs: profile.max_jobs,
             free_memory: 0.0,
+            gpu: profile.total_vram_mb > 0,
+            open: false,
             profile,
             load: Load::default(),
             condition: Condition::default(),
+            condition_since: now,
+            clock: None,
+            replaced: VecDeque::new(),
+            breaker: Breaker::new(now),
             prefixes: Prefixes::default(),
             last_heartbeat: now,
             lease: Lease::Until(until),
+            process_since: now,
             stream,
-            stream_broke: false,
+            stream_broke: None,
             bookings: VecDeque::new(),
             last_chosen: 0,
         }
@@ -212,30 +102,46 @@ impl Agent {
         let load = if self.alive(now) { self.load } else { Load::default() };
         if !self.alive(now) {
             self.bookings.clear();
-            self.condition = Condition::default();
+            self.set_condition(Condition::default(), now);
             self.prefixes = Prefixes::default();
+        }
+        if self.other_process(&profile.instance) {
+            if self.replaced.len() == MAX_REPLACED {
+                self.replaced.pop_front();
+            }
+            self.replaced.push_back(Arc::clone(&self.profile.instance));
+            self.breaker.restarted(now);
+            self.process_since = now;
         }
         self.max_jobs = profile.max_jobs;
         self.profile = profile;
-        self.set_load(load);
+        self.set_load(load, now);
         self.renew(stream, now, until);
     }
 
-    pub(super) fn set_load(&mut self, load: Load) {
+    pub(super) fn set_load(&mut self, load: Load, now: Instant) {
         let Profile { total_vram_mb, total_ram_mb, .. } = *self.profile;
-        let (free, total) = if total_vram_mb > 0 {
-            (load.free_vram_mb, total_vram_mb)
-        } else {
-            (load.free_ram_mb, total_ram_mb.max(1))
-        };
+        self.gpu = total_vram_mb > 0;
+        let (free, total) =
+            if self.gpu { (load.free_vram_mb, total_vram_mb) } else { (load.free_ram_mb, total_ram_mb.max(1)) };
         // An agent may register one total and report more free than that; it gains nothing by it.
         self.free_memory = (free as f64 / total as f64).min(1.0);
+        if load.draining != self.load.draining {
+            self.condition_since = now;
+        }
         self.load = load;
     }
 
-    /// `prefixes`: what its engines hold now; `None` where that has not changed.
-    pub(super) fn set_engine(&mut self, condition: Condition, prefixes: Option<Vec<u64>>) {
+    fn set_condition(&mut self, condition: Condition, now: Instant) {
+        if std::mem::discriminant(&condition) != std::mem::discriminant(&self.condition) {
+            self.condition_since = now;
+        }
         self.condition = condition;
+    }
+
+    /// `prefixes`: what its engines hold now; `None` where that has not changed.
+    pub(super) fn set_engine(&mut self, condition: Condition, prefixes: Option<Vec<u64>>, now: Instant) {
+        self.set_condition(condition, now);
         if let Some(digests) = prefixes {
             self.prefixes = Prefixes::of(digests);
         }
@@ -244,9 +150,27 @@ impl Agent {
     /// `stream`: what renews it; `None` for a call of its own, which leaves the stream as it is.
     pub(super) fn renew(&mut self, stream: Option<StreamId>, now: Instant, until: Instant) {
         self.stream = stream.or(self.stream);
-        self.stream_broke = false;
+        self.stream_broke = None;
         self.last_heartbeat = now;
         self.lease = Lease::Until(until);
+    }
+
+    /// Whether a process with this word for itself is another one than the one that has the lease. One that does not tell may be any.
+    pub(super) fn other_process(&self, instance: &str) -> bool {
+        let current = &*self.profile.instance;
+        !instance.is_empty() && !current.is_empty() && instance != current
+    }
+
+    /// Whether another process has taken this one's place. The one that comes last is the newer one: what went on before a coordinator was
+    /// restarted is not known, and processes that have heard of being replaced do not come again.
+    pub(super) fn was_replaced(&self, instance: &str) -> bool {
+        self.replaced.iter().any(|replaced| **replaced == *instance)
+    }
+
+    /// How far its clock is ahead of ours, if it tells.
+    pub(super) fn set_clock(&mut self, ahead_ms: Option<i64>, token_ttl: Duration, now: Instant) {
+        let since = self.clock.as_ref().map_or(now, |(_, since)| *since);
+        self.clock = ahead_ms.and_then(|ahead| clock_fault(ahead, token_ttl)).map(|fault| (fault, since));
     }
 
     /// Does a newer stream report for this agent?
@@ -254,9 +178,11 @@ impl Agent {
         self.stream.is_some_and(|newest| stream < newest)
     }
 
-    pub(super) fn stream_closed(&mut self, stream: StreamId) -> bool {
+    pub(super) fn stream_closed(&mut self, stream: StreamId, now: Instant) -> bool {
         let current = self.stream == Some(stream) && !self.deregistered();
-        self.stream_broke |= current;
+        if current {
+            self.stream_broke.get_or_insert(now);
+        }
         current
     }
 
@@ -275,13 +201,30 @@ impl Agent {
         }
     }
 
-    pub(super) fn book(&mut self, job_id: &str, expires: Instant, order: u64) {
+    pub(super) fn book(&mut self, job_id: &str, now: Instant, expires: Instant, order: u64) {
         self.last_chosen = order;
+        self.breaker.booked(job_id, now);
         self.bookings.push_back(Booking { job_id: job_id.to_owned(), expires });
+    }
+
+    /// The job will not come, or not any more: nothing is learnt of the agent.
+    pub(super) fn withdraw(&mut self, job_id: &str) {
+        self.release(job_id);
+        self.breaker.withdrawn(job_id);
     }
 
     pub(super) fn release(&mut self, job_id: &str) {
         self.bookings.retain(|booking| booking.job_id != job_id);
+    }
+
+    #[cfg(test)]
+    pub(super) fn a_booked_job(&self) -> Option<String> {
+        self.bookings.front().map(|booking| booking.job_id.clone())
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_booked(&self, job_id: &str) -> bool {
+        self.bookings.iter().any(|booking| booking.job_id == job_id)
     }
 
     pub(super) fn alive(&self, now: Instant) -> bool {
@@ -290,21 +233,55 @@ impl Agent {
 
     pub(super) fn status(&self, now: Instant) -> Status {
         if !self.alive(now) {
-            Status::Offline
-        } else if self.stream_broke || self.load.draining {
-            Status::Degraded
-        } else {
-            match self.condition {
-                Condition::Healthy => Status::Healthy,
-                Condition::Degraded { .. } => Status::Degraded,
-                Condition::HalfOpen { .. } => Status::HalfOpen,
-            }
+            return Status::Offline;
+        }
+        if self.stream_broke.is_some() || self.load.draining {
+            return Status::Degraded;
+        }
+        if self.clock.is_some() {
+            return Status::Degraded;
+        }
+        match (self.breaker.phase(now), &self.condition) {
+            (Phase::Open, _) | (_, Condition::Degraded { .. }) => Status::Degraded,
+            (Phase::HalfOpen, _) | (_, Condition::HalfOpen { .. }) => Status::HalfOpen,
+            (Phase::Closed, Condition::Healthy) => Status::Healthy,
+        }
+    }
+
+    /// What [`status`](Self::status) has to say for itself; the worst of several reasons.
+    fn trouble(&self, now: Instant) -> Option<Trouble> {
+        let because = |reason: &str, since| Some(Trouble { reason: reason.to_owned(), since });
+        if let Some(since) = self.gone_since(now) {
+            let left = if self.deregistered() { "it has left" } else { "no heartbeat came in time" };
+            return because(left, since);
+        }
+        if let Some(since) = self.stream_broke {
+            return because("its health stream broke: no requests until it reports again", since);
+        }
+        if self.load.draining {
+            return because("it finishes what it runs and takes nothing new", self.condition_since);
+        }
+        if let Some((fault, since)) = &self.clock {
+            return because(&fault.reason, *since);
+        }
+        let clients = self.breaker.reason(now).map(|(reason, since)| Trouble { reason, since });
+        let own = self.condition.reason().and_then(|reason| because(reason, self.condition_since));
+        match (self.breaker.phase(now), &self.condition) {
+            (Phase::HalfOpen, Condition::Degraded { .. }) => own,
+            _ => clients.or(own),
         }
     }
 
     /// Whether it takes requests, be it only because nobody else does.
     pub(super) fn reachable(&self, now: Instant) -> bool {
-        self.alive(now) && !self.stream_broke && !self.load.draining
+        let hopeless = self.clock.as_ref().is_some_and(|(fault, _)| fault.hopeless);
+        let takes_requests = self.stream_broke.is_none() && !self.load.draining && !hopeless;
+        self.alive(now) && takes_requests && self.breaker.phase(now) != Phase::Open
+    }
+
+    /// Whether it has missed a heartbeat: half of its lease is longer than one takes from the other.
+    pub(super) fn silent(&self, lease: Duration, now: Instant) -> bool {
+        self.stream_broke.is_some() || now.saturating_duration_since(self.last_heartbeat) > lease / 2
     }
 
     /// When its lease ended.
@@ -325,27 +302,77 @@ impl Agent {
         self.prefixes = Prefixes::default();
     }
 
-    /// `None` without room. `conversation`: the digests of its beginnings. `excluded`: it has failed this client.
-    pub(super) fn candidate(&self, key: usize, conversation: &[u64], excluded: bool) -> Option<Candidate> {
-        let Load { running_jobs, queued_jobs, computing, rtt_ms, tokens_per_second, .. } = self.load;
+    /// Slots that are taken, or promised.
+    fn taken(&self) -> u64 {
+        let Load { running_jobs, queued_jobs, computing, .. } = self.load;
         // What is still computed for a request that has gone takes its place all the same.
-        let taken = u64::from(running_jobs.max(computing)) + u64::from(queued_jobs) + self.bookings.len() as u64;
-        if taken >= u64::from(self.max_jobs) {
+        u64::from(running_jobs.max(computing)) + u64::from(queued_jobs) + self.bookings.len() as u64
+    }
+
+    /// Whether one more job would find a slot, as far as is known here.
+    pub(super) fn has_room(&self) -> bool {
+        self.taken() < u64::from(self.max_jobs)
+    }
+
+    /// Whether it would take a request of somebody.
+    pub(super) fn takes_requests(&self, now: Instant) -> bool {
+        self.reachable(now) && self.candidate(0, &[], false, None, now).is_some()
+    }
+
+    /// Whether that has changed, and to what.
+    pub(super) fn opened_or_closed(&mut self, now: Instant) -> Option<bool> {
+        let open = self.takes_requests(now);
+        (std::mem::replace(&mut self.open, open) != open).then_some(open)
+    }
+
+    /// Its models' entries are gone.
+    pub(super) fn unindexed(&mut self) {
+        self.open = false;
+    }
+
+    /// Whether it is to blame for what a client met whose job was routed so long ago. Not for what became of an earlier process's jobs, nor while
+    /// it goes, as it has said; and a refusal while it is full is what there is to expect.
+    pub(super) fn answers_for(&self, fault: Fault, age: Duration, now: Instant) -> bool {
+        let own = now.checked_sub(age).is_some_and(|routed| routed >= self.process_since);
+        let expected = fault == Fault::Refused && !self.has_room();
+        own && self.alive(now) && !self.load.draining && !expected
+    }
+
+    /// `None` without room. `conversation`: the digests of its beginnings. `excluded`: it has failed this client. `who`: the client.
+    pub(super) fn candidate(
+        &self,
+        key: usize,
+        conversation: &[u64],
+        excluded: bool,
+        who: Option<&Who>,
+        now: Instant,
+    ) -> Option<Candidate> {
+        let Load { rtt_ms, tokens_per_second, .. } = self.load;
+        let taken = self.taken();
+        let one_at_a_time = matches!(self.condition, Condition::HalfOpen { .. });
+        let room = if one_at_a_time { 1 } else { u64::from(self.max_jobs) };
+        if taken >= room || !self.breaker.admits(who, now) {
             return None;
         }
+        let unwell = self.condition != Condition::Healthy || self.clock.is_some();
+        let failed_this_client = excluded || self.breaker.doubts(who, now);
         Some(Candidate {
             key,
             free_memory: self.free_memory,
+            gpu: self.gpu,
             load: taken as f64 / f64::from(self.max_jobs),
             rtt_ms,
             tokens_per_second,
             prefix_messages: self.prefixes.messages_of(conversation),
-            reserve: 2 * u8::from(excluded) + u8::from(self.condition != Condition::Healthy),
+            reserve: 2 * u8::from(failed_this_client) + u8::from(unwell),
             last_chosen: self.last_chosen,
         })
     }
 
     pub(super) fn claim(&mut self, claimed: &[String]) {
+        for job_id in claimed {
+            self.breaker.claimed(job_id);
+        }
         if claimed.is_empty() || self.bookings.is_empty() {
             return;
         }
@@ -353,7 +380,9 @@ impl Agent {
         self.bookings.retain(|booking| !claimed.contains(booking.job_id.as_str()));
     }
 
-    pub(super) fn drop_expired_bookings(&mut self, now: Instant) {
+    /// What time alone changes. To be called before a choice.
+    pub(super) fn settle(&mut self, now: Instant) {
+        self.breaker.settle(now);
         // All last equally long, so the oldest expires first.
         while self.bookings.front().is_some_and(|booking| booking.expires <= now) {
             self.bookings.pop_front();
@@ -365,7 +394,7 @@ impl Agent {
             profile: Arc::clone(&self.profile),
             load: self.load,
             status: self.status(now),
-            condition: self.condition.clone(),
+            trouble: self.trouble(now),
             last_heartbeat: self.last_heartbeat,
         }
     }

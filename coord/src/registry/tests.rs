@@ -1,5 +1,11 @@
 #![allow(clippy::unwrap_used)]
 
+mod clocks;
+mod large;
+mod outcomes;
+mod processes;
+mod restart;
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
@@ -30,6 +36,7 @@ fn registry() -> Registry {
         remember: REMEMBER,
         max_agents: 1000,
         weights: Weights::default().normalized().unwrap(),
+        token_ttl: Duration::from_secs(300),
     })
 }
 
@@ -37,6 +44,7 @@ fn profile(id: &str, max_jobs: u32, models: &[&str]) -> Profile {
     Profile {
         id: id.into(),
         origin: String::new(),
+        instance: "".into(),
         endpoint: format!("{id}:50052"),
         grpc_tls: GrpcTls::None,
         quic: None,
@@ -116,7 +124,7 @@ fn deregistering_ends_the_lease_at_once_and_heartbeats_do_not_revive_it() {
 fn a_broken_health_stream_stops_requests_but_not_the_lease() {
     let now = Instant::now();
     let mut registry = cluster(&[4], now);
-    assert!(registry.stream_closed("a0", STREAM));
+    assert!(registry.stream_closed("a0", STREAM, now));
     assert_eq!(status(&registry, "a0", now), Some(Status::Degraded));
     assert_eq!(registry.book("m", "j", now).unwrap_err(), BookError::NoAgents);
     registry.heartbeat("a0", StreamId(2), IDLE, Report::default(), now).unwrap();
@@ -133,7 +141,7 @@ fn the_newest_stream_of_an_id_wins() {
     assert!(matches!(late, Err(HeartbeatError::Replaced { .. })));
     let late = registry.register(profile("a0", 1, &["old"]), Some(old), now);
     assert!(matches!(late, Err(RegisterError::Replaced { .. })));
-    assert!(!registry.stream_closed("a0", old), "the old stream's end changes nothing");
+    assert!(!registry.stream_closed("a0", old, now), "the old stream's end changes nothing");
     assert_eq!(registry.models(now), [("m".into(), 1), ("n".into(), 1)]);
     assert_eq!(registry.totals(now), Totals { agents: 1, healthy: 1, running_jobs: 0 });
 }
@@ -219,7 +227,7 @@ fn a_released_booking_gives_its_slot_back() {
     let now = Instant::now();
     let mut registry = cluster(&[1], now);
     registry.book("m", "j1", now).unwrap();
-    registry.release("a0", "j1");
+    registry.release("a0", "j1", now);
     assert!(registry.book("m", "j2", now).is_ok());
 }
 
@@ -284,13 +292,14 @@ fn an_agent_that_is_not_healthy_is_chosen_where_no_healthy_one_has_room() {
         assert_eq!(status(&registry, "a0", now), Some(word));
         assert_eq!(registry.totals(now).healthy, 1);
         assert_eq!(
-            registry.agents(now).iter().find_map(|view| view.condition.reason().map(str::to_owned)),
+            registry.agents(now).iter().find_map(|view| Some(view.trouble.as_ref()?.reason.clone())),
             Some("it failed".into())
         );
         assert_eq!(registry.models(now), [("m".into(), 2)], "it still takes requests");
-        for (job, id) in [("j1", "a1"), ("j2", "a0"), ("j3", "a0")] {
+        for (job, id) in [("j1", "a1"), ("j2", "a0")] {
             assert_eq!(&*registry.book("m", job, now).unwrap().profile.id, id);
         }
+        assert_eq!(registry.book("m", "j3", now).is_ok(), word == Status::Degraded, "one at a time while half open");
         registry.heartbeat("a0", STREAM, IDLE, Report::default(), now).unwrap();
         assert_eq!(status(&registry, "a0", now), Some(Status::Healthy), "as soon as it says so");
     }
@@ -429,7 +438,7 @@ proptest! {
                 1 => drop(registry.heartbeat(&id, StreamId(number), IDLE, claimed(&["job".into()]), now)),
                 2 => drop(registry.deregister(&id, now)),
                 3 => drop(registry.book(&format!("m{number}"), "job", now)),
-                4 => drop(registry.stream_closed(&id, StreamId(number))),
+                4 => drop(registry.stream_closed(&id, StreamId(number), now)),
                 _ => {
                     now += LEASE * (number as u32 * 4);
                     registry.expire(now);
@@ -445,15 +454,16 @@ fn max_jobs_min(registry: &Registry) -> &u32 {
 }
 
 fn check_indexes(registry: &Registry) {
-    let mut models = BTreeMap::<Arc<str>, BTreeSet<usize>>::new();
+    let mut models = BTreeMap::<Arc<str>, Vec<usize>>::new();
     for (slot, agent) in registry.slots.iter().enumerate() {
         let Some(agent) = agent else { continue };
         assert_eq!(registry.ids.get(&agent.profile.id), Some(&slot));
         for model in &agent.profile.models {
-            models.entry(Arc::clone(model)).or_default().insert(slot);
+            models.entry(Arc::clone(model)).or_default().push(slot);
         }
     }
-    assert_eq!(registry.models, models);
+    let indexed = registry.models.iter().map(|(model, serving)| (Arc::clone(model), serving.slots().to_vec()));
+    assert_eq!(indexed.collect::<BTreeMap<_, _>>(), models);
     let used = registry.slots.iter().flatten().count();
     assert_eq!(registry.ids.len(), used);
     assert_eq!(registry.free_slots.len() + used, registry.slots.len());

@@ -5,7 +5,9 @@
 
 use std::{collections::BTreeMap, sync::LazyLock};
 
-use titan_proto::rest::{CertificateRequest, Error, Health, InferenceResponse, IssuedCertificate, Status};
+use titan_proto::rest::{
+    CertificateRequest, Error, Health, InferenceResponse, IssuedCertificate, OutcomeReport, Status,
+};
 use utoipa::{OpenApi, ToSchema};
 
 use super::Model;
@@ -16,7 +18,7 @@ use super::Model;
         title = "TitanCompute: the coordinator",
         description = "Which agent serves a request, and what is there. No token of an answer passes it."
     ),
-    paths(request_inference, health, status, models, certificates, jwks)
+    paths(request_inference, report_outcome, health, status, models, certificates, jwks)
 )]
 struct Document;
 
@@ -38,9 +40,23 @@ pub(super) fn document() -> &'static str {
     (status = 413, description = "The body is too large", body = Error),
     (status = 429, description = "The API key has reached a limit: `limit` is its name", body = Error, headers(("retry-after" = u32, description = "Seconds"))),
     (status = 500, description = "The token could not be made", body = Error),
-    (status = 503, description = "No agent can serve it now", body = Error, headers(("retry-after" = u32, description = "Seconds"))),
+    (status = 503, description = "No agent can serve it now (`no_agents`, `no_capacity`), or agents have not come back since a restart (`starting`)", body = Error, headers(("retry-after" = u32, description = "Seconds"))),
 ))]
 fn request_inference() {}
+
+#[utoipa::path(post, path = "/api/v1/jobs/{job_id}/outcome", params(
+    ("job_id" = String, Path, description = "As the answer to the request for a route named it"),
+), request_body = OutcomeReport, responses(
+    (status = 204, description = "Taken"),
+    (status = 400, description = "A field is missing or wrong", body = Error),
+    (status = 401, description = "The token is none of this coordinator's, or long over", body = Error),
+    (status = 403, description = "The token is for another job or agent", body = Error),
+    (status = 405, description = "Another method", body = Error),
+    (status = 408, description = "The body did not come in time", body = Error),
+    (status = 409, description = "The job has been reported already", body = Error),
+    (status = 413, description = "The body is too large", body = Error),
+))]
+fn report_outcome() {}
 
 #[utoipa::path(get, path = "/api/v1/health", responses((status = 200, description = "It is there", body = Health)))]
 fn health() {}
@@ -108,6 +124,6 @@ mod tests {
     fn it_names_every_path() {
         let document: serde_json::Value = serde_json::from_str(document()).unwrap();
         let paths: Vec<&String> = document["paths"].as_object().unwrap().keys().collect();
-        assert_eq!(paths.len(), 6, "{paths:?}");
+        assert_eq!(paths.len(), 7, "{paths:?}");
     }
 }

@@ -12,7 +12,8 @@ use http::{
 };
 use titan_proto::{MAX_REST_BODY_BYTES, rest};
 
-use crate::{access::AccessError, routing::RouteError};
+use super::queue_headers;
+use crate::{access::AccessError, routing::RouteError, waiting::Queued};
 
 /// An error answer.
 #[derive(Debug)]
@@ -22,6 +23,7 @@ pub(crate) struct ApiError {
     message: String,
     retry_after: Option<Duration>,
     limit: Option<&'static str>,
+    queued: Option<Queued>,
 }
 
 impl ApiError {
@@ -76,8 +78,8 @@ impl ApiError {
         titan_openai::ApiError::with_status(self.status, self.message)
     }
 
-    fn new(status: StatusCode, code_word: &'static str, message: String) -> Self {
-        Self { status, code_word, message, retry_after: None, limit: None }
+    pub(super) fn new(status: StatusCode, code_word: &'static str, message: String) -> Self {
+        Self { status, code_word, message, retry_after: None, limit: None, queued: None }
     }
 }
 
@@ -90,9 +92,10 @@ impl From<RouteError> for ApiError {
             | RouteError::InvalidParameter { .. } => StatusCode::BAD_REQUEST,
             RouteError::PromptTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             RouteError::ModelNotFound { .. } => StatusCode::NOT_FOUND,
-            RouteError::NoAgents { .. } | RouteError::NoEqualModel { .. } | RouteError::NoCapacity { .. } => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            RouteError::NoAgents { .. }
+            | RouteError::NoEqualModel { .. }
+            | RouteError::NoCapacity { .. }
+            | RouteError::Starting { .. } => StatusCode::SERVICE_UNAVAILABLE,
             RouteError::Access(error) => match error {
                 AccessError::MissingKey | AccessError::UnknownKey | AccessError::Revoked { .. } => {
                     StatusCode::UNAUTHORIZED
@@ -106,13 +109,8 @@ impl From<RouteError> for ApiError {
             RouteError::Access(error) => error.limit(),
             _ => None,
         };
-        Self {
-            status,
-            code_word: error.code_word(),
-            message: error.to_string(),
-            retry_after: error.retry_after(),
-            limit,
-        }
+        let (code_word, message) = (error.code_word(), error.to_string());
+        Self { status, code_word, message, retry_after: error.retry_after(), limit, queued: error.queued() }
     }
 }
 
@@ -132,6 +130,7 @@ impl IntoResponse for ApiError {
             // RFC 9110 §15.5.2 asks for it.
             response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        response.headers_mut().extend(queue_headers(self.queued));
         response
     }
 }

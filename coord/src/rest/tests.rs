@@ -21,8 +21,10 @@ use tower::ServiceExt as _;
 use super::*;
 use crate::{
     access::Access,
+    caller::QUEUE_TIMEOUT,
     config::Config,
     registry::{Load, Profile, QuicProfile, Report, StreamId},
+    routing::MAX_EXCLUDED,
 };
 
 const PATH: &str = "/api/v1/inference/request";
@@ -45,6 +47,7 @@ fn fixture(with_agent: bool) -> Fixture {
         let profile = Profile {
             id: "agent-1".into(),
             origin: String::new(),
+            instance: "".into(),
             endpoint: "localhost:50052".into(),
             grpc_tls: GrpcTls::Server,
             quic: Some(QuicProfile { address: "localhost:50053".into(), server_name: "agent-1.example".into() }),
@@ -232,6 +235,20 @@ async fn values_out_of_range_are_invalid_parameters() {
 }
 
 #[tokio::test]
+async fn a_client_excludes_a_bounded_number_of_agents() {
+    let fixture = fixture(true);
+    let excluding = |ids: &str| request_with("parameters", json!({EXCLUDE_AGENTS: ids}));
+    let most = vec!["agent-1"; MAX_EXCLUDED].join(", ");
+    assert_eq!(fixture.post(excluding(&most)).await.status(), StatusCode::OK);
+    assert_eq!(fixture.post(excluding(&",".repeat(500_000))).await.status(), StatusCode::OK, "nobody");
+    for (ids, count) in [(most + ",agent-2", "names 65 agents"), ("a,".repeat(500_000), "names 500000 agents")] {
+        let (status, code_word, message) = fixture.refused(excluding(&ids)).await;
+        assert_eq!((status, code_word.as_str()), (400, "invalid_parameter"));
+        assert!(message.starts_with("exclude_agents") && message.contains(count), "{message}");
+    }
+}
+
+#[tokio::test]
 async fn sizes_are_limited() {
     let fixture = fixture(true);
     let largest = request_with("prompt", "p".repeat(MAX_PROMPT_BYTES).into());
@@ -272,10 +289,33 @@ async fn without_room_it_is_503_no_capacity_with_a_time_to_wait() {
     for _ in 0..2 {
         assert_eq!(fixture.post(request().to_string()).await.status(), StatusCode::OK);
     }
-    let response = fixture.post(request().to_string()).await;
+    let at_once = Request::post(PATH).header(QUEUE_TIMEOUT, "0").body(request().to_string().into()).unwrap();
+    let response = fixture.send(at_once).await;
     assert_eq!(response.headers()[header::RETRY_AFTER], "2");
+    assert!(!response.headers().contains_key(QUEUE_POSITION));
     let (status, code_word, _) = error_of(response).await;
     assert_eq!((status, code_word.as_str()), (503, "no_capacity"));
+
+    let wrong = Request::post(PATH).header(QUEUE_TIMEOUT, "soon").body(request().to_string().into()).unwrap();
+    let (status, code_word, message) = error_of(fixture.send(wrong).await).await;
+    assert_eq!((status, code_word.as_str()), (400, "invalid_parameter"));
+    assert!(message.starts_with(QUEUE_TIMEOUT), "{message}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_does_not_say_waits_a_little_for_room() {
+    let fixture = fixture(true);
+    for _ in 0..2 {
+        assert_eq!(fixture.post(request().to_string()).await.status(), StatusCode::OK);
+    }
+    let response = fixture.post(request().to_string()).await;
+    assert_eq!(
+        (&response.headers()[QUEUE_POSITION], &response.headers()[QUEUE_WAIT]),
+        (&HeaderValue::from_static("1"), &HeaderValue::from_static("5000"))
+    );
+    let (status, code_word, message) = error_of(response).await;
+    assert_eq!((status, code_word.as_str()), (503, "no_capacity"));
+    assert!(message.contains("after 5000 ms in the queue this request was number 1"), "{message}");
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
-use super::{TlsError, TlsMaterial, provider, read_certs, read_key};
+use super::{TlsError, TlsMaterial, provider, read_pair};
 
 /// A certificate of a public CA, for clients that know no private one.
 #[derive(Clone)]
@@ -35,9 +35,8 @@ impl PublicIdentity {
     /// # Errors
     /// Names the file, and what was wrong with it.
     pub fn from_files(cert: &Path, key: &Path) -> Result<Self, TlsError> {
-        let identity = Self { chain: read_certs(cert)?, key: Arc::new(read_key(key)?) };
-        identity.certified()?;
-        Ok(identity)
+        let (chain, key) = read_pair(cert, key)?;
+        Ok(Self { chain, key })
     }
 
     fn certified(&self) -> Result<Arc<CertifiedKey>, TlsError> {
@@ -129,7 +128,10 @@ fn server_config(
     Ok(Arc::new(config))
 }
 
-fn certified(chain: &[CertificateDer<'static>], key: &PrivateKeyDer<'static>) -> Result<Arc<CertifiedKey>, TlsError> {
+pub(super) fn certified(
+    chain: &[CertificateDer<'static>],
+    key: &PrivateKeyDer<'static>,
+) -> Result<Arc<CertifiedKey>, TlsError> {
     Ok(Arc::new(CertifiedKey::from_der(chain.to_vec(), key.clone_key(), &provider())?))
 }
 

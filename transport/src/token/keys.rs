@@ -5,7 +5,7 @@
 //! are published. Other files are left alone.
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -19,6 +19,7 @@ use aws_lc_rs::signature::{
 use jsonwebtoken::EncodingKey;
 use jsonwebtoken::jwk::{Jwk, JwkSet, PublicKeyUse, ThumbprintHash};
 use pem::{EncodeConfig, LineEnding, Pem};
+use titan_files::{Access, make_dir, others_can_read, without_bom, write};
 
 use super::Algorithm;
 
@@ -149,7 +150,7 @@ pub(super) struct KeyStore {
 impl KeyStore {
     pub(super) fn load(dir: &Path) -> Result<Self, KeyError> {
         let io = |action| move |source| KeyError::Io { action, path: dir.to_owned(), source };
-        make_private_dir(dir).map_err(io("create"))?;
+        make_dir(dir).map_err(io("create"))?;
         let mut keys = Vec::new();
         for entry in fs::read_dir(dir).map_err(io("read"))? {
             let path = entry.map_err(io("read"))?.path();
@@ -157,7 +158,10 @@ impl KeyStore {
                 continue;
             };
             let text = fs::read(&path).map_err(|source| KeyError::Io { action: "read", path: path.clone(), source })?;
-            let key = SigningKey::from_pem(alg, &text).filter(|key| key.kid == kid);
+            if others_can_read(&path) {
+                tracing::warn!(file = %path.display(), "others on this machine can read this key and sign tokens with it: chmod 600");
+            }
+            let key = SigningKey::from_pem(alg, without_bom(&text)).filter(|key| key.kid == kid);
             keys.push((created_ms, key.ok_or(KeyError::Damaged { path })?));
         }
         keys.sort_by(|(a, ka), (b, kb)| (a, &ka.kid).cmp(&(b, &kb.kid)));
@@ -171,7 +175,7 @@ impl KeyStore {
         // Newer than all others even where the clock went back.
         let created_ms = self.keys.last().map_or(now_ms, |(newest, _)| now_ms.max(newest + 1));
         let path = self.dir.join(format!("{alg}.{created_ms}.{}.pem", key.kid));
-        write_private(&path, private_pem.as_bytes()).map_err(|source| KeyError::Io {
+        write(&path, private_pem.as_bytes(), Access::Private).map_err(|source| KeyError::Io {
             action: "write",
             path,
             source,
@@ -198,37 +202,4 @@ fn parse_name(name: &str) -> Option<(Algorithm, u64, &str)> {
     let mut parts = name.strip_suffix(".pem")?.splitn(3, '.');
     let (alg, created_ms, kid) = (parts.next()?, parts.next()?, parts.next()?);
     Some((Algorithm::ALL.into_iter().find(|known| known.as_str() == alg)?, created_ms.parse().ok()?, kid))
-}
-
-/// New directories get mode 0700; an existing one is left as it is, its owner may share it on purpose.
-fn make_private_dir(dir: &Path) -> io::Result<()> {
-    let mut builder = fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(dir)
-}
-
-/// Complete or absent after a crash, and never readable by others, not even for a moment.
-fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
-    let temporary = path.with_extension("tmp");
-    let mut options = fs::OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let written = options.open(&temporary).and_then(|mut file| {
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    });
-    if written.is_err() {
-        // The first error is the one to report; a leftover has a name that nothing reads.
-        let _ = fs::remove_file(&temporary);
-    }
-    written?;
-    // A rename is durable only once its directory is.
-    match path.parent() {
-        Some(dir) if cfg!(unix) && !dir.as_os_str().is_empty() => fs::File::open(dir)?.sync_all(),
-        _ => Ok(()),
-    }
 }

@@ -51,7 +51,7 @@ pub(crate) fn entries(headers: &HeaderMap) -> Vec<Entry> {
         for part in value.as_bytes().split(|byte| *byte == b',') {
             match BASE64.decode(part.trim_ascii()) {
                 Ok(raw) => entries.push(Entry { key: key.into(), value: raw.into() }),
-                Err(error) => tracing::warn!(key, %error, "binary metadata is not base64: left out"),
+                Err(error) => crate::seldom!(warn, key, %error, "binary metadata is not base64: left out"),
             }
         }
     }

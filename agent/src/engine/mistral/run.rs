@@ -213,7 +213,7 @@ fn failure(outcome: Outcome) -> EngineError {
         Outcome::Crashed => "it crashed; a new request may succeed".to_owned(),
         Outcome::Finished => "it stopped without saying why".to_owned(),
     };
-    tracing::error!(reason, "the engine failed");
+    titan_transport::seldom!(error, reason, "the engine failed");
     // A GPU's errors come with a backtrace in them, which is for the log.
     EngineError::Failed(one_line(&reason))
 }

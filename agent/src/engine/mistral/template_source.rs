@@ -70,7 +70,8 @@ fn file(path: &Path) -> Result<Option<String>, ChatTemplateError> {
     if bytes > MAX_BYTES {
         return Err(wrong(format!("it has {bytes} bytes: this is no chat template")));
     }
-    let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+    let bytes = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+    let text = titan_files::text(&bytes).map_err(|is| wrong(format!("it is {is}")))?;
     if path.extension().is_none_or(|extension| extension != "json") {
         return Ok(Some(text));
     }
@@ -134,5 +135,7 @@ mod tests {
         assert_eq!(found(), "second");
         std::fs::write(folder.path().join("chat_template.jinja"), "first").unwrap();
         assert_eq!(found(), "first");
+        std::fs::write(folder.path().join("chat_template.jinja"), "\u{feff}with a byte-order mark").unwrap();
+        assert_eq!(found(), "with a byte-order mark");
     }
 }

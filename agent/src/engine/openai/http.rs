@@ -230,10 +230,7 @@ fn unreachable(error: &reqwest::Error) -> HttpError {
 
 /// The innermost reason: those around it repeat the URL.
 pub(super) fn reason(error: &reqwest::Error) -> String {
-    let mut innermost: &dyn std::error::Error = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
-    }
+    let innermost = titan_transport::causes(error).last().map(ToString::to_string).unwrap_or_default();
     let what = if error.is_connect() { "cannot connect" } else { "the connection broke" };
     format!("{what}: {innermost}")
 }

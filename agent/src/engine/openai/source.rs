@@ -1,8 +1,9 @@
 //! `NAME=http://127.0.0.1:8000/v1#MODEL`: which server a model is on, under which name it is served here, and the key for it.
 
-use std::{fmt, fs, net::IpAddr, path::Path};
+use std::{fmt, fs, path::Path};
 
 use reqwest::{Url, header::HeaderValue};
+use titan_proto::host;
 
 /// The path of the API where a URL has none: every server has it there.
 const DEFAULT_PATH: &str = "/v1";
@@ -109,9 +110,10 @@ impl ApiKey {
     /// From a file that holds it and nothing else; blanks and line ends around it do not count.
     pub fn from_file(path: &Path) -> Result<Self, ServerSpecError> {
         let place = format!("{path:?}");
-        match fs::read_to_string(path) {
+        let bytes = fs::read(path).map_err(|error| error.to_string());
+        match bytes.and_then(|bytes| titan_files::text(&bytes).map_err(|is| format!("it is {is}"))) {
             Ok(text) => Self::from_text(&text, &place),
-            Err(error) => Err(ServerSpecError::Key { place, reason: error.to_string() }),
+            Err(reason) => Err(ServerSpecError::Key { place, reason }),
         }
     }
 
@@ -147,9 +149,7 @@ impl fmt::Debug for ApiKey {
 }
 
 pub(super) fn is_loopback(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default();
-    let address = host.trim_start_matches('[').trim_end_matches(']');
-    address == "localhost" || address.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    host::is_loopback(host::host_of(url.host_str().unwrap_or_default()))
 }
 
 fn is_url(source: &str) -> bool {

@@ -53,10 +53,7 @@ pub(super) struct Settings {
 
 /// The newest server that scripts/llama-server.sh has built.
 pub(super) fn in_cache() -> Option<PathBuf> {
-    let cache = match std::env::var_os("TITAN_CACHE_DIR").filter(|dir| !dir.is_empty()) {
-        Some(dir) => PathBuf::from(dir),
-        None => dirs::cache_dir()?.join("titan"),
-    };
+    let cache = titan_files::cache_dir()?;
     let versions = fs::read_dir(cache.join("llama-server")).ok()?.flatten();
     let servers = versions.map(|version| version.path().join("llama-server")).filter(|server| server.is_file());
     servers.max_by_key(|server| fs::metadata(server).and_then(|metadata| metadata.modified()).ok())

@@ -40,13 +40,13 @@ pub(super) async fn start(args: &RunArgs) -> anyhow::Result<Target> {
     let plan = EnginePlan::Models { models, settings };
     let model = plan.names().into_iter().next().context("the model has no name")?;
 
-    let dir = places::certs(args.identity.certs.as_ref());
+    let dir = places::certs(args.identity.certs.as_ref())?;
     let free_port = (Ipv4Addr::LOCALHOST, 0).into();
     let coordinator = titan_coord::Config {
         http_addr: free_port,
         grpc_addr: free_port,
         tls: Some(trust::local(&dir, Role::Coordinator, "coordinator")?),
-        key_dir: places::keys(),
+        key_dir: places::keys()?,
         // It is for this process, on a port that nobody else knows.
         api_keys: false,
         prefill_ahead: args.prefill_ahead,

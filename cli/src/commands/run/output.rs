@@ -5,6 +5,8 @@ use std::io::{self, IsTerminal as _, Write};
 use serde::Serialize;
 use titan_client::{ClientError, Generation, Processed};
 
+use crate::terminal::harmless;
+
 /// Where it goes.
 pub(super) struct Output {
     json: bool,
@@ -166,7 +168,7 @@ impl Output {
         if self.json {
             return line(&serde_json::json!({"text": text}));
         }
-        self.end_reasoning()?;
+        self.end_reasoning();
         let mut stdout = io::stdout().lock();
         if self.terminal {
             stdout.write_all(harmless(text).as_bytes())?;
@@ -187,20 +189,14 @@ impl Output {
             self.end_line()?;
         }
         self.thinking = true;
-        let mut stderr = io::stderr().lock();
-        if self.stderr_terminal {
-            write!(stderr, "{DIM}{}{PLAIN}", harmless(text))?;
-        } else {
-            stderr.write_all(text.as_bytes())?;
-        }
-        stderr.flush()
+        beside(&if self.stderr_terminal { format!("{DIM}{}{PLAIN}", harmless(text)) } else { text.to_owned() });
+        Ok(())
     }
 
-    fn end_reasoning(&mut self) -> io::Result<()> {
+    fn end_reasoning(&mut self) {
         if std::mem::take(&mut self.thinking) {
-            writeln!(io::stderr())?;
+            beside("\n");
         }
-        Ok(())
     }
 
     /// The text is complete.
@@ -209,11 +205,10 @@ impl Output {
             return line(figures);
         }
         self.end_line()?;
-        self.end_reasoning()?;
-        let mut stderr = io::stderr().lock();
-        writeln!(stderr, "{}", figures.closing_line())?;
+        self.end_reasoning();
+        beside(&format!("{}\n", figures.closing_line()));
         if self.verbose {
-            writeln!(stderr, "{}", figures.details())?;
+            beside(&format!("{}\n", figures.details()));
         }
         Ok(())
     }
@@ -254,9 +249,9 @@ impl Output {
 const DIM: &str = "\x1b[2m";
 const PLAIN: &str = "\x1b[0m";
 
-/// Text without escape sequences.
-fn harmless(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
+/// To stderr, where it can be written: the text is what was asked for, and it is on stdout.
+fn beside(text: &str) {
+    let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
 fn line(value: &impl Serialize) -> io::Result<()> {

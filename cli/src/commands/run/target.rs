@@ -56,7 +56,7 @@ pub(super) async fn find(args: &RunArgs) -> anyhow::Result<Target> {
             let model = model(&Rest::new(&url, None, key)?, args).await?;
             Ok(Target { url, model, tls, cluster: None })
         }
-        Probe::Other(why) | Probe::Nobody(why) => {
+        Probe::Other(why) | Probe::Untrusted(why) | Probe::Nobody(why) => {
             tracing::info!(%url, %why, "no coordinator there: bringing up a local cluster");
             cluster::start(args)
                 .await

@@ -5,7 +5,7 @@
 //! used, which the server refuses.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Read as _, Write as _},
     path::{Path, PathBuf},
     time::{Duration, Instant, SystemTime},
@@ -108,11 +108,7 @@ impl Disk {
     }
 
     fn make_dir(&self) -> Result<(), DiskError> {
-        let mut builder = DirBuilder::new();
-        builder.recursive(true);
-        #[cfg(unix)]
-        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-        builder.create(&self.dir).map_err(|source| self.io(&self.dir, source))
+        titan_files::make_dir(&self.dir).map_err(|source| self.io(&self.dir, source))
     }
 
     /// Waits for the other processes. The system lets go of the lock when its holder ends, however it ends.

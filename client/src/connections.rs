@@ -1,22 +1,32 @@
-//! The connections to one agent, and a pool of agents.
+//! The connections to one agent, and the pool of all.
 
 use std::{
-    error::Error as _,
-    sync::{Arc, Weak},
+    error::Error,
+    pin::Pin,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
+use hyper_util::{
+    client::legacy::connect::{HttpConnector, dns::GaiResolver},
+    rt::TokioIo,
+};
 use parking_lot::Mutex;
 use titan_proto::rest::GrpcTls;
 use titan_transport::{ChannelStats, QuicChannel, QuicConnector, Wire, tls::TlsMaterial};
+use tokio::{net::TcpStream, sync::watch, time::timeout};
 use tonic::{
     Status,
-    transport::{Channel, Endpoint},
+    transport::{Channel, Endpoint, Uri},
 };
+use tower::{Service as _, service_fn};
 
 use crate::{
     ClientError,
-    error::{chain, grpc_not_connected, is_refused},
+    error::{chain, grpc_not_connected, is_caused_by, is_refused},
     route::Place,
 };
 
@@ -24,17 +34,18 @@ use crate::{
 const MAX_AGENTS: usize = 64;
 /// How long UDP to an agent is not tried after it gave no answer: short enough to notice that a laptop has left the café.
 const UDP_PAUSE: Duration = Duration::from_secs(60);
-/// TCP and TLS; the same as the QUIC handshake has.
-const GRPC_CONNECT_TIMEOUT: Duration = titan_transport::limits::HANDSHAKE_TIMEOUT;
+/// How long nothing at all may come from an agent that is being connected to: over 600 ms of round trip that is the first packet lost
+/// twice, and who waits for a first token has waited for long by then. Another agent is asked sooner than a dead one is given up.
+pub(crate) const FIRST_SIGN_TIME: Duration = Duration::from_millis(2500);
 /// How long a cancelled gRPC call has to reach its agent when the client is closed: a round trip across a continent.
 const CANCEL_TIME: Duration = Duration::from_millis(50);
-/// A ping when nothing came for so long while an answer is awaited, so that an agent that vanished is noticed: the same times
-/// as on the server.
-const PING_INTERVAL: Duration = Duration::from_secs(10);
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// A ping when nothing came for so long while an answer is awaited, and how long its answer may take: as on QUIC, a path that is silent for
+/// 3 s is given up (PROTOCOL.md §9).
+const PING_INTERVAL: Duration = Duration::from_secs(1);
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// One agent. Its connections are closed when nobody uses it any more.
-pub(crate) struct Agent {
+/// The connections to one agent. They are closed when nobody uses them any more.
+pub(crate) struct AgentConnections {
     pub(crate) place: Place,
     pub(crate) quic: Option<QuicChannel>,
     tls: Option<TlsMaterial>,
@@ -44,7 +55,7 @@ pub(crate) struct Agent {
     retired: Arc<Mutex<ChannelStats>>,
 }
 
-impl Agent {
+impl AgentConnections {
     /// Where requests on `wire` go, `host:port`.
     pub(crate) fn endpoint(&self, wire: Wire) -> &str {
         match (wire, &self.place.quic) {
@@ -53,22 +64,34 @@ impl Agent {
         }
     }
 
-    /// A channel whose connection was up when it was made. It connects again by itself.
-    pub(crate) async fn grpc(&self) -> Result<Channel, ClientError> {
+    /// A channel with one connection, which was up when it was made, and whether it was made just now.
+    ///
+    /// # Errors
+    /// Also when nothing has come from the agent for [`FIRST_SIGN_TIME`].
+    pub(crate) async fn grpc(&self) -> Result<(Channel, bool), ClientError> {
         if let Some(channel) = self.grpc.lock().clone() {
-            return Ok(channel);
+            return Ok((channel, false));
         }
         let endpoint = self.grpc_endpoint()?;
-        let channel = endpoint.connect().await.map_err(|error| {
-            grpc_not_connected(&self.place.agent_id, &error).unwrap_or_else(|| ClientError::Unreachable {
-                agent_id: self.place.agent_id.clone(),
-                reason: chain(&error),
-                gone: is_refused(&error),
-            })
-        })?;
+        let agent_id = || self.place.agent_id.clone();
+        let (sign, signs) = watch::channel(());
+        let channel = tokio::select! {
+            connected = endpoint.connect_with_connector(service_fn(connects_once(sign))) => connected.map_err(|error| {
+                grpc_not_connected(&self.place.agent_id, &error).unwrap_or_else(|| ClientError::Unreachable {
+                    agent_id: agent_id(),
+                    reason: chain(&error),
+                    gone: is_refused(&error),
+                })
+            })?,
+            () = silence(signs) => return Err(ClientError::Unreachable {
+                agent_id: agent_id(),
+                reason: format!("no answer from {} within {FIRST_SIGN_TIME:?} over TCP", self.place.grpc),
+                gone: false,
+            }),
+        };
         tracing::debug!(address = %self.place.grpc, tls = self.place.grpc_tls.as_str(), "connected over gRPC");
         *self.grpc.lock() = Some(channel.clone());
-        Ok(channel)
+        Ok((channel, true))
     }
 
     /// A call over gRPC ended with `status`. A connection that broke is not used again: it may take a moment more until the channel
@@ -78,6 +101,11 @@ impl Agent {
         if status.source().is_some() {
             *self.grpc.lock() = None;
         }
+    }
+
+    /// Whether a call failed because its channel's connection had ended before: it was not sent.
+    pub(crate) fn grpc_had_ended(status: &Status) -> bool {
+        is_caused_by::<ConnectionEnded>(status)
     }
 
     /// UDP gave no answer in time.
@@ -110,7 +138,6 @@ impl Agent {
         let scheme = if *grpc_tls == GrpcTls::None { "http" } else { "https" };
         let endpoint = Endpoint::from_shared(format!("{scheme}://{grpc}"))
             .map_err(|error| unusable(format!("its address is {grpc:?}: {}", chain(&error))))?
-            .connect_timeout(GRPC_CONNECT_TIMEOUT)
             .http2_keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_TIMEOUT);
         let material = match (grpc_tls, &self.tls) {
@@ -125,7 +152,7 @@ impl Agent {
     }
 }
 
-impl Drop for Agent {
+impl Drop for AgentConnections {
     fn drop(&mut self) {
         if let Some(quic) = &self.quic {
             quic.close();
@@ -134,24 +161,24 @@ impl Drop for Agent {
     }
 }
 
-/// The agents met so far.
-pub(crate) struct Agents {
+/// The connections to the agents met so far.
+pub(crate) struct ConnectionPool {
     connector: Option<QuicConnector>,
     tls: Option<TlsMaterial>,
     /// The one used last at the end.
-    agents: Mutex<Vec<Arc<Agent>>>,
+    agents: Mutex<Vec<Arc<AgentConnections>>>,
     /// What the connections to agents that are not kept any more have done.
     retired: Arc<Mutex<ChannelStats>>,
 }
 
-impl Agents {
+impl ConnectionPool {
     /// Without a connector, agents are reached over gRPC only.
     pub(crate) fn new(connector: Option<QuicConnector>, tls: Option<TlsMaterial>) -> Self {
         Self { connector, tls, agents: Mutex::default(), retired: Arc::default() }
     }
 
     /// The agent at `place`, with the connections that there are.
-    pub(crate) fn at(&self, place: &Place) -> Arc<Agent> {
+    pub(crate) fn at(&self, place: &Place) -> Arc<AgentConnections> {
         let mut agents = self.agents.lock();
         if let Some(found) = agents.iter().position(|agent| agent.place == *place) {
             let agent = agents.remove(found);
@@ -159,7 +186,7 @@ impl Agents {
             return agent;
         }
         let connector = self.connector.as_ref().zip(place.quic.as_ref());
-        let agent = Arc::new(Agent {
+        let agent = Arc::new(AgentConnections {
             place: place.clone(),
             quic: connector.map(|(connector, address)| connector.channel(address, &place.server_name)),
             tls: self.tls.clone(),
@@ -239,9 +266,9 @@ impl Agents {
 }
 
 /// Notes when UDP to `agent` answers after all, which may be long after a request has gone another way.
-pub(crate) fn watch_udp(agent: &Arc<Agent>) {
+pub(crate) fn watch_udp(agent: &Arc<AgentConnections>) {
     let Some(quic) = agent.quic.clone() else { return };
-    let agent: Weak<Agent> = Arc::downgrade(agent);
+    let agent: Weak<AgentConnections> = Arc::downgrade(agent);
     tokio::spawn(async move {
         let result = quic.connect().await;
         match (agent.upgrade(), result) {
@@ -254,6 +281,38 @@ pub(crate) fn watch_udp(agent: &Arc<Agent>) {
             (_, Err(error)) => tracing::debug!(%error, "no QUIC"),
         }
     });
+}
+
+/// The connection of a channel has ended, and a channel makes no other: what becomes of a dead host is decided in one place.
+#[derive(Debug, thiserror::Error)]
+#[error("the connection has ended")]
+struct ConnectionEnded;
+
+/// Connects over TCP the first time, and tells when that is done.
+fn connects_once(sign: watch::Sender<()>) -> impl FnMut(Uri) -> Connecting + Send + 'static {
+    let mut http = HttpConnector::<GaiResolver>::new();
+    http.enforce_http(false);
+    http.set_nodelay(true);
+    let connected = Arc::new((AtomicBool::new(false), sign));
+    move |uri| {
+        let (mut http, once) = (http.clone(), connected.clone());
+        let connecting: Connecting = Box::pin(async move {
+            if once.0.swap(true, Relaxed) {
+                return Err(ConnectionEnded.into());
+            }
+            let stream = http.call(uri).await?;
+            once.1.send_replace(());
+            Ok(stream)
+        });
+        connecting
+    }
+}
+
+type Connecting = Pin<Box<dyn Future<Output = Result<TokioIo<TcpStream>, Box<dyn Error + Send + Sync>>> + Send>>;
+
+/// Resolves when there has been no sign for [`FIRST_SIGN_TIME`].
+async fn silence(mut signs: watch::Receiver<()>) {
+    while let Ok(Ok(())) = timeout(FIRST_SIGN_TIME, signs.changed()).await {}
 }
 
 fn add(sum: &mut ChannelStats, more: ChannelStats) {
