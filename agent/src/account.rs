@@ -49,7 +49,8 @@ impl From<&str> for Job {
 pub(crate) struct Account {
     job: Job,
     begun: Instant,
-    prompt_bytes: usize,
+    /// `None` until the engine has taken it: what did not start is on nobody's account.
+    prompt_bytes: Option<usize>,
     completion_tokens: u64,
     ttft: Option<Duration>,
     end: End,
@@ -64,12 +65,12 @@ enum End {
 
 impl Account {
     pub(super) fn of(job: Job, now: Instant) -> Self {
-        Self { job, begun: now, prompt_bytes: 0, completion_tokens: 0, ttft: None, end: End::Cancelled }
+        Self { job, begun: now, prompt_bytes: None, completion_tokens: 0, ttft: None, end: End::Cancelled }
     }
 
-    /// The size of the prompt, of which the tokens are estimated where the engine does not come to count them.
-    pub(crate) fn prompt(&mut self, bytes: usize) {
-        self.prompt_bytes = bytes;
+    /// The engine has taken it. `prompt_bytes`: of these the tokens are estimated where the engine does not come to count them.
+    pub(crate) fn started(&mut self, prompt_bytes: usize) {
+        self.prompt_bytes = Some(prompt_bytes);
     }
 
     /// A piece came, of so many tokens; `seen`: its reader gets something of it.
@@ -92,16 +93,18 @@ impl Account {
         self.end = End::Failed;
     }
 
-    pub(super) fn close(&self, now: Instant) -> FinishedGeneration {
+    /// What it has used; `None` where it never started.
+    pub(super) fn close(&self, now: Instant) -> Option<FinishedGeneration> {
+        let estimated = self.prompt_bytes?.div_ceil(BYTES_PER_TOKEN).try_into().unwrap_or(i64::MAX);
         let (prompt_tokens, cached_tokens, outcome) = match self.end {
             End::Completed { prompt_tokens, cached_tokens } => {
                 (prompt_tokens.into(), cached_tokens.into(), "completed")
             }
-            End::Cancelled => (self.estimated_prompt_tokens(), 0, "cancelled"),
-            End::Failed => (self.estimated_prompt_tokens(), 0, "failed"),
+            End::Cancelled => (estimated, 0, "cancelled"),
+            End::Failed => (estimated, 0, "failed"),
         };
         let Job { job_id, key, client_id, model } = self.job.clone();
-        FinishedGeneration {
+        Some(FinishedGeneration {
             id: new_jti(),
             job_id,
             key,
@@ -113,11 +116,7 @@ impl Account {
             ttft_ms: self.ttft.map_or(0, milliseconds),
             duration_ms: milliseconds(now.saturating_duration_since(self.begun)),
             outcome: outcome.to_owned(),
-        }
-    }
-
-    fn estimated_prompt_tokens(&self) -> i64 {
-        self.prompt_bytes.div_ceil(BYTES_PER_TOKEN).try_into().unwrap_or(i64::MAX)
+        })
     }
 }
 
@@ -160,6 +159,8 @@ impl Finished {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     fn ids(finished: &[FinishedGeneration]) -> Vec<&str> {
@@ -167,18 +168,25 @@ mod tests {
     }
 
     fn closed(job_id: &str) -> FinishedGeneration {
-        Account::of(job_id.into(), Instant::now()).close(Instant::now())
+        let mut account = Account::of(job_id.into(), Instant::now());
+        account.started(0);
+        account.close(Instant::now()).unwrap()
+    }
+
+    #[test]
+    fn what_did_not_start_is_on_nobodys_account() {
+        assert_eq!(Account::of("job".into(), Instant::now()).close(Instant::now()), None);
     }
 
     #[test]
     fn an_answer_that_broke_off_counts_what_came_of_it() {
         let begun = Instant::now();
         let mut account = Account::of("job".into(), begun);
-        account.prompt(41);
+        account.started(41);
         account.piece(1, false, begun + Duration::from_millis(10));
         account.piece(2, true, begun + Duration::from_millis(20));
         account.piece(0, true, begun + Duration::from_millis(30));
-        let closed = account.close(begun + Duration::from_millis(40));
+        let closed = account.close(begun + Duration::from_millis(40)).unwrap();
         assert_eq!((closed.prompt_tokens, closed.completion_tokens, closed.outcome.as_str()), (11, 4, "cancelled"));
         assert_eq!((closed.ttft_ms, closed.duration_ms), (20, 40));
     }
@@ -186,10 +194,10 @@ mod tests {
     #[test]
     fn the_engines_own_count_is_the_one_that_counts() {
         let mut account = Account::of("job".into(), Instant::now());
-        account.prompt(1000);
+        account.started(1000);
         account.piece(1, true, Instant::now());
         account.completed(7, 3, 5);
-        let closed = account.close(Instant::now());
+        let closed = account.close(Instant::now()).unwrap();
         assert_eq!((closed.prompt_tokens, closed.cached_tokens, closed.completion_tokens), (7, 3, 5));
         assert_eq!(closed.outcome, "completed");
     }

@@ -182,7 +182,9 @@ impl Drop for Slot {
         let mut state = self.shared.state.lock();
         state.running.remove(&self.id);
         state.processed += 1;
-        state.finished.push(self.account.close(Instant::now()));
+        if let Some(finished) = self.account.close(Instant::now()) {
+            state.finished.push(finished);
+        }
         drop(state);
         self.shared.changed.send_replace(());
     }

@@ -147,7 +147,7 @@ impl Core {
         }
         // The slot first: a request that finds none has not run and may come again with the same nonce.
         let mut slot = self.admission.admit(Job::of(claims, &generate.model))?;
-        slot.account().prompt(generate.prompt_bytes());
+        let prompt_bytes = generate.prompt_bytes();
         let begun = self.prefills.claim(&claims.job_id, &generate);
         let note = self.run_once(claims, nonce, early_data).await?;
         let token_use = self.token_uses.start(claims, SystemTime::now())?;
@@ -158,6 +158,7 @@ impl Core {
             None => self.generate(generate).await?,
         };
         token_use.used();
+        slot.account().started(prompt_bytes);
         let stream =
             ResponseStream::new(tokens, slot, received_at, note, self.abort.clone(), shape).prefilled(prefilled);
         Ok(match resumable.filter(|_| self.kept.is_on()) {

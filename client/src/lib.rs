@@ -33,9 +33,9 @@
 //!
 //! `client`: what a request does, from top to bottom. `policy`: what is done about each fault, in one table, without a clock. `search`: one agent
 //! after another, as the policy says; `resume`: a lost run at the agent that has it. `coordinator`: the REST calls. `route`: its answers
-//! kept, without a clock. `connections`: those to one agent, and the pool of all. `dial`: the race between the wires. `generation`: the stream of
-//! text. `job`: one run of a prompt. `outcome`: what the coordinator is told. `enrol`: a certificate for an API key. `features`: what can be switched off. `error`: what can go
-//! wrong, and what a status means. `names`: hosts with addresses of their own.
+//! kept, without a clock. `enrol`: a certificate for an API key. `connections`: those to one agent, and the pool of all. `dial`: the race
+//! between the wires. `generation`: the stream of text. `job`: one run of a prompt. `outcome`: what the coordinator is told. `features`: what
+//! can be switched off. `error`: what can go wrong, and what a status means. `names`: hosts with addresses of their own.
 
 mod builder;
 mod client;

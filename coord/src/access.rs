@@ -11,15 +11,15 @@ use std::{
     fs, io,
     os::unix::fs::MetadataExt as _,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use http::{Extensions, HeaderMap, header::AUTHORIZATION};
 use parking_lot::{Mutex, RwLock};
 use rustls_pki_types::CertificateDer;
 use titan_certs::Identity;
-use titan_transport::PeerInfo;
-use tracing::{info, warn};
+use titan_transport::{PeerInfo, seldom};
+use tracing::info;
 
 use self::{budget::Budget, running::Running};
 use crate::keys::{ApiKey, DEFAULT_PRIORITY, KeyFile, KeysError, id_of, key_of_certificate};
@@ -134,6 +134,8 @@ pub(crate) struct Access {
     /// Keys are asked for even where there are none.
     required: bool,
     known: RwLock<Arc<Known>>,
+    /// The file as it was last looked at, also where it held no keys: strangers do not have it read again and again.
+    seen: Mutex<Option<Stamp>>,
     uses: Mutex<Uses>,
 }
 
@@ -143,15 +145,17 @@ struct Known {
     by_id: HashMap<String, Arc<ApiKey>>,
     /// The newest of each name.
     by_name: HashMap<String, Arc<ApiKey>>,
-    stamp: Option<Stamp>,
+    /// There are keys, or there were since the start: a file that is moved away closes the door and does not open it.
+    asked: bool,
 }
 
-/// What changes with a file's content.
+/// What changes with a file's content, and with who may read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     inode: u64,
     bytes: u64,
-    modified: Option<SystemTime>,
+    /// Seconds and nanoseconds.
+    changed: (i64, i64),
 }
 
 #[derive(Default)]
@@ -170,52 +174,55 @@ struct KeyUse {
 impl Access {
     /// Whoever reaches the coordinator may have text generated.
     pub(crate) fn open() -> Self {
-        Self { file: None, required: false, known: RwLock::default(), uses: Mutex::default() }
+        Self::new(None, false)
     }
 
     /// The keys of a file, which need not be there yet. `required`: they are asked for even where there are none.
     pub(crate) fn with_keys(file: KeyFile, required: bool) -> Result<Self, KeysError> {
-        let access = Self { file: Some(file), required, known: RwLock::default(), uses: Mutex::default() };
+        let access = Self::new(Some(file), required);
         access.look()?;
         Ok(access)
+    }
+
+    fn new(file: Option<KeyFile>, required: bool) -> Self {
+        let (known, seen, uses) = Default::default();
+        Self { file, required, known, seen, uses }
     }
 
     /// Takes up what has changed in the file.
     pub(crate) fn look(&self) -> Result<(), KeysError> {
         let Some(file) = &self.file else { return Ok(()) };
         let stamp = stamp(file).ok();
-        if stamp == self.known.read().stamp {
+        // Held to the end: of two that look at once, the later one must not be overtaken.
+        let mut seen = self.seen.lock();
+        if stamp == *seen {
             return Ok(());
         }
-        let keys: Vec<Arc<ApiKey>> = file.read()?.into_iter().map(Arc::new).collect();
+        let read = file.read();
+        if !matches!(read, Err(KeysError::Io { .. })) {
+            *seen = stamp;
+        }
+        let keys: Vec<Arc<ApiKey>> = read?.into_iter().map(Arc::new).collect();
         // Later ones take the place of earlier ones: a name is given again once its key is revoked.
         let by_name = keys.iter().map(|key| (key.name.clone(), Arc::clone(key))).collect();
         let by_id: HashMap<_, _> = keys.into_iter().map(|key| (key.id.clone(), key)).collect();
         let good = by_id.values().filter(|key| key.revoked.is_none()).count();
-        let known = Known { by_id, by_name, stamp };
-        let before = std::mem::replace(&mut *self.known.write(), Arc::new(known));
-        if stamp.is_some() || before.stamp.is_some() {
-            info!(keys = good, "API keys read");
-        }
+        let asked = self.known.read().asked || !by_id.is_empty();
+        *self.known.write() = Arc::new(Known { by_id, by_name, asked });
+        info!(keys = good, "API keys read");
         Ok(())
     }
 
-    /// The same for a coordinator that runs: a file that cannot be read changes nothing, and is said once.
-    pub(crate) fn look_again(&self, failed_before: &mut bool) {
-        match self.look() {
-            Ok(()) => *failed_before = false,
-            Err(error) => {
-                if !*failed_before {
-                    warn!(%error, "API keys stay as they were");
-                }
-                *failed_before = true;
-            }
+    /// The same for a coordinator that runs: a file that cannot be read changes nothing.
+    pub(crate) fn look_again(&self) {
+        if let Err(error) = self.look() {
+            seldom!(warn, %error, "API keys stay as they were");
         }
     }
 
     /// Whether a key is asked for.
     pub(crate) fn asks(&self) -> bool {
-        self.file.is_some() && (self.required || !self.known.read().by_id.is_empty())
+        self.file.is_some() && (self.required || self.known.read().asked)
     }
 
     /// Whether a key is asked for and there is none.
@@ -237,8 +244,8 @@ impl Access {
     ) -> Result<Caller, AccessError> {
         let shown = authorization.and_then(bearer);
         if shown.and_then(id_of).is_some_and(|id| !self.known.read().by_id.contains_key(id)) {
-            // One that was made a moment ago is good at once. What cannot be read now is said by those who look every second.
-            let _ = self.look();
+            // One that was made a moment ago is good at once.
+            self.look_again();
         }
         if !self.asks() {
             return Ok(Caller::default());
@@ -370,7 +377,8 @@ fn bearer(authorization: &str) -> Option<&str> {
 
 fn stamp(file: &KeyFile) -> io::Result<Stamp> {
     let metadata = fs::metadata(file.path())?;
-    Ok(Stamp { inode: metadata.ino(), bytes: metadata.len(), modified: metadata.modified().ok() })
+    let changed = (metadata.ctime(), metadata.ctime_nsec());
+    Ok(Stamp { inode: metadata.ino(), bytes: metadata.len(), changed })
 }
 
 #[cfg(test)]

@@ -244,10 +244,9 @@ async fn note_members(dispatcher: &Dispatcher, known_agents: &mut KnownAgents) {
 async fn follow_keys(dispatcher: &Dispatcher) {
     let mut ticks = interval(LOOK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut failed = false;
     loop {
         ticks.tick().await;
-        dispatcher.access.look_again(&mut failed);
+        dispatcher.access.look_again();
     }
 }
 

@@ -4,16 +4,14 @@
 
 mod support;
 
-use std::time::SystemTime;
-
 use reqwest::{Response, redirect::Policy};
 use serde_json::{Value, json};
-use support::Harness;
+use support::{Harness, claims};
 use titan_proto::{
-    COORDINATOR_NAME, digest,
+    digest,
     v1::{DeregistrationRequest, InferenceRequest},
 };
-use titan_transport::token::{Claims, TokenVerifier};
+use titan_transport::token::Claims;
 
 const CHAT: &str = "/v1/chat/completions";
 const MODEL: &str = "smollm2:135m";
@@ -45,13 +43,6 @@ fn location(response: &Response) -> (String, String, String) {
     let (host, rest) = location.split_once("/s/").unwrap();
     let (token, rest) = rest.split_once('/').unwrap();
     (host.to_owned(), token.to_owned(), format!("/{rest}"))
-}
-
-async fn claims(harness: &Harness, token: &str) -> Claims {
-    let jwks = client().get(harness.http("/.well-known/jwks.json")).send().await.unwrap().text().await.unwrap();
-    let verifier = TokenVerifier::new(COORDINATOR_NAME);
-    verifier.set_keys(&jwks).unwrap();
-    verifier.verify(token, "agent-1", SystemTime::now()).unwrap()
 }
 
 #[tokio::test]

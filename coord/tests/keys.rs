@@ -8,7 +8,7 @@ use std::{collections::HashMap, time::SystemTime};
 
 use reqwest::{Method, Response, redirect::Policy};
 use serde_json::{Value, json};
-use support::{Agent, Harness, material, until};
+use support::{Agent, Harness, claims, material, until};
 use titan_certs::{CertDir, Identity, Role, signing_request};
 use titan_coord::{
     Config,
@@ -16,14 +16,10 @@ use titan_coord::{
     usage::{self, Line, Outcome},
 };
 use titan_proto::{
-    COORDINATOR_NAME,
     rest::IssuedCertificate,
     v1::{FinishedGeneration, HealthUpdate, InferenceRequest, StatusRequest},
 };
-use titan_transport::{
-    tls::TlsMaterial,
-    token::{Claims, TokenVerifier, unix_seconds},
-};
+use titan_transport::{tls::TlsMaterial, token::unix_seconds};
 use tonic::{Code, Request};
 
 const MODEL: &str = "smollm2:135m";
@@ -78,13 +74,6 @@ async fn public(change: impl FnOnce(&mut Config)) -> (Harness, Agent) {
     let mut agent = harness.agent("agent-1").await;
     agent.register().await;
     (harness, agent)
-}
-
-async fn claims(harness: &Harness, token: &str) -> Claims {
-    let jwks = client().get(harness.http("/.well-known/jwks.json")).send().await.unwrap().text().await.unwrap();
-    let verifier = TokenVerifier::new(COORDINATOR_NAME);
-    verifier.set_keys(&jwks).unwrap();
-    verifier.verify(token, "agent-1", SystemTime::now()).unwrap()
 }
 
 #[tokio::test]

@@ -33,7 +33,11 @@ pub(super) async fn proxy(args: ProxyArgs, signals: &Signals) -> anyhow::Result<
         args.check_certs,
         signals.reloads(),
     );
-    let (tls, renewals) = renewed.await?.unzip();
+    // It may start before its coordinator, and be told to stop meanwhile.
+    let (tls, renewals) = tokio::select! {
+        renewed = renewed => renewed?.unzip(),
+        signal = signals.next() => return Ok(Outcome::Interrupted(signal)),
+    };
     let clients = Clients::new(client_of(&args, tls)?);
 
     let listener = TcpListener::bind(args.listen)

@@ -2,17 +2,21 @@
 
 #![allow(clippy::unwrap_used, dead_code, reason = "each test binary uses a part of it")]
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    time::{Duration, SystemTime},
+};
 
 use tempfile::TempDir;
 use titan_certs::{COORDINATOR_SERVER_NAME, CertDir, LeafRequest, Role};
 use titan_coord::{Config, Coordinator};
-use titan_proto::v1::{
-    AgentRegistration, HealthAck, HealthUpdate, coordinator_service_client::CoordinatorServiceClient,
+use titan_proto::{
+    COORDINATOR_NAME,
+    v1::{AgentRegistration, HealthAck, HealthUpdate, coordinator_service_client::CoordinatorServiceClient},
 };
 use titan_transport::{
     tls::{TlsMaterial, provider},
-    token::Algorithm,
+    token::{Algorithm, Claims, TokenVerifier},
 };
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -171,4 +175,14 @@ pub(crate) async fn until<F: Future<Output = bool>>(mut condition: impl FnMut() 
         }
     };
     timeout(PATIENCE, patience).await.unwrap();
+}
+
+/// What a session token says that is for the agent `agent-1`, checked with the coordinator's own keys.
+pub(crate) async fn claims(harness: &Harness, token: &str) -> Claims {
+    let _ = provider().as_ref().clone().install_default();
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let jwks = client.get(harness.http("/.well-known/jwks.json")).send().await.unwrap().text().await.unwrap();
+    let verifier = TokenVerifier::new(COORDINATOR_NAME);
+    verifier.set_keys(&jwks).unwrap();
+    verifier.verify(token, "agent-1", SystemTime::now()).unwrap()
 }
